@@ -1,0 +1,43 @@
+# Every target does its own set-up: a virtual environment in the checkout, pinned dependencies, the run.
+#   make demo                       the first comparison, end to end
+#   make test PYTHON=python3.12     the suite on another Python, in its own environment
+
+PYTHON ?= python3.11
+VENV ?= .venv-$(notdir $(PYTHON))
+RUN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUTPUT ?= runs/demo
+
+export HF_HUB_OFFLINE = 1
+export TOKENIZERS_PARALLELISM = false
+export CUBLAS_WORKSPACE_CONFIG = :4096:8
+
+.PHONY: demo test test-slow lint typecheck clean help
+
+help:
+	@sed -n 's/^#   //p' Makefile; echo "targets: demo test test-slow lint typecheck clean"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --upgrade pip --constraint constraints.txt
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)
+	$(RUN)/precond compare digits --output $(OUTPUT) --overwrite
+
+test: $(READY)
+	$(RUN)/python -m pytest -n 2 -m 'not slow'
+
+test-slow: $(READY)
+	$(RUN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+typecheck: $(READY)
+	$(RUN)/mypy
+
+clean:
+	rm -rf .venv-python* runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
