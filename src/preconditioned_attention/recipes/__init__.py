@@ -1,0 +1,100 @@
+"""Runs as data: YAML files found by name, or by path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .._checks import check_integer, check_known, check_number
+from .._yaml import parse_yaml
+from ..training.config import TrainConfig
+
+__all__ = ["CompareSection", "Recipe", "load_recipe", "recipe_names"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSection:
+    """What a comparison of this recipe runs for every arm.
+
+    Args:
+        seeds: one run per seed; differences are paired by seed.
+        learning_rates: the grid; each arm's is chosen on the validation split.
+
+    Raises:
+        TypeError, ValueError: a list is empty, holds a value twice, or a value that cannot be.
+    """
+
+    seeds: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        seeds = _distinct("seeds", self.seeds)
+        rates = _distinct("learning_rates", self.learning_rates)
+        object.__setattr__(self, "seeds", tuple(check_integer("seeds", seed, minimum=0) for seed in seeds))
+        object.__setattr__(
+            self, "learning_rates", tuple(check_number("learning_rates", rate, above=0.0) for rate in rates)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named run, and how to compare arms on it."""
+
+    name: str
+    train: TrainConfig
+    compare: CompareSection
+
+
+def recipe_names() -> list[str]:
+    """The names of the recipes that come with the package."""
+    files = resources.files(__name__).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """Load a recipe by its name, or from a YAML file of your own.
+
+    Args:
+        name: one of :func:`recipe_names`, or the path of a file that ends in ``.yaml`` or ``.yml``.
+
+    Raises:
+        ValueError, TypeError: no recipe has that name, or the file holds something else than a recipe.
+        OSError: the file cannot be read.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return _parse(path.stem, path.read_text(encoding="utf-8"), source=str(path))
+    if str(name) not in recipe_names():
+        raise ValueError(
+            f"unknown recipe {str(name)!r}; known: {', '.join(recipe_names())}, or the path of a .yaml file"
+        )
+    text = resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return _parse(str(name), text, source=f"recipe {name!r}")
+
+
+def _parse(name: str, text: str, *, source: str) -> Recipe:
+    sections = parse_yaml(text, source=source)
+    check_known(f"section of {source}:", sections, ["train", "compare"])
+    train, compare = (_section(sections, key, source) for key in ("train", "compare"))
+    check_known(f"option in section 'compare' of {source}:", compare, ["seeds", "learning_rates"])
+    missing = [key for key in ("seeds", "learning_rates") if key not in compare]
+    if missing:
+        raise ValueError(f"section 'compare' of {source} lacks {', '.join(missing)}")
+    return Recipe(name=name, train=TrainConfig.from_dict(train), compare=CompareSection(**compare))
+
+
+def _section(sections: dict[str, Any], key: str, source: str) -> dict[str, Any]:
+    section = sections.get(key)
+    if not isinstance(section, dict):
+        raise ValueError(f"{source} must have a section {key!r} with its options; got {section!r}")
+    return section
+
+
+def _distinct(name: str, values: object) -> list[Any]:
+    if not isinstance(values, list | tuple) or not values:
+        raise TypeError(f"{name} must be a list with at least one value; got {values!r}")
+    if len(set(values)) != len(values):
+        raise ValueError(f"{name} must not hold a value twice; got {list(values)!r}")
+    return list(values)

@@ -1,0 +1,28 @@
+"""Applications: data, model, loss and metric behind one small protocol."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from .._checks import check_known
+from .digits import Digits
+from .protocol import Batch, Splits, Task
+
+__all__ = ["TASKS", "Batch", "Digits", "Splits", "Task", "make_task"]
+
+TASKS: dict[str, Callable[..., Task]] = {"digits": Digits}
+"""Tasks by name; add your own, and a configuration can name it."""
+
+
+def make_task(name: str, options: Mapping[str, Any]) -> Task:
+    """The task of this name with these options.
+
+    Raises:
+        ValueError, TypeError: no task has that name, or it has no such option, or an option cannot have that value.
+    """
+    check_known("task", [name], TASKS)
+    factory = TASKS[name]
+    check_known(f"option of task {name!r}:", options, inspect.signature(factory).parameters)
+    return factory(**options)
