@@ -1,1 +1,27 @@
-"""Preconditioned attention."""
+"""Preconditioned attention: every head's output `A` becomes `C A`, `C = diag(1 / ||A_i||)`.
+
+Source: H. Saratchandran, "Preconditioned Attention: Enhancing Efficiency in Transformers", AISTATS 2026,
+arXiv 2603.27153.
+"""
+
+from . import layers
+from ._version import __version__
+from .config import PreconditionConfig
+from .conversion import ConversionReport, is_preconditioned, precondition_, register_adapter, restore_
+from .diagnostics import ConditionMonitor
+from .equilibration import equilibrate
+from .functional import preconditioned_attention
+
+__all__ = [
+    "ConditionMonitor",
+    "ConversionReport",
+    "PreconditionConfig",
+    "__version__",
+    "equilibrate",
+    "is_preconditioned",
+    "layers",
+    "precondition_",
+    "preconditioned_attention",
+    "register_adapter",
+    "restore_",
+]

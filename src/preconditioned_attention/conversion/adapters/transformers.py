@@ -1,0 +1,114 @@
+"""transformers: every module that looks its attention function up in `ALL_ATTENTION_FUNCTIONS`.
+
+One wrapper around that look-up, installed once when this file is imported. The function it hands out is the one that
+was asked for, and it passes the output on untouched unless the calling module has a :class:`Preconditioner` as its
+child. So masks, implementation names, caches and every other model stay as they are, and a model that switches its
+implementation stays converted.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
+
+from torch import nn
+from transformers.modeling_utils import AttentionInterface
+
+from ...layers import Preconditioner
+from ..detection import nested_code
+from ..registry import Adapter, HeadShape, class_name, read_int, register_finder
+
+# Classes that dispatch and whose output is not one head's rows.
+REFUSED = {
+    "transformers.models.diffllama.modeling_diffllama.DiffLlamaAttention": (
+        "differential attention subtracts two attention outputs and normalises the difference itself"
+    ),
+    "transformers.models.florence2.modeling_florence2.Florence2VisionChannelAttention": (
+        "channel attention whose rows are channels, not tokens"
+    ),
+}
+
+
+class DispatchedPreconditioner(Preconditioner):
+    """The preconditioner of a module that dispatches. Unpickling it imports this file, which installs the wrapper."""
+
+
+class Interface(Adapter):
+    """The module's preconditioner is its own flag: the wrapper looks for it at every call."""
+
+    mechanism = "attention interface"
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """Modules that dispatch but whose result is not what it seems, or that may go around the look-up."""
+        if getattr(module, "reorder_and_upcast_attn", False):
+            return "reorder_and_upcast_attn=True computes eager attention without the look-up; set it to False"
+        return REFUSED.get(class_name(type(module)))
+
+    def shape(self, module: nn.Module) -> HeadShape:
+        """From the attribute names in use across the models, the module's own before its config's."""
+        num_heads, head_dim, width = (
+            read_int(module, *names) or read_int(getattr(module, "config", None), *names)
+            for names in (
+                ("num_heads", "num_attention_heads", "n_heads", "n_head"),
+                ("head_dim", "attention_head_size", "key_value_proj_dim"),
+                ("embed_dim", "hidden_size"),
+            )
+        )
+        if head_dim is None and num_heads and width:
+            head_dim = width // num_heads
+        return HeadShape(num_heads, head_dim)
+
+    def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
+        """Make the child one that brings the wrapper along when the model is unpickled elsewhere."""
+        preconditioner.__class__ = DispatchedPreconditioner
+
+    def detach(self, module: nn.Module) -> None:
+        """Nothing: without its child the module is as it was."""
+
+
+_INTERFACE = Interface()
+
+
+@register_finder
+def find_dispatching(cls: type) -> Adapter | None:
+    """The adapter, if a method of ``cls`` looks its attention function up."""
+    return _INTERFACE if _dispatches(cls) else None
+
+
+@functools.cache
+def _dispatches(cls: type) -> bool:
+    methods = (member for base in cls.__mro__ for member in vars(base).values() if inspect.isfunction(member))
+    return any(_looks_up(inspect.unwrap(method).__code__) for method in methods)
+
+
+def _looks_up(code: CodeType) -> bool:
+    return any({"ALL_ATTENTION_FUNCTIONS", "get_interface"} <= set(part.co_names) for part in nested_code(code))
+
+
+def _attend(attention: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """``attention`` followed by the calling module's preconditioner, if it has one."""
+    out = attention(module, *args, **kwargs)
+    preconditioner = getattr(module, "preconditioner", None)
+    if not isinstance(preconditioner, Preconditioner):
+        return out
+    rows_BNHd, *rest = out
+    return preconditioner(rows_BNHd.transpose(1, 2)).transpose(1, 2).contiguous(), *rest
+
+
+def _install() -> None:
+    if not hasattr(AttentionInterface, "get_interface"):
+        raise ImportError("this transformers has no AttentionInterface.get_interface; install transformers >= 5.0")
+    look_up = AttentionInterface.get_interface
+
+    @functools.wraps(look_up)
+    def get_interface(self: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        # Made anew at each look-up: a cache would keep torch.compile from seeing through it.
+        return functools.partial(_attend, look_up(self, *args, **kwargs))
+
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
+
+
+_install()

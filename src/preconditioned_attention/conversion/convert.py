@@ -1,0 +1,241 @@
+"""`precondition_` and `restore_`: a model that exists, converted in place and brought back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..config import PreconditionConfig
+from ..layers import Preconditioner
+from .detection import computes_attention
+from .registry import Adapter, HeadShape, Kind, class_name, find_adapter
+from .report import ConversionEntry, ConversionReport, Status
+
+FilterFn = Callable[[nn.Module, str], bool]
+
+# The option that asks for a kind of attention; softmax attention needs none.
+_KIND_OPTIONS: dict[Kind, str] = {
+    "class": "class_attention",
+    "pooling": "pooling",
+    "channel": "channel",
+    "linear": "linear",
+}
+
+
+@dataclass(frozen=True)
+class _Site:
+    """An attention module, what is to happen to it, and by whom."""
+
+    module: nn.Module
+    adapter: Adapter | None
+    entry: ConversionEntry
+
+
+def precondition_(
+    model: nn.Module,
+    config: PreconditionConfig | None = None,
+    *,
+    filter_fn: FilterFn | None = None,
+    strict: bool = False,
+    marker: bool = True,
+) -> ConversionReport:
+    """Make every attention of ``model`` a preconditioned one, in place.
+
+    Not function-preserving: the model computes another function afterwards, and a checkpoint belongs to the form it
+    was trained in. Call it before `torch.compile` and before a distributed wrapper; with ``config.gain`` also before
+    the optimiser is built, for it adds parameters.
+
+    Args:
+        model: any module that holds attention modules, or is one.
+        config: the method's options; None is the paper's method.
+        filter_fn: ``filter_fn(module, path)`` is asked for every attention that could be converted; False skips it.
+        strict: raise, before anything is changed, if an attention would be left out that nobody asked to leave out.
+        marker: add a small buffer to every converted attention, so that a preconditioned checkpoint does not load
+            silently into a plain model. False leaves the keys of the state dict as they are.
+
+    Returns:
+        What was converted, what was not, and why.
+
+    Raises:
+        TypeError: an argument is of the wrong type.
+        ValueError: there is nothing to convert (the message lists what was seen), the model is converted or compiled
+            already, or ``strict`` found an attention left out. The model is as it was.
+    """
+    config = PreconditionConfig() if config is None else config
+    _check_arguments(model, config, filter_fn)
+    sites = list(_survey(model, config, filter_fn))
+    report = ConversionReport(tuple(site.entry for site in sites))
+    _check_plan(report, sites, config, strict)
+    chosen = [site for site in sites if site.entry.status == "converted"]
+    attach_all([(site.module, site.adapter) for site in chosen if site.adapter], _factory(config, marker))
+    return report
+
+
+def restore_(model: nn.Module) -> int:
+    """Undo :func:`precondition_`: outputs and state dict are bit for bit what they would be without it.
+
+    Returns:
+        How many modules were restored.
+
+    Raises:
+        ValueError: nothing in ``model`` is preconditioned, or it was compiled after the conversion.
+    """
+    _refuse_compiled(model)
+    converted = list(preconditioned_modules(model))
+    if not converted:
+        raise ValueError("nothing to restore: no module of this model is preconditioned")
+    for _, module in converted:
+        detach(module)
+    return len(converted)
+
+
+def is_preconditioned(model: nn.Module) -> bool:
+    """Whether any module of ``model`` is preconditioned."""
+    return next(preconditioned_modules(model), None) is not None
+
+
+def preconditioned_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """``(path, module)`` of every attention that has a preconditioner."""
+    for path, module in model.named_modules():
+        if isinstance(getattr(module, "preconditioner", None), Preconditioner):
+            yield path, module
+
+
+def attention_sites(model: nn.Module, config: PreconditionConfig) -> list[tuple[str, nn.Module, Adapter]]:
+    """``(path, module, adapter)`` of every attention that ``config`` would convert, for those who only look."""
+    sites = _survey(model, config, None)
+    return [(s.entry.path, s.module, s.adapter) for s in sites if s.adapter and s.entry.status == "converted"]
+
+
+def attach_all(
+    targets: list[tuple[nn.Module, Adapter]], make: Callable[[nn.Module, HeadShape], Preconditioner]
+) -> None:
+    """Give every module the preconditioner that ``make`` builds for it: all of them, or none if one fails."""
+    done: list[nn.Module] = []
+    try:
+        for module, adapter in targets:
+            preconditioner = make(module, adapter.shape(module))
+            preconditioner.train(module.training)
+            module.add_module("preconditioner", preconditioner)
+            done.append(module)
+            adapter.attach(module, preconditioner)
+    except BaseException:
+        for module in done:
+            detach(module)
+        raise
+
+
+def detach(module: nn.Module) -> None:
+    """Take one module's preconditioner away."""
+    adapter = find_adapter(module)
+    assert adapter is not None, f"{class_name(type(module))} was converted by an adapter that is no longer registered"
+    adapter.detach(module)
+    del module.preconditioner
+
+
+def _factory(config: PreconditionConfig, marker: bool) -> Callable[[nn.Module, HeadShape], Preconditioner]:
+    def make(module: nn.Module, shape: HeadShape) -> Preconditioner:
+        like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+        return Preconditioner(config, num_heads=shape.num_heads, marker=marker, device=like.device, dtype=like.dtype)
+
+    return make
+
+
+def _check_arguments(model: object, config: object, filter_fn: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module; got {type(model).__name__}")
+    if not isinstance(config, PreconditionConfig):
+        raise TypeError(f"config must be a PreconditionConfig; got {config!r}")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(f"filter_fn must be a function of (module, path); got {filter_fn!r}")
+    _refuse_compiled(model)
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        where = f"its submodule {path!r}" if path else "it"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"the model cannot be changed in place: {where} is a TorchScript module; convert, then script"
+            )
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            raise ValueError(
+                f"the model cannot be changed in place: {where} is compiled, and compiled code does not see the "
+                "change; call precondition_ or restore_ first, then torch.compile"
+            )
+
+
+def _survey(model: nn.Module, config: PreconditionConfig, filter_fn: FilterFn | None) -> Iterator[_Site]:
+    """Every attention in the model, with the decision about it."""
+    for path, module in model.named_modules():
+        adapter = find_adapter(module)
+        if adapter is not None:
+            yield _known_site(path, module, adapter, config, filter_fn)
+        elif computes_attention(module):
+            reason = "no adapter is registered for this class, or its forward is not the one the adapter knows"
+            yield _Site(module, None, _entry(path, module, None, HeadShape(None, None), "unknown", reason))
+
+
+def _known_site(
+    path: str, module: nn.Module, adapter: Adapter, config: PreconditionConfig, filter_fn: FilterFn | None
+) -> _Site:
+    shape = adapter.shape(module)
+    option = _KIND_OPTIONS.get(adapter.kind)
+    refusal = adapter.refusal(module)
+    status: Status
+    if filter_fn is not None and not filter_fn(module, path):
+        status, reason = "skipped", "left out by filter_fn"
+    elif refusal is not None:
+        status, reason = "unsupported", refusal
+    elif option is not None and not getattr(config, option):
+        status, reason = "skipped", f"{adapter.kind} attention; PreconditionConfig({option}=True) converts it"
+    elif config.gain is not None and shape.num_heads is None:
+        status, reason = "unsupported", "a gain per head needs the number of heads, and the module does not tell it"
+    elif shape.head_dim == 1:
+        status, reason = "unsupported", "rows of one entry: equilibrated, only their sign is left"
+    else:
+        status, reason = "converted", ""
+    return _Site(module, adapter, _entry(path, module, adapter, shape, status, reason))
+
+
+def _entry(
+    path: str, module: nn.Module, adapter: Adapter | None, shape: HeadShape, status: Status, reason: str
+) -> ConversionEntry:
+    return ConversionEntry(
+        path=path,
+        class_name=class_name(type(module)),
+        mechanism=adapter.mechanism if adapter else None,
+        num_heads=shape.num_heads,
+        head_dim=shape.head_dim,
+        status=status,
+        reason=reason,
+    )
+
+
+def _check_plan(report: ConversionReport, sites: list[_Site], config: PreconditionConfig, strict: bool) -> None:
+    """Refuse before anything is changed."""
+    chosen = [site for site in sites if site.entry.status == "converted"]
+    twice = [
+        site.entry.path for site in chosen if isinstance(getattr(site.module, "preconditioner", None), Preconditioner)
+    ]
+    if twice:
+        raise ValueError(
+            f"already preconditioned: {', '.join(map(repr, twice))}. Call restore_(model) first to convert with other "
+            "options, or leave these modules out with filter_fn"
+        )
+    if not chosen:
+        seen = f"what was seen:\n{report}" if report.entries else "no module of it seems to compute attention"
+        raise ValueError(
+            f"nothing to convert in this model; {seen}\n"
+            "Register an adapter for the class that computes attention with register_adapter, or change the options"
+        )
+    if strict and report.left_out:
+        raise ValueError(f"strict=True, and some attention would be left out; nothing was changed.\n{report}")
+    if config.placement != "pre_skip" and not any(site.adapter and site.adapter.value_skip for site in chosen):
+        raise ValueError(
+            f"placement={config.placement!r} concerns attention that adds a skip to its output, and none of the "
+            f"{len(chosen)} modules to convert does; leave placement at 'pre_skip'"
+        )

@@ -1,0 +1,71 @@
+"""Which modules compute attention, registered or not: so that what stays unconverted is listed, never overlooked.
+
+Only for listing. A class counts if the code that its forward runs calls an attention function, or takes a softmax and
+a matrix product; or if it is named after attention and has query, key and value projections.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import inspect
+import re
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+
+from torch import nn
+
+_ATTENTION_CALLS = re.compile(
+    r"scaled_dot_product_attention|multi_head_attention_forward|flash_attn_\w+|memory_efficient_attention|flex_attention"
+    r"|dispatch_attention_fn|shifted_window_attention\w*"
+)
+_PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum"}
+_PROJECTIONS = {
+    *("qkv", "qkv_proj", "in_proj", "in_proj_weight", "c_attn", "Wqkv", "query_key_value", "kv", "qk"),
+    *("q", "q_proj", "query", "to_q", "wq", "to_qkv", "q_lin", "query_proj", "q_linear"),
+}
+
+
+def computes_attention(module: nn.Module) -> bool:
+    """Whether ``module`` itself, not a child of it, seems to compute attention."""
+    cls: type = type(module)
+    if _code_computes_attention(cls):
+        return True
+    own_names = {name for name, _ in module.named_children()} | {
+        name for name, _ in module.named_parameters(recurse=False)
+    }
+    return re.search(r"attention|attn", cls.__name__, re.IGNORECASE) is not None and bool(own_names & _PROJECTIONS)
+
+
+@functools.cache
+def _code_computes_attention(cls: type) -> bool:
+    names: set[str] = set()
+    product = False
+    for code in _code_run_by_forward(cls):
+        names |= set(code.co_names)
+        product = product or any(i.opname == "BINARY_OP" and i.argrepr == "@" for i in dis.get_instructions(code))
+    if any(_ATTENTION_CALLS.fullmatch(name) for name in names):
+        return True
+    return "softmax" in names and (product or bool(names & _PRODUCTS))
+
+
+def _code_run_by_forward(cls: type) -> Iterator[CodeType]:
+    """The code of `forward` and of the methods that it names, and those name, with what is nested in them."""
+    pending, seen = ["forward"], set()
+    while pending:
+        name = pending.pop()
+        method = inspect.getattr_static(cls, name, None)
+        if name in seen or not isinstance(method, FunctionType) or (name != "forward" and hasattr(nn.Module, name)):
+            continue
+        seen.add(name)
+        for code in nested_code(inspect.unwrap(method).__code__):
+            yield code
+            pending.extend(code.co_names)
+
+
+def nested_code(code: CodeType) -> Iterator[CodeType]:
+    """``code`` and every function, comprehension or lambda compiled inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from nested_code(constant)

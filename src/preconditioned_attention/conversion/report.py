@@ -1,0 +1,65 @@
+"""What a conversion did, module by module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Status = Literal["converted", "skipped", "unsupported", "unknown"]
+
+_HEADER = ("path", "class", "mechanism", "heads", "head dim", "status", "reason")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionEntry:
+    """One attention module.
+
+    Args:
+        path: its name in the model.
+        class_name: its class, as it was before the conversion.
+        mechanism: how it was or would be converted; None if nothing knows how.
+        num_heads, head_dim: of its output; None where the module does not tell.
+        status: ``"converted"``; ``"skipped"`` by the user's filter or options; ``"unsupported"``: known, and this
+            method does not fit it; ``"unknown"``: it seems to compute attention and no adapter is registered for it.
+        reason: why it was not converted; empty if it was.
+    """
+
+    path: str
+    class_name: str
+    mechanism: str | None
+    num_heads: int | None
+    head_dim: int | None
+    status: Status
+    reason: str = ""
+
+    def cells(self) -> tuple[str, ...]:
+        """The entry as a row of the printed table."""
+        optional = ("-" if value is None else str(value) for value in (self.mechanism, self.num_heads, self.head_dim))
+        return self.path or "(the model itself)", self.class_name, *optional, self.status, self.reason
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """Every attention that was seen, in the model's order; `print(report)` shows it as a table."""
+
+    entries: tuple[ConversionEntry, ...]
+
+    @property
+    def converted(self) -> tuple[ConversionEntry, ...]:
+        """The entries that were converted."""
+        return tuple(entry for entry in self.entries if entry.status == "converted")
+
+    @property
+    def left_out(self) -> tuple[ConversionEntry, ...]:
+        """The entries that were not converted although nobody asked to leave them out."""
+        return tuple(entry for entry in self.entries if entry.status in ("unsupported", "unknown"))
+
+    def __str__(self) -> str:
+        rows = [_HEADER, *(entry.cells() for entry in self.entries)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.insert(1, "  ".join("-" * width for width in widths))
+        lines.append(f"{len(self.converted)} of {len(self.entries)} attention modules converted.")
+        if self.converted:
+            lines.append("Not function-preserving: outputs differ from the unconverted model's; train from here.")
+        return "\n".join(lines)

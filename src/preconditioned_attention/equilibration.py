@@ -1,0 +1,133 @@
+r"""The mathematics of the preconditioner: row norms, the zero-row rule, the two gradients, the gain.
+
+Row equilibration scales every row of a matrix `A` to unit length, `C A` with `C = diag(1 / ||A_i||_2)`. Among all
+row scalings it comes within a factor `sqrt(N)` of the smallest condition number that any can reach (A. van der
+Sluis, "Condition numbers and equilibration of matrices", Numerische Mathematik 14, 1969). Applied to every head's
+output `A = Attn(Q, K, V)` it is preconditioned attention (H. Saratchandran, AISTATS 2026, arXiv 2603.27153).
+
+Gradients. With `r = ||x||` and `y = x / r` the derivative of one row is
+
+    dL/dx = (g - y <g, y>) / r          gradient="full":  the derivative of what is computed
+    dL/dx = g / r                       gradient="stop":  C is a constant
+
+where `g = dL/dy`. The forward pass is the same. That the paper's own training uses "stop" is a third party's
+reading of it, not something this project could check.
+
+Zero rows. Rows with `r <= eps` are left as they are (`C = 1`): a fully masked or dropped row stays zero, its gradient
+passes through unchanged, and nothing is divided by zero.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import GRADIENTS, Gradient, check_choice, check_eps
+
+_EPS_FLOAT16 = 2.0**-14  # the smallest normal float16 number: below it a row carries no direction worth keeping
+_EPS = 1e-12
+
+
+def default_eps(dtype: torch.dtype) -> float:
+    """The norm at or below which a row counts as zero: 2**-14 in float16, 1e-12 otherwise."""
+    return _EPS_FLOAT16 if dtype == torch.float16 else _EPS
+
+
+def check_rows(x: object, name: str) -> None:
+    """Raise unless ``x`` is a real floating-point tensor with rows to take norms of."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
+    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64; got {x.dtype}. "
+            f"Convert it first, for example {name}.float()"
+        )
+    if x.dim() < 1 or x.shape[-1] < 1:
+        raise ValueError(f"{name} must have rows of at least one entry along its last axis; got shape {tuple(x.shape)}")
+
+
+def check_gain(gain: object, heads: int | None) -> None:
+    """Raise unless ``gain`` is None or a real tensor of shape ``(heads,)``; ``heads=None``: there is no head axis."""
+    if gain is None:
+        return
+    if not isinstance(gain, Tensor) or not gain.is_floating_point():
+        raise TypeError(f"gain must be a floating-point tensor of shape (num_heads,) or None; got {gain!r}")
+    if heads is None:
+        raise ValueError("gain needs a head axis: expected rows of shape (..., num_heads, tokens, head_dim)")
+    if gain.shape != (heads,):
+        raise ValueError(f"gain must have shape (num_heads,) = ({heads},); got {tuple(gain.shape)}")
+
+
+def _range_scale(x: Tensor) -> Tensor:
+    """A power of two per row that brings its largest entry to where squares neither overflow nor underflow.
+
+    Exact, and 1 for every row of ordinary size. It needs no derivative: `x / ||x||` does not change with it.
+    """
+    wide = x.dtype == torch.float64
+    large, shrink = (2.0**400, 2.0**-600) if wide else (2.0**50, 2.0**-100)
+    small, grow = (2.0**-400, 2.0**700) if wide else (2.0**-50, 2.0**100)
+    largest = torch.linalg.vector_norm(x.detach(), ord=float("inf"), dim=-1, keepdim=True)
+    one = torch.ones_like(largest)
+    return torch.where(largest > large, one * shrink, torch.where(largest < small, one * grow, one))
+
+
+def equilibrate(
+    x: Tensor,
+    *,
+    gradient: Gradient = "full",
+    eps: float | None = None,
+    gain: Tensor | None = None,
+) -> Tensor:
+    r"""Scale every row of ``x`` (its last axis) to unit length: `y_i = x_i / ||x_i||_2`, and `y_i = x_i` for zero rows.
+
+    Up to the factor `sqrt(d)` this is a parameter-free RMS norm of each row. The module's docstring holds the
+    derivation of both gradients.
+
+    Args:
+        x: ``(..., d)``, float16, bfloat16, float32 or float64. For attention: ``(B, H, N, d)``, each head's output.
+        gradient: ``"full"`` differentiates through the norm, ``"stop"`` treats it as a constant. Same output.
+        eps: rows with a norm of at most this are returned unchanged. None: 2**-14 in float16, 1e-12 otherwise.
+        gain: one factor per head, ``(H,)`` with ``H = x.shape[-3]``; multiplies every row, zero rows included.
+
+    Returns:
+        A tensor of the shape and dtype of ``x``. Norms are taken in at least float32 (float64 stays float64) and
+        over the whole range of the dtype; the result is rounded once. NaN stays NaN, infinite entries become NaN.
+
+    Raises:
+        TypeError: complex, integer or otherwise unsupported input.
+        ValueError: an unknown ``gradient``, a negative ``eps``, a gain that does not fit.
+
+    Source: arXiv 2603.27153; van der Sluis 1969.
+    """
+    check_rows(x, "x")
+    check_choice("gradient", gradient, GRADIENTS)
+    check_eps(eps)
+    check_gain(gain, x.shape[-3] if x.dim() >= 3 else None)
+    eps = default_eps(x.dtype) if eps is None else eps
+
+    rows = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = _range_scale(rows)
+    scaled = rows * scale
+    zero = _norm(scaled.detach()) <= eps * scale
+    # The norm of a row that stays as it is gets a harmless input, so that no derivative of it is ever 0/0.
+    norm = _norm(torch.where(zero, torch.ones_like(scaled), scaled))
+    y = torch.where(zero, rows, scaled / (norm.detach() if gradient == "stop" else norm))
+    if gain is not None:
+        y = y * gain.to(y.dtype).view(-1, 1, 1)
+    return y.to(x.dtype)
+
+
+def _norm(rows: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+
+
+def row_norms(x: Tensor) -> Tensor:
+    """`r_i = ||x_i||_2` over the last axis, in at least float32, without overflow on the way: ``(..., d) -> (...)``.
+
+    Raises:
+        TypeError: complex, integer or otherwise unsupported input.
+    """
+    check_rows(x, "x")
+    rows = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = _range_scale(rows)
+    return (_norm(rows * scale) / scale).squeeze(-1)

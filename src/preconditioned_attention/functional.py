@@ -1,0 +1,84 @@
+"""`scaled_dot_product_attention` and its preconditioner, in one call."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .config import GRADIENTS, Backend, Gradient, check_choice, check_eps
+from .equilibration import check_gain, check_rows
+from .ops import attend
+
+
+def preconditioned_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    gradient: Gradient = "full",
+    gain: Tensor | None = None,
+    eps: float | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    r"""`C A` with `A = softmax(scale q k^T + mask) v` and `C = diag(1 / ||A_i||_2)`, one norm per token per head.
+
+    The first eight arguments mean what they mean in :func:`torch.nn.functional.scaled_dot_product_attention`, and
+    the result has the shape and dtype that it would have. The keyword-only ones are the method's.
+
+    Args:
+        q: ``(B, ..., H, L, d)``.
+        k: ``(B, ..., H, S, d)``; with ``enable_gqa`` its heads may be a divisor of ``H``.
+        v: ``(B, ..., H, S, d_v)``; heads as ``k``.
+        attn_mask: broadcastable to ``(B, ..., H, L, S)``; boolean (True: attend) or added to the scores.
+        dropout_p: dropout of the attention weights. As in PyTorch, applied whenever it is above 0: pass 0.0 in
+            evaluation. It comes before the norm.
+        is_causal: the causal mask, aligned to the upper left; excludes ``attn_mask``.
+        scale: of the scores; None is ``1 / sqrt(d)``.
+        enable_gqa: let several query heads share a key and value head.
+        gradient: ``"full"`` differentiates through `C`; ``"stop"`` holds it constant in the backward pass.
+        gain: None, or one factor per query head, ``(H,)``: `C_ii = g_h / ||A_i||`.
+        eps: rows with a norm of at most this stay as they are; fully masked rows stay zero. None: 2**-14 in
+            float16, 1e-12 otherwise.
+        backend: ``"auto"``; ``"composition"``: the kernel that PyTorch picks, then the rows are scaled;
+            ``"reference"``: the definition written out, quadratic in memory, for tests.
+
+    Returns:
+        ``(B, ..., H, L, d_v)``, every row of unit norm (times its gain) or, if it was zero, unchanged.
+
+    Raises:
+        TypeError, ValueError: an argument of the method's does not fit; the message names it.
+        RuntimeError: what `scaled_dot_product_attention` raises for tensors that do not go together.
+
+    Source: H. Saratchandran, "Preconditioned Attention: Enhancing Efficiency in Transformers", AISTATS 2026,
+    arXiv 2603.27153.
+
+    Example:
+        >>> q = k = v = torch.randn(2, 4, 16, 32)
+        >>> preconditioned_attention(q, k, v, is_causal=True).norm(dim=-1).allclose(torch.ones(2, 4, 16))
+        True
+    """
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        check_rows(x, name)
+        if x.dim() < 2:
+            raise ValueError(f"{name} must have shape (..., tokens, head_dim); got {tuple(x.shape)}")
+    check_choice("gradient", gradient, GRADIENTS)
+    check_eps(eps)
+    check_gain(gain, q.shape[-3] if q.dim() >= 3 else None)
+    return attend(
+        q,
+        k,
+        v,
+        attn_mask=attn_mask,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        gradient=gradient,
+        gain=gain,
+        eps=eps,
+        backend=backend,
+    )

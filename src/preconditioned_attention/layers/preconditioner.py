@@ -1,0 +1,157 @@
+"""The preconditioner `C` as a module: its options, its gain, and the mark that it leaves in a checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import GRADIENTS, PLACEMENTS, PreconditionConfig
+from ..equilibration import equilibrate
+from ..functional import preconditioned_attention
+
+Observer = Callable[[Tensor, Tensor], None]
+
+_MARKER = "requires_preconditioned_attention"
+_MARKER_VERSION = 1
+
+
+class Preconditioner(nn.Module):
+    """Applies `C` to the rows of every head's output: a child of each attention that is preconditioned.
+
+    Its one buffer marks a checkpoint. A plain model that loads a preconditioned checkpoint has no place for it, so a
+    strict load stops there; the buffer's name is all that the error can show, hence the name. The other way round,
+    a plain checkpoint that comes into a preconditioned model, warns.
+
+    Args:
+        config: the method's options.
+        num_heads: how many heads; needed if ``config.gain`` asks for a gain per head.
+        marker: whether the mark is part of the state dict.
+        device, dtype: of the gain; the mark is on the same device.
+
+    Raises:
+        ValueError: a gain without a number of heads.
+    """
+
+    gain: nn.Parameter | None
+
+    def __init__(
+        self,
+        config: PreconditionConfig,
+        *,
+        num_heads: int | None = None,
+        marker: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.observers: list[Observer] = []  # each is shown every A and C A; see diagnostics
+        content = [_MARKER_VERSION, GRADIENTS.index(config.gradient), PLACEMENTS.index(config.placement)]
+        self.register_buffer(_MARKER, torch.tensor(content, dtype=torch.int64, device=device), persistent=marker)
+        if config.gain is None:
+            self.register_parameter("gain", None)
+        elif num_heads is None:
+            raise ValueError("num_heads must be given when config.gain is set: the gain is one value per head")
+        else:
+            self.gain = nn.Parameter(torch.full((num_heads,), config.gain, device=device, dtype=dtype))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """`C A` for ``rows`` `A` of shape ``(..., H, N, d)``: same shape and dtype out."""
+        out = equilibrate(rows, gradient=self.config.gradient, eps=self.config.eps, gain=self.gain)
+        for observer in self.observers:
+            observer(rows, out)
+        return out
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """`C Attn(q, k, v)` by :func:`preconditioned_attention.preconditioned_attention`, with this module's options.
+
+        While somebody observes, `A` is formed on its own so that it can be shown.
+        """
+        if self.observers:
+            rows = F.scaled_dot_product_attention(
+                q, k, v, attn_mask, dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+            return self(rows)
+        return preconditioned_attention(
+            q,
+            k,
+            v,
+            attn_mask,
+            dropout_p,
+            is_causal,
+            scale,
+            enable_gqa,
+            gradient=self.config.gradient,
+            gain=self.gain,
+            eps=self.config.eps,
+            backend=self.config.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """The options, for `print(model)`."""
+        return f"gradient={self.config.gradient!r}, gain={self.config.gain}, eps={self.config.eps}"
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        own = getattr(self, _MARKER)
+        loaded = state_dict.pop(prefix + _MARKER, None)
+        if loaded is None and _MARKER not in self._non_persistent_buffers_set:
+            warnings.warn(
+                "this checkpoint does not say that it was trained with preconditioned attention, and the model is "
+                "preconditioned: it computes another function than the one that was trained. Train it further, or "
+                "call restore_(model) to run the checkpoint as it was",
+                stacklevel=2,
+            )
+        elif loaded is not None:
+            error_msgs.extend(_mismatches(own.tolist(), loaded.tolist(), prefix))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        # The mark describes this module's options, so it is checked, never overwritten.
+        if prefix + _MARKER in missing_keys:
+            missing_keys.remove(prefix + _MARKER)
+
+
+def _mismatches(own: list[int], loaded: list[int], prefix: str) -> list[str]:
+    """What keeps a checkpoint's mark from fitting this module; a differing gradient only warns (same forward)."""
+    where = prefix.removesuffix(".")
+    if len(loaded) != len(own) or loaded[0] != own[0]:
+        return [
+            f"{where}: the checkpoint's mark {loaded} is of another version than this package's ({own}); "
+            "load it with the version that wrote it"
+        ]
+    if loaded[2] != own[2]:
+        return [
+            f"{where}: the checkpoint was trained with placement={PLACEMENTS[loaded[2]]!r} and the model has "
+            f"{PLACEMENTS[own[2]]!r}; convert with PreconditionConfig(placement={PLACEMENTS[loaded[2]]!r})"
+        ]
+    if loaded[1] != own[1]:
+        warnings.warn(
+            f"this checkpoint was trained with gradient={GRADIENTS[loaded[1]]!r} and the model has "
+            f"{GRADIENTS[own[1]]!r}: outputs are the same, further training is not",
+            stacklevel=2,
+        )
+    return []

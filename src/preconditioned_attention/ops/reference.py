@@ -1,0 +1,79 @@
+"""The definition written out: scores, softmax, product, diagonal matrix. Slow, quadratic, and what tests trust."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..config import Gradient
+from ..equilibration import default_eps
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    gradient: Gradient,
+    gain: Tensor | None,
+    eps: float | None,
+) -> Tensor:
+    """`diag(g / ||A_i||) A` with `A = dropout(softmax(scale q k^T + mask)) v`, in at least float32.
+
+    A query that may attend to no key has a zero row.
+    """
+    if attn_mask is not None and is_causal:
+        raise ValueError("attn_mask and is_causal=True exclude each other; pass the causal mask inside attn_mask")
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        weights = _weights(q.to(dtype), _per_query_head(k, q, enable_gqa).to(dtype), attn_mask, is_causal, scale)
+        weights = torch.dropout(weights, dropout_p, train=dropout_p > 0)
+        rows = weights @ _per_query_head(v, q, enable_gqa).to(dtype)
+        out = _diagonal(rows, default_eps(q.dtype) if eps is None else eps, gradient) @ rows
+        if gain is not None:
+            out = out * gain.to(dtype).view(-1, 1, 1)
+    return out.to(q.dtype)
+
+
+def _per_query_head(x: Tensor, q: Tensor, enable_gqa: bool) -> Tensor:
+    """Keys or values with every head repeated for the query heads that share it."""
+    if not enable_gqa or x.shape[-3] == q.shape[-3]:
+        return x
+    if q.shape[-3] % x.shape[-3]:
+        raise ValueError(
+            f"enable_gqa needs a number of query heads that is a multiple of the key and value heads; "
+            f"got {q.shape[-3]} and {x.shape[-3]}"
+        )
+    return x.repeat_interleave(q.shape[-3] // x.shape[-3], dim=-3)
+
+
+def _weights(q: Tensor, k: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float | None) -> Tensor:
+    """softmax(scale q k^T + mask) over the keys; zero, not NaN, where every key is masked out."""
+    scores = q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+    if attn_mask is not None:
+        blocked = (
+            torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(~attn_mask, -torch.inf)
+            if attn_mask.dtype == torch.bool
+            else attn_mask.to(scores.dtype)
+        )
+        scores = scores + blocked
+    unreachable = (scores == -torch.inf).all(dim=-1, keepdim=True)
+    return scores.masked_fill(unreachable, 0.0).softmax(dim=-1).masked_fill(unreachable, 0.0)
+
+
+def _diagonal(rows: Tensor, eps: float, gradient: Gradient) -> Tensor:
+    """The matrix `C`, built in full: `1 / ||A_i||`, and 1 for zero rows."""
+    norms = rows.detach().square().sum(dim=-1).sqrt()
+    zero = norms <= eps
+    if gradient == "full":
+        norms = rows.masked_fill(zero.unsqueeze(-1), 1.0).square().sum(dim=-1).sqrt()
+    return torch.diag_embed(norms.masked_fill(zero, 1.0).reciprocal())
