@@ -19,7 +19,7 @@ def check_integer(name: str, value: object, *, minimum: int) -> int:
 def check_number(
     name: str, value: object, *, above: float | None = None, minimum: float = 0.0, below: float | None = None
 ) -> float:
-    """Return ``value`` as a float if it is finite and within the limits (``above`` replaces ``minimum``); raise if not."""
+    """Return ``value`` as a float if it is finite and within the limits; ``above``, if given, replaces ``minimum``."""
     limits = [f"at least {minimum:g}" if above is None else f"more than {above:g}"]
     limits += [] if below is None else [f"less than {below:g}"]
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,0 +1,44 @@
+"""Where numbers come from: versions, hardware, date."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("preconditioned-attention", "torch", "timm", "transformers", "accelerate", "numpy", "scikit-learn")
+
+
+def describe_environment() -> dict[str, str | int | dict[str, str | None] | None]:
+    """Python, package versions (None: not installed), CPU, threads, GPU and the date, as plain values."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpu": _cpu_model(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    """The name of the processor; Linux keeps it in a file, elsewhere Python knows what there is to know."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,76 @@
+"""The folder of a run: what is in it, and when it may be written to.
+
+::
+
+    config.yaml        the run's configuration
+    metrics.jsonl      one line per optimiser step and per evaluation
+    checkpoints/       step-00000100/ ...: complete ones only
+    tensorboard/       the same numbers, where TensorBoard is installed
+    model.safetensors  the weights that were evaluated at the end
+    result.json        validation and test metrics, configuration, versions, hardware
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from .config import TrainConfig
+from .files import write_atomically
+
+
+class RunFolder:
+    """Paths of a run, and the rules for starting one in them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.weights = path / "model.safetensors"
+        self.result = path / "result.json"
+
+    def _present(self) -> list[Path]:
+        owned = (self.config, self.metrics, self.checkpoints, self.tensorboard, self.weights, self.result)
+        return [path for path in owned if path.exists()]
+
+    def check(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
+        """Raise, before any work is done, if a run of ``config`` may not or cannot be written here.
+
+        Raises:
+            ValueError: there is a run already, or none to resume, or one of another configuration.
+            OSError: the folder cannot be made or written to.
+        """
+        if resume:
+            self._check_same(config)
+        elif self._present() and not overwrite:
+            raise ValueError(
+                f"output folder {self.path} already holds a run ({self._present()[0].name}); resume it (--resume), "
+                "replace it (--overwrite), or choose another folder"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise OSError(f"output folder {self.path} cannot be written to: {error.strerror or error}") from error
+
+    def begin(self, config: TrainConfig) -> None:
+        """Remove the files of an earlier run, and nothing else, and write the configuration of this one."""
+        for path in self._present():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        write_atomically(self.config, config.to_yaml())
+
+    def _check_same(self, config: TrainConfig) -> None:
+        if not self.config.exists():
+            raise ValueError(f"nothing to resume: output folder {self.path} holds no run; start it without --resume")
+        saved = TrainConfig.from_yaml(self.config.read_text(encoding="utf-8"), source=str(self.config))
+        before, now = saved.to_dict(), config.to_dict()
+        differences = [f"{key} was {before[key]!r}, is {now[key]!r}" for key in now if before[key] != now[key]]
+        if differences:
+            raise ValueError(
+                f"the run in {self.path} has another configuration: {'; '.join(differences)}. "
+                "Resume it with its own, or choose another folder"
+            )

@@ -1,0 +1,199 @@
+"""train: one run, from a configuration to numbers and a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .._extras import require
+from ..conversion import precondition_
+from ..tasks import Batch, Splits, make_task
+from .checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint, save_weights
+from .config import TrainConfig
+from .environment import describe_environment
+from .errors import NonFiniteError, WriteError
+from .evaluation import evaluate, is_finite
+from .files import write_atomically
+from .folder import RunFolder
+from .metrics import MetricsLog, read_metrics
+from .order import BatchOrder
+from .processes import make_accelerator, together
+from .progress import ProgressLine
+from .result import TrainResult
+from .state import Prepare, TrainState, build_state
+from .step import optimiser_step
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def train(
+    config: TrainConfig,
+    output: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    prepare: Prepare | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a task's model and evaluate it on the validation and the test split.
+
+    Call it from one process, or from each of several (``torchrun``, ``accelerate launch``); ``config.batch_size`` is
+    the batch of all of them together. A run that was killed and is resumed ends, on the CPU, with the weights, bit for
+    bit, of one that was not.
+
+    Args:
+        config: the run.
+        output: the folder for its configuration, metrics, checkpoints, weights and result.
+        resume: continue the run in ``output`` from its newest complete checkpoint.
+        overwrite: replace the run in ``output``.
+        prepare: called once with the new model before the optimiser exists; returns the model. The default applies
+            ``config.precondition``.
+        progress: show a live line on standard error.
+
+    Raises:
+        ValueError, TypeError: an argument, an option of the task or the state of the folder does not allow the run.
+        OSError: the folder cannot be written to.
+        NonFiniteError: the loss or its gradient is not finite; the last good state is saved as a checkpoint.
+        WriteError: a file could not be written, as on a full disk; what was complete is intact.
+        ImportError: an extra is missing.
+    """
+    if resume and overwrite:
+        raise ValueError("resume and overwrite exclude each other; give one of them")
+    if prepare is not None and config.precondition is not None:
+        raise ValueError("prepare replaces config.precondition; give one of them (dataclasses.replace sets None)")
+    require("accelerate", extra="train")
+    task = make_task(config.task, config.task_options)
+    folder = RunFolder(Path(output))
+    accelerator = make_accelerator(config, folder.path)
+    with together(accelerator):
+        if accelerator.is_main_process:
+            folder.check(config, resume=resume, overwrite=overwrite)
+    splits = task.datasets()
+    order = _batch_order(config, accelerator, splits)
+    state = build_state(config, task, accelerator, prepare or partial(_precondition, config=config))
+    with ProgressLine(
+        task.name, total=config.steps, batch_size=config.batch_size, enabled=progress and accelerator.is_main_process
+    ) as line:
+        log = _begin(state, folder, line, resume=resume)
+        try:
+            _run(state, splits, order, folder, log, line)
+            return _finish(state, splits, folder, log)
+        finally:
+            log.close()
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            accelerator.free_memory()
+
+
+def _precondition(model: nn.Module, *, config: TrainConfig) -> nn.Module:
+    if config.precondition is not None:
+        precondition_(model, config.precondition)
+    return model
+
+
+def _batch_order(config: TrainConfig, accelerator: Accelerator, splits: Splits) -> BatchOrder:
+    return BatchOrder(
+        size=len(splits.train),  # type: ignore[arg-type]
+        batch_size=config.batch_size,
+        seed=config.seed,
+        processes=accelerator.num_processes,
+        process=accelerator.process_index,
+        accumulation_steps=config.accumulation_steps,
+    )
+
+
+def _begin(state: TrainState, folder: RunFolder, line: ProgressLine, *, resume: bool) -> MetricsLog:
+    """Start the run's files, or bring the state and the files to the newest complete checkpoint."""
+    accelerator = state.accelerator
+    checkpoints = complete_checkpoints(folder.checkpoints) if resume else {}
+    if checkpoints:
+        load_checkpoint(state, checkpoints[max(checkpoints)])
+    if resume:
+        line.note(f"resuming {folder.path} after step {state.step}")
+    with together(accelerator):
+        records = read_metrics(folder.metrics, last_step=state.step) if resume else []
+    with together(accelerator):
+        if accelerator.is_main_process and not resume:
+            folder.begin(state.config)
+        log = MetricsLog(folder.metrics, records, write=accelerator.is_main_process)
+    accelerator.init_trackers(folder.tensorboard.name, init_kwargs={"tensorboard": {"purge_step": state.step + 1}})
+    return log
+
+
+def _run(
+    state: TrainState, splits: Splits, order: BatchOrder, folder: RunFolder, log: MetricsLog, line: ProgressLine
+) -> None:
+    """The steps that are left."""
+    config = state.config
+    batches = _batches(splits, order, first_step=state.step)
+    state.model.train()
+    while state.step < config.steps:
+        try:
+            record = optimiser_step(state, batches)
+            log.add("step", record)
+            state.accelerator.log({f"train/{name}": record[name] for name in record if name != "step"}, state.step)
+            line.step(record)
+            if _due(state, config.evaluate_every):
+                _evaluate(state, splits, log)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}. {_save_last(state, folder, log)}") from error
+        if _due(state, config.checkpoint_every):
+            _save(state, folder, log)
+
+
+def _finish(state: TrainState, splits: Splits, folder: RunFolder, log: MetricsLog) -> TrainResult:
+    """Evaluate on both splits and write the result."""
+    test = evaluate(state, splits.test, split="test")
+    evaluations, steps = log.of_kind("evaluation"), log.of_kind("step")
+    result = TrainResult(
+        validation={name: value for name, value in evaluations[-1].items() if name != "step"},
+        test=test,
+        losses=[record["loss"] for record in steps],
+        evaluations=evaluations,
+        seconds_per_step=statistics.median(record["seconds"] for record in steps),
+        model=state.unwrapped if state.average is None else state.average.module,
+        config=state.config,
+        environment=describe_environment(),
+    )
+    with together(state.accelerator):
+        if state.accelerator.is_main_process:
+            save_weights(state, folder.weights)
+            write_atomically(folder.result, result.to_json())
+    return result
+
+
+def _batches(splits: Splits, order: BatchOrder, *, first_step: int) -> Iterator[Batch]:
+    sampler = dataclasses.replace(order, first_step=first_step)
+    return iter(DataLoader(splits.train, batch_sampler=sampler))
+
+
+def _due(state: TrainState, interval: int | None) -> bool:
+    return state.step == state.config.steps or (interval is not None and state.step % interval == 0)
+
+
+def _evaluate(state: TrainState, splits: Splits, log: MetricsLog) -> None:
+    metrics = evaluate(state, splits.validation, split="validation")
+    if not is_finite(metrics):
+        raise NonFiniteError(f"step {state.step}: validation metrics {metrics}. Try a lower learning rate")
+    log.add("evaluation", {"step": state.step, **metrics})
+    state.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, state.step)
+
+
+def _save(state: TrainState, folder: RunFolder, log: MetricsLog) -> Path:
+    log.synchronise()  # a checkpoint never knows of steps that the metrics lack
+    return save_checkpoint(state, folder.checkpoints)
+
+
+def _save_last(state: TrainState, folder: RunFolder, log: MetricsLog) -> str:
+    try:
+        return f"The state after step {state.step} is saved in {_save(state, folder, log)}"
+    except WriteError as error:
+        return f"The state after step {state.step} could not be saved: {error}"

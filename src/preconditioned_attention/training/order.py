@@ -1,0 +1,65 @@
+"""The order of the batches: a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .randomness import Stream, derive_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOrder:
+    """The micro-batches of one process, from one step on, without end: a ``batch_sampler`` for a ``DataLoader``.
+
+    Every epoch is one permutation of the data, cut into global batches; what is left over is dropped. A global batch
+    holds the same examples for any number of processes and of micro-batches.
+
+    Args:
+        size: examples in the dataset.
+        batch_size: examples of a global batch.
+        seed: the run's seed.
+        processes: how many processes share a batch.
+        process: which of them this is.
+        accumulation_steps: micro-batches per global batch.
+        first_step: the optimiser step to begin with.
+
+    Raises:
+        ValueError: the batch is larger than the dataset, or processes and micro-batches do not divide it.
+    """
+
+    size: int
+    batch_size: int
+    seed: int
+    processes: int = 1
+    process: int = 0
+    accumulation_steps: int = 1
+    first_step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size > self.size:
+            raise ValueError(f"batch_size must be at most the {self.size} training examples; got {self.batch_size}")
+        if self.batch_size % (self.processes * self.accumulation_steps):
+            raise ValueError(
+                f"batch_size must be a multiple of processes times accumulation_steps, "
+                f"{self.processes} x {self.accumulation_steps}; got {self.batch_size}"
+            )
+
+    def __iter__(self) -> Iterator[list[int]]:
+        steps_per_epoch = self.size // self.batch_size
+        epoch, order = -1, torch.empty(0)
+        for step in itertools.count(self.first_step):
+            if step // steps_per_epoch != epoch:
+                epoch = step // steps_per_epoch
+                order = self._epoch_order(epoch)
+            start = step % steps_per_epoch * self.batch_size
+            batch = order[start : start + self.batch_size]
+            yield from batch.view(self.accumulation_steps, self.processes, -1)[:, self.process].tolist()
+
+    def _epoch_order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, Stream.ORDER, epoch))
+        return torch.randperm(self.size, generator=generator)

@@ -1,0 +1,48 @@
+"""What a run gives back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """The numbers and the model of a finished run.
+
+    Attributes:
+        validation: loss and metric on the validation split, after the last step.
+        test: the same on the test split.
+        losses: the training loss of every optimiser step, resumed parts included.
+        evaluations: the validation metrics during training: ``step`` (steps taken so far), ``loss``, the metric.
+        seconds_per_step: the median over all steps; evaluations and checkpoints are not counted.
+        model: the model that was evaluated (the averaged one if ``config.ema_decay`` is set), in evaluation mode.
+        config: the run's configuration.
+        environment: versions, hardware, date.
+    """
+
+    validation: dict[str, float]
+    test: dict[str, float]
+    losses: list[float]
+    evaluations: list[dict[str, Any]]
+    seconds_per_step: float
+    model: nn.Module
+    config: TrainConfig
+    environment: dict[str, Any]
+
+    def to_json(self) -> str:
+        """Everything but the weights and the loss of every step, which have files of their own."""
+        content = {
+            "validation": self.validation,
+            "test": self.test,
+            "evaluations": self.evaluations,
+            "seconds_per_step": self.seconds_per_step,
+            "config": self.config.to_dict(),
+            "environment": self.environment,
+        }
+        return json.dumps(content, indent=2) + "\n"

@@ -1,0 +1,85 @@
+"""Everything that a step changes, and how it is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..tasks import Batch, Task
+from .config import TrainConfig
+from .optimisation import make_optimizer, make_scheduler
+from .randomness import Stream, derive_seed, seed_all
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+    from accelerate.scheduler import AcceleratedScheduler
+
+Prepare = Callable[[nn.Module], nn.Module]
+
+
+@dataclass(kw_only=True)
+class TrainState:
+    """A run in progress. ``step`` counts the optimiser steps taken."""
+
+    config: TrainConfig
+    task: Task
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: AcceleratedOptimizer
+    scheduler: AcceleratedScheduler
+    average: AveragedModel | None
+    step: int = 0
+
+    @property
+    def unwrapped(self) -> nn.Module:
+        """The model that is trained, without the wrapper for several processes."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that counts: the averaged one if there is one."""
+        return self.unwrapped if self.average is None else self.average.module
+
+    def place(self, batch: Batch) -> Batch:
+        """The batch on this process's device, its floating-point tensors in the type of the weights."""
+        from accelerate.utils import recursively_apply, send_to_device
+
+        batch = send_to_device(batch, self.accelerator.device)
+        return recursively_apply(_to_double, batch) if self.config.precision == "float64" else batch
+
+
+def build_state(config: TrainConfig, task: Task, accelerator: Accelerator, prepare: Prepare) -> TrainState:
+    """The state before the first step. ``prepare`` gets the new model before the optimiser exists.
+
+    Raises:
+        TypeError: ``prepare`` returned something else than a model.
+    """
+    seed_all(derive_seed(config.seed, Stream.MODEL))
+    model = prepare(task.build_model())
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"prepare must return the model (also when it changes it in place); got {model!r}")
+    model.to(accelerator.device, torch.float64 if config.precision == "float64" else None)
+    average = None
+    if config.ema_decay is not None:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
+    optimizer = make_optimizer(model, config)
+    wrapped: tuple[Any, ...] = accelerator.prepare(model, optimizer, make_scheduler(optimizer, config))
+    return TrainState(
+        config=config,
+        task=task,
+        accelerator=accelerator,
+        model=wrapped[0],
+        optimizer=wrapped[1],
+        scheduler=wrapped[2],
+        average=average,
+    )
+
+
+def _to_double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor

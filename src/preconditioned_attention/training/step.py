@@ -1,0 +1,73 @@
+"""One optimiser step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..tasks import Batch
+from .errors import NonFiniteError
+from .metrics import Record
+from .randomness import Stream, derive_seed, seed_all
+from .state import TrainState
+
+
+def optimiser_step(state: TrainState, batches: Iterator[Batch]) -> Record:
+    """Take one step; the record holds its number from 1, loss, gradient norm, learning rate and seconds.
+
+    Raises:
+        NonFiniteError: the loss or the gradient is not finite, on any process. Every process raises it, and the state
+            is what it was before the step.
+    """
+    started = time.perf_counter()
+    buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
+    loss = _backward(state, batches)
+    clip_norm = math.inf if state.config.clip_norm is None else state.config.clip_norm
+    norm = float(state.accelerator.clip_grad_norm_(state.model.parameters(), clip_norm))
+    learning_rate = state.scheduler.get_last_lr()[0]
+    if not math.isfinite(loss) or not (math.isfinite(norm) or _scaler_adapts(state)):
+        for buffer, before in buffers:  # a forward pass changes running statistics
+            buffer.copy_(before)
+        raise NonFiniteError(
+            f"step {state.step + 1}: loss {loss}, gradient norm {norm}, at learning rate {learning_rate:g}. "
+            "Try a lower learning rate, a longer warm-up, clip_norm, or precision 'float32'"
+        )
+    state.optimizer.step()
+    state.scheduler.step()
+    state.optimizer.zero_grad()
+    if state.average is not None:
+        state.average.update_parameters(state.unwrapped)
+    state.step += 1
+    return {
+        "step": state.step,
+        "loss": loss,
+        "gradient_norm": norm,
+        "learning_rate": learning_rate,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def _backward(state: TrainState, batches: Iterator[Batch]) -> float:
+    """Add up the gradients of the step's micro-batches; the mean loss over them and all processes."""
+    config, accelerator = state.config, state.accelerator
+    losses: list[Tensor] = []
+    for micro_step in range(config.accumulation_steps):
+        batch = state.place(next(batches))
+        seed_all(derive_seed(config.seed, Stream.STEP, state.step, micro_step, accelerator.process_index))
+        with accelerator.accumulate(state.model):
+            loss = state.task.loss(state.model, batch)
+            accelerator.backward(loss)
+        losses.append(loss.detach())
+    mean: Any = accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
+    return mean.item()
+
+
+def _scaler_adapts(state: TrainState) -> bool:
+    """Whether a gradient scaler answers an overflow by skipping the step and scaling less."""
+    scaler = state.accelerator.scaler
+    return scaler is not None and scaler.get_scale() > 1.0
