@@ -1,0 +1,22 @@
+"""Arms x seeds x learning rates: compare a training with and without preconditioning, fairly, with intervals."""
+
+from .engine import compare
+from .metrics import RunMetrics
+from .plan import Plan, RunKey
+from .preparation import FairnessError, Prepare
+from .report import Comparison
+from .summary import ArmSummary
+from .verdict import Outcome, Verdict
+
+__all__ = [
+    "ArmSummary",
+    "Comparison",
+    "FairnessError",
+    "Outcome",
+    "Plan",
+    "Prepare",
+    "RunKey",
+    "RunMetrics",
+    "Verdict",
+    "compare",
+]

@@ -1,0 +1,124 @@
+"""The pictures of a comparison: which numbers go into which plot."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from ..reporting import Curve, LayerPoints, Picture, SeedInterval, plot_bands, plot_intervals, plot_layers
+from .metrics import MOMENTS, RunMetrics
+from .plan import REFERENCE, Plan
+from .statistics import LEVEL, smooth, smoothing_window
+from .summary import ArmSummary
+
+Runs = Mapping[str, Sequence[RunMetrics]]
+MOMENT_WORDS = {"initialisation": "at initialisation", "end": "at the end of training"}
+
+
+def draw_figures(plan: Plan, summaries: Mapping[str, ArmSummary], runs: Runs) -> dict[str, Picture]:
+    """Every plot that the numbers allow, by name; ``runs`` holds each arm's runs at its chosen rate."""
+    pictures: dict[str, Picture | None] = {
+        "difference": _difference(plan, summaries),
+        "training-loss": _training_loss(plan, summaries, runs),
+        "validation": _validation(plan, summaries, runs),
+    }
+    for moment in MOMENTS:
+        pictures[f"kappa-{moment}"] = _layers(plan, runs, moment, "kappa")
+        pictures[f"spread-{moment}"] = _layers(plan, runs, moment, "spread")
+    return {name: picture for name, picture in pictures.items() if picture is not None}
+
+
+def conditioning_by_layer(runs: Sequence[RunMetrics], moment: str) -> dict[str, dict[str, float]]:
+    """Per layer, in the order of the model, the median over seeds of each of the four numbers."""
+    collected: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        for row in run.conditioning:
+            if row.get("moment", "end") == moment:
+                numbers = collected.setdefault(row["layer"], {})
+                for key in ("kappa_before", "kappa_after", "spread_before", "spread_after"):
+                    # Infinity is a string in a record that was read back from its file.
+                    numbers.setdefault(key, []).append(float(row[key]))
+    return {
+        layer: {key: statistics.median(values) for key, values in numbers.items()}
+        for layer, numbers in collected.items()
+    }
+
+
+def _label(summary: ArmSummary) -> str:
+    return f"{summary.name} (learning rate {summary.learning_rate:g})"
+
+
+def _difference(plan: Plan, summaries: Mapping[str, ArmSummary]) -> Picture | None:
+    rows = [
+        SeedInterval(label=name, style=style, values=one.values, mean=one.mean, low=one.low, high=one.high)
+        for style, (name, one) in enumerate((name, summary.difference) for name, summary in summaries.items())
+        if one is not None
+    ]
+    if not rows:
+        return None
+    better = "right" if plan.higher_is_better else "left"
+    png = plot_intervals(
+        rows,
+        title=f"Difference in test {plan.metric}",
+        x_label=f"arm minus {REFERENCE} ({better} of 0: better than {REFERENCE})",
+        reference=REFERENCE,
+    )
+    return Picture(
+        png,
+        f"Difference in test {plan.metric} of each arm to {REFERENCE}, with intervals",
+        f"Large mark: mean of the paired differences. Bar: {LEVEL:.0%} interval. Ticks above it: single seeds.",
+    )
+
+
+def _training_loss(plan: Plan, summaries: Mapping[str, ArmSummary], runs: Runs) -> Picture | None:
+    curves = []
+    for style, (name, arm_runs) in enumerate(runs.items()):
+        # Seeds that stopped early cannot be averaged further than the shortest.
+        steps = min((len(run.losses) for run in arm_runs), default=0)
+        if steps:
+            window = smoothing_window(steps)
+            smoothed = [smooth(run.losses[:steps], window) for run in arm_runs]
+            x = list(range(window, steps + 1))
+            curves.append(Curve(label=_label(summaries[name]), style=style, x=x, y_per_seed=smoothed))
+    if not curves:
+        return None
+    positive = all(value > 0 for curve in curves for seed in curve.y_per_seed for value in seed)
+    title = "Training loss"
+    png = plot_bands(curves, title=title, x_label="optimiser step", y_label="training loss", log_y=positive)
+    caption = "Mean over seeds of the loss, averaged over a window of 5 % of the steps; band: lowest to highest seed."
+    return Picture(png, f"Training loss of {', '.join(runs)} against the optimiser step", caption)
+
+
+def _validation(plan: Plan, summaries: Mapping[str, ArmSummary], runs: Runs) -> Picture | None:
+    curves = []
+    for style, (name, arm_runs) in enumerate(runs.items()):
+        steps = [[row["step"] for row in run.evaluations] for run in arm_runs]
+        if steps and steps[0] and all(other == steps[0] for other in steps):
+            values = [[row[plan.metric] for row in run.evaluations] for run in arm_runs]
+            curves.append(Curve(label=_label(summaries[name]), style=style, x=steps[0], y_per_seed=values))
+    if not curves:
+        return None
+    title = f"Validation {plan.metric}"
+    png = plot_bands(curves, title=title, x_label="optimiser step", y_label=title.lower())
+    caption = "Mean over seeds; band: lowest to highest seed."
+    return Picture(png, f"Validation {plan.metric} of {', '.join(runs)} against the optimiser step", caption)
+
+
+def _layers(plan: Plan, runs: Runs, moment: str, quantity: str) -> Picture | None:
+    groups = []
+    for style, (name, arm_runs) in enumerate(runs.items()):
+        layers = conditioning_by_layer(arm_runs, moment)
+        if layers:
+            before = [numbers[f"{quantity}_before"] for numbers in layers.values()]
+            after = [numbers[f"{quantity}_after"] for numbers in layers.values()]
+            groups.append(LayerPoints(label=name, style=style, before=before, after=after))
+    if not groups:
+        return None
+    words = {"kappa": "condition number", "spread": "spread of row norms"}[quantity]
+    title = f"{words.capitalize()} {MOMENT_WORDS[moment]}"
+    png = plot_layers(groups, title=title, y_label=words, log_y=quantity == "kappa")
+    caption = (
+        f"Open: A, the output of attention. Filled: C A (for {REFERENCE}: what C would give; it is not applied there). "
+        "Median over seeds. A mark is missing where the value is infinite."
+    )
+    return Picture(png, f"{title}, per attention layer, before and after C", caption)

@@ -1,0 +1,127 @@
+"""What one run reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# What a model looks like inside, per attention layer: condition number and spread of row norms, before and after C.
+CONDITIONING_KEYS = ("layer", "kappa_before", "kappa_after", "spread_before", "spread_after")
+MOMENTS = ("initialisation", "end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMetrics:
+    """The numbers of one finished run.
+
+    Args:
+        validation: the metric on validation data: it chooses the learning rate.
+        test: the metric on test data: it is reported, and never chooses anything.
+        losses: the training loss of every optimiser step, in order; may be empty.
+        seconds_per_step: time of one optimiser step; None if it was not measured.
+        evaluations: the metric on the way, one mapping with ``"step"`` and the metric's name per evaluation.
+        conditioning: one mapping per attention layer with the keys ``layer``, ``kappa_before``, ``kappa_after``,
+            ``spread_before``, ``spread_after`` (what ``ConditionMonitor.summary()`` returns) and optionally
+            ``moment``: ``"initialisation"`` or ``"end"`` (the default). kappa may be infinite.
+        extra: anything else that JSON can hold; it is kept in ``results.json``.
+    """
+
+    validation: float
+    test: float
+    losses: Sequence[float] = ()
+    seconds_per_step: float | None = None
+    evaluations: Sequence[Mapping[str, Any]] = ()
+    conditioning: Sequence[Mapping[str, Any]] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_returned(cls, returned: object, *, metric: str) -> RunMetrics:
+        """Check what ``run`` returned and bring it into this form; unknown keys of a mapping go to ``extra``.
+
+        Raises:
+            TypeError, ValueError: something is missing or has a form that cannot be reported; the message names it.
+        """
+        if isinstance(returned, RunMetrics):
+            values = {entry.name: getattr(returned, entry.name) for entry in dataclasses.fields(cls)}
+        elif isinstance(returned, Mapping):
+            values = dict(returned)
+        else:
+            raise TypeError(f"run must return RunMetrics or a mapping; got {type(returned).__name__}")
+        known = {entry.name for entry in dataclasses.fields(cls)}
+        extra = {**values.pop("extra", {}), **{key: values.pop(key) for key in [*values] if key not in known}}
+        missing = [name for name in ("validation", "test") if name not in values]
+        if missing:
+            raise ValueError(f"run must return 'validation' and 'test'; missing: {', '.join(missing)}")
+        seconds = values.get("seconds_per_step")
+        if seconds is not None and _number("seconds_per_step", seconds) <= 0:
+            raise ValueError(f"seconds_per_step must be positive, or None if it was not measured; got {seconds!r}")
+        return cls(
+            validation=_number("validation", values["validation"]),
+            test=_number("test", values["test"]),
+            losses=[_number("losses", loss) for loss in _sequence("losses", values.get("losses", ()))],
+            seconds_per_step=None if seconds is None else _number("seconds_per_step", seconds),
+            evaluations=_check_evaluations(values.get("evaluations", ()), metric),
+            conditioning=_check_conditioning(values.get("conditioning", ())),
+            extra=_check_json("extra", extra),
+        )
+
+    def not_finite(self) -> str | None:
+        """Which of the metrics is not finite, in words; None if all are."""
+        for name in ("validation", "test", "seconds_per_step"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                return f"{name} is {value}"
+        for step, loss in enumerate(self.losses, start=1):
+            if not math.isfinite(loss):
+                return f"the training loss is {loss} at step {step}"
+        return None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, such as metrics['accuracy']; got {type(value).__name__}: {value!r}")
+    return float(value)
+
+
+def _sequence(name: str, value: object) -> Sequence[Any]:
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+        raise TypeError(f"{name} must be a list; got {type(value).__name__}")
+    return value
+
+
+def _check_evaluations(evaluations: object, metric: str) -> list[dict[str, Any]]:
+    rows = []
+    for row in _sequence("evaluations", evaluations):
+        if not isinstance(row, Mapping) or "step" not in row or metric not in row:
+            raise ValueError(f"each of evaluations must be a mapping with 'step' and {metric!r}; got {row!r}")
+        rows.append({**_check_json("evaluations", row), metric: _number(f"evaluations[{metric!r}]", row[metric])})
+    return rows
+
+
+def _check_conditioning(conditioning: object) -> list[dict[str, Any]]:
+    rows = []
+    for row in _sequence("conditioning", conditioning):
+        if not isinstance(row, Mapping) or any(key not in row for key in CONDITIONING_KEYS):
+            raise ValueError(f"each of conditioning must be a mapping with {', '.join(CONDITIONING_KEYS)}; got {row!r}")
+        moment = row.get("moment", "end")
+        if moment not in MOMENTS:
+            raise ValueError(f"conditioning: moment must be one of {', '.join(MOMENTS)}; got {moment!r}")
+        numbers = {key: _number(key, row[key]) for key in CONDITIONING_KEYS[1:]}
+        rows.append({**_check_json("conditioning", row), **numbers, "layer": str(row["layer"]), "moment": moment})
+    return rows
+
+
+def _check_json(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: every value must be one that JSON can hold ({error}); leave it out") from error
+    return dict(value)

@@ -1,0 +1,142 @@
+"""What the intervals allow to say, in words, and no more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from ..reporting import decimals_for, format_number
+from .plan import REFERENCE, Plan
+from .statistics import LEVEL, Interval
+from .summary import ArmSummary
+
+FEW_SEEDS = 3
+
+
+class Outcome(Enum):
+    """How an arm stands against the reference on this task."""
+
+    REFERENCE = "the reference"
+    BETTER = "better"
+    WORSE = "worse"
+    UNDECIDED = "no difference that these runs could show"
+    NO_INTERVAL = "no interval"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one arm and the sentences that say it, the most important one first."""
+
+    arm: str
+    outcome: Outcome
+    sentences: tuple[str, ...]
+
+
+def difference_decimals(plan: Plan, summaries: Mapping[str, ArmSummary]) -> int:
+    """Decimals that show the metric with four digits and the narrowest interval with two."""
+    metric = decimals_for(value for summary in summaries.values() for value in (*summary.test, *summary.validation))
+    intervals = [summary.difference for summary in summaries.values() if summary.difference is not None]
+    widths = [
+        one.high - one.low for one in intervals if one.low is not None and one.high is not None and one.has_spread
+    ]
+    return max([metric, *(decimals_for([width / 2], digits=2) for width in widths)])
+
+
+def classify(summary: ArmSummary, *, higher_is_better: bool) -> Outcome:
+    """The outcome of one arm: better or worse only if the whole interval of the difference lies on one side of 0."""
+    if summary.learning_rate is None:
+        return Outcome.FAILED
+    if summary.name == REFERENCE:
+        return Outcome.REFERENCE
+    difference = summary.difference
+    if difference is None or difference.low is None or difference.high is None or not difference.has_spread:
+        return Outcome.NO_INTERVAL
+    if difference.low <= 0 <= difference.high:
+        return Outcome.UNDECIDED
+    return Outcome.BETTER if (difference.low > 0) == higher_is_better else Outcome.WORSE
+
+
+def give_verdicts(plan: Plan, summaries: Mapping[str, ArmSummary]) -> dict[str, Verdict]:
+    """One verdict per arm, in the plan's order."""
+    decimals = difference_decimals(plan, summaries)
+    verdicts = {}
+    for name, summary in summaries.items():
+        outcome = classify(summary, higher_is_better=plan.higher_is_better)
+        sentences = [
+            _main_sentence(outcome, summary, plan, decimals),
+            *_seed_sentences(outcome, summary),
+            *_rate_sentences(summary),
+            *_failure_sentences(summary),
+        ]
+        verdicts[name] = Verdict(name, outcome, tuple(sentences))
+    return verdicts
+
+
+def _main_sentence(outcome: Outcome, summary: ArmSummary, plan: Plan, decimals: int) -> str:
+    if outcome is Outcome.FAILED:
+        return "No learning rate finished with every seed, so there is nothing to compare."
+    if outcome is Outcome.REFERENCE:
+        mean = format_number(sum(summary.test) / len(summary.test), decimals)
+        seeds = _count(len(summary.test), "seed")
+        return f"Test {plan.metric} {mean}, the mean of {seeds}. The other arms are measured against it."
+    difference = summary.difference
+    if difference is None:
+        return f"The reference {REFERENCE} failed, so there is nothing to measure this arm against."
+    return _difference_sentence(outcome, difference, plan, decimals)
+
+
+def _difference_sentence(outcome: Outcome, difference: Interval, plan: Plan, decimals: int) -> str:
+    count, metric = _count(len(difference.values), "seed"), f"test {plan.metric}"
+    mean = format_number(difference.mean, decimals, sign=True)
+    if difference.low is None or difference.high is None:
+        return f"The difference in {metric} is {mean} with {count}: no interval, so nothing can be said about its sign."
+    if not difference.has_spread:
+        return (
+            f"The difference in {metric} is {mean} in each of {count}: without spread between seeds "
+            "there is no interval to judge it by."
+        )
+    low, high = (format_number(bound, decimals, sign=True) for bound in (difference.low, difference.high))
+    interval = f"{LEVEL:.0%} interval {low} to {high}, {count}"
+    if outcome is Outcome.UNDECIDED:
+        gain, loss = (difference.high, -difference.low) if plan.higher_is_better else (-difference.low, difference.high)
+        return (
+            f"On this task these runs could show no difference in {metric} (mean {mean}, {interval}). "
+            f"At this level, differences larger than {format_number(gain, decimals)} in favour and "
+            f"{format_number(loss, decimals)} against are ruled out; smaller ones are not."
+        )
+    return f"On this task {metric} is {outcome.value} by {mean.lstrip('+−')} (difference {mean}, {interval})."
+
+
+def _seed_sentences(outcome: Outcome, summary: ArmSummary) -> list[str]:
+    count = len(summary.test)
+    if outcome in (Outcome.FAILED, Outcome.REFERENCE) or not 2 <= count < FEW_SEEDS:
+        return []
+    return [f"The interval comes from {count} seeds only; take it as a hint, and run more."]
+
+
+def _rate_sentences(summary: ArmSummary) -> list[str]:
+    if summary.learning_rate is None or summary.bracketed:
+        return []
+    if len(summary.rates) == 1:
+        return [f"The grid holds one learning rate ({summary.learning_rate:g}): nothing was chosen on validation."]
+    return [
+        f"The chosen learning rate {summary.learning_rate:g} lies at the edge of the rates that finished: "
+        "the grid does not bracket the optimum, and a wider one may change the result."
+    ]
+
+
+def _failure_sentences(summary: ArmSummary) -> list[str]:
+    if not summary.failures:
+        return []
+    first = summary.failures[0]
+    total = sum(len(rate.validation) + len(rate.failed_seeds) for rate in summary.rates)
+    return [
+        f"{len(summary.failures)} of {_count(total, 'run')} failed; the first: "
+        f"seed {first.key.seed}, learning rate {first.key.learning_rate:g}: {first.reason}"
+    ]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

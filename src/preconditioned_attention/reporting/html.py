@@ -1,0 +1,96 @@
+"""One self-contained HTML page: no script, no link to anything outside, pictures embedded."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from .._extras import require
+from .tables import Table
+
+if TYPE_CHECKING:
+    import jinja2
+
+Tone = Literal["good", "bad", "open", "warning"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Paragraphs of plain text; ``terms`` are (term, explanation) pairs shown as a list below them."""
+
+    kind: ClassVar[str] = "text"
+    paragraphs: tuple[str, ...] = ()
+    terms: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Callout:
+    """A short statement set apart: what a reader should not miss."""
+
+    kind: ClassVar[str] = "callout"
+    tone: Tone
+    title: str
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with its description for those who cannot see it and the caption below it."""
+
+    png: bytes
+    description: str
+    caption: str
+
+    @property
+    def data_uri(self) -> str:
+        """The picture as a ``data:`` URI."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Pictures side by side where the screen is wide enough, below each other where it is not."""
+
+    kind: ClassVar[str] = "figures"
+    pictures: tuple[Picture, ...]
+
+
+Block = Text | Callout | Figures | Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it; ``folded`` sections open on a click."""
+
+    title: str
+    blocks: tuple[Block, ...]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole page: title, one line below it, sections, and a last line."""
+
+    title: str
+    subtitle: str
+    sections: tuple[Section, ...]
+    footer: str
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    template_engine = require("jinja2", extra="train")
+    return template_engine.Environment(
+        loader=template_engine.PackageLoader(__package__, "templates"),
+        autoescape=True,
+        undefined=template_engine.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render_html(page: Page) -> str:
+    """The page as HTML text (``jinja2``, extra ``train``). Every string is escaped."""
+    return _environment().get_template("page.html.j2").render(page=page)

@@ -1,0 +1,157 @@
+"""Plots as PNG bytes. Matplotlib (extra ``train``) is used through its figure objects: no global state is touched."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .._extras import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which people with any common colour blindness can tell apart; grey for the reference.
+COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+LINE_STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+WIDTH_INCHES = 6.4
+DOTS_PER_INCH = 170
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One curve per seed, all at the same ``x``; ``style`` picks colour and line."""
+
+    label: str
+    style: int
+    x: Sequence[float]
+    y_per_seed: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedInterval:
+    """The values of the seeds, their mean, and its interval (None where there is none)."""
+
+    label: str
+    style: int
+    values: Sequence[float]
+    mean: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPoints:
+    """Two numbers per layer, before and after."""
+
+    label: str
+    style: int
+    before: Sequence[float]
+    after: Sequence[float]
+
+
+def _colour(style: int) -> str:
+    return COLOURS[style % len(COLOURS)]
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = require("matplotlib.figure", extra="train").Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#8a94a0")
+    axes.tick_params(color="#8a94a0", labelsize=10)
+    axes.grid(axis="y", color="#e6e9ed", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # Without a fixed "Software" entry the same numbers would give other bytes under another version of matplotlib.
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def plot_bands(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str, log_y: bool = False) -> bytes:
+    """The mean over seeds of each curve as a line, and the range from the lowest to the highest seed as a band."""
+    np = require("numpy", extra="train")
+    figure, axes = _figure(3.9)
+    for curve in curves:
+        values = np.asarray(curve.y_per_seed, dtype=float)
+        line = LINE_STYLES[curve.style % len(LINE_STYLES)]
+        axes.plot(
+            curve.x, values.mean(axis=0), line, color=_colour(curve.style), linewidth=1.8, label=curve.label, zorder=3
+        )
+        if len(values) > 1:
+            band = (values.min(axis=0), values.max(axis=0))
+            axes.fill_between(curve.x, *band, color=_colour(curve.style), alpha=0.16, linewidth=0)
+    if log_y:
+        axes.set_yscale("log")
+    axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold")
+    axes.set_xlabel(x_label, fontsize=10.5)
+    axes.set_ylabel(y_label, fontsize=10.5)
+    axes.legend(frameon=False, fontsize=10)
+    return _png(figure)
+
+
+def plot_intervals(rows: Sequence[SeedInterval], *, title: str, x_label: str, reference: str) -> bytes:
+    """One line per row: the seeds as small marks, the mean as a large one, the interval as a bar; zero as a rule."""
+    figure, axes = _figure(1.5 + 0.62 * len(rows))
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color="#e6e9ed", linewidth=0.8)
+    axes.axvline(0, color="#4d4d4d", linewidth=1.2, linestyle="--", zorder=1)
+    for position, row in enumerate(rows):
+        colour = _colour(row.style)
+        if row.low is not None and row.high is not None:
+            axes.plot([row.low, row.high], [position, position], color=colour, linewidth=3, solid_capstyle="butt")
+        axes.plot(row.values, [position + 0.26] * len(row.values), linestyle="", marker="|", color=colour, markersize=9)
+        marker = MARKERS[row.style % len(MARKERS)]
+        axes.plot(row.mean, position, marker=marker, color=colour, markersize=8.5, markeredgecolor="white", zorder=4)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=10.5)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.text(0, 1.0, reference, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=9.5)
+    axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", pad=18)
+    axes.set_xlabel(x_label, fontsize=10.5)
+    return _png(figure)
+
+
+def plot_layers(groups: Sequence[LayerPoints], *, title: str, y_label: str, log_y: bool = False) -> bytes:
+    """Per layer and group an open mark (before) and a filled one (after), joined; infinite values are left out."""
+    figure, axes = _figure(3.9)
+    step = 0.7 / max(1, len(groups))
+    for index, group in enumerate(groups):
+        shift = (index - (len(groups) - 1) / 2) * step
+        colour = _colour(group.style)
+        marks: dict[str, Any] = {
+            "color": colour,
+            "marker": MARKERS[group.style % len(MARKERS)],
+            "markersize": 6.5,
+            "linestyle": "",
+        }
+        for layer, (before, after) in enumerate(zip(group.before, group.after, strict=True), start=1):
+            if math.isfinite(before) and math.isfinite(after):
+                axes.plot([layer + shift] * 2, [before, after], color=colour, linewidth=1.4, alpha=0.6)
+        x = [layer + shift for layer in range(1, len(group.before) + 1)]
+        axes.plot(x, _finite(group.before), markerfacecolor="white", label=f"{group.label}: before", **marks)
+        axes.plot(x, _finite(group.after), label=f"{group.label}: after", **marks)
+    if log_y:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    layers = max((len(group.before) for group in groups), default=0)
+    locator = require("matplotlib.ticker", extra="train").MaxNLocator(12, integer=True, min_n_ticks=1)
+    axes.xaxis.set_major_locator(locator)
+    axes.set_xlim(0.4, layers + 0.6)
+    axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold")
+    axes.set_xlabel("attention layer", fontsize=10.5)
+    axes.set_ylabel(y_label, fontsize=10.5)
+    figure.legend(frameon=False, fontsize=9, ncols=max(1, len(groups)), loc="outside lower center")
+    return _png(figure)
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value if math.isfinite(value) else math.nan for value in values]
