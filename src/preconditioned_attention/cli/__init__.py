@@ -1,1 +1,65 @@
-"""The command line."""
+"""The command ``precond``: finds the command, prints what went wrong in one line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from .._checks import check_known
+from .._extras import require
+
+COMMANDS = {
+    "train": "train one arm of a recipe; stops and resumes",
+    "compare": "train with and without preconditioning, several seeds, and report the differences",
+}
+"""The name of a command is that of its module here and of the function in it; the module loads when it is asked for."""
+
+USER_ERROR = 2
+INTERRUPTED = 130
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``precond`` with these arguments (default: the command line's) and return the exit code.
+
+    0 on success, 2 for an error that the user can mend, printed as one line. Any other error keeps its traceback.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_usage())
+        return 0 if given else USER_ERROR
+    try:
+        check_known("command", given[:1], COMMANDS)
+        _call(given[0], given[1:])
+    except KeyboardInterrupt:
+        print("precond: interrupted; what was complete is on the disk", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if not _is_for_user(error):
+            raise
+        print(f"precond: {error}", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def _call(command: str, arguments: list[str]) -> None:
+    tyro = require("tyro", extra="train")
+    function = getattr(importlib.import_module(f".{command}", __name__), command)
+    tyro.cli(function, prog=f"precond {command}", args=arguments)
+
+
+def _usage() -> str:
+    lines = (f"  {name:<10}{text}" for name, text in COMMANDS.items())
+    return "\n".join(
+        ["usage: precond COMMAND ...", "", *lines, "", "precond COMMAND --help shows a command's options."]
+    )
+
+
+def _is_for_user(error: Exception) -> bool:
+    """Whether this package raised the error on purpose; what another library raises is a defect and needs its trace."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_here = PACKAGE in Path(frames[-1][0].f_code.co_filename).resolve().parents
+    return raised_here and isinstance(error, ValueError | TypeError | ImportError | OSError | RuntimeError)

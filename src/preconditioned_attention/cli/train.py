@@ -1,0 +1,69 @@
+"""``precond train``: one run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from .._checks import check_known
+from ..recipes import load_recipe
+from ..training import ARMS, TrainConfig, TrainResult
+from ..training import train as run_training
+
+
+def train(
+    recipe: Annotated[str, tyro.conf.Positional],
+    *,
+    arm: str = "plain",
+    output: Path | None = None,
+    seed: int | None = None,
+    learning_rate: float | None = None,
+    steps: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Train one arm of a recipe and evaluate it on the validation and the test split.
+
+    Args:
+        recipe: The name of a recipe, or the path of a YAML file.
+        arm: plain, row-full or row-stop.
+        output: The folder to write; by default runs/RECIPE-ARM-seedN.
+        seed: Replaces the recipe's seed.
+        learning_rate: Replaces the recipe's learning rate.
+        steps: Replaces the recipe's number of steps; warm-up and intervals scale with it.
+        resume: Continue the run in the output folder from its newest checkpoint.
+        overwrite: Replace the run in the output folder.
+    """
+    check_known("arm", [arm], ARMS)
+    loaded = load_recipe(recipe)
+    config = _configure(loaded.train, arm=arm, seed=seed, learning_rate=learning_rate, steps=steps)
+    folder = Path("runs") / f"{loaded.name}-{arm}-seed{config.seed}" if output is None else output
+    result = run_training(config, folder, resume=resume, overwrite=overwrite)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(_summary(result, arm, folder))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _configure(
+    config: TrainConfig, *, arm: str, seed: int | None, learning_rate: float | None, steps: int | None
+) -> TrainConfig:
+    given = {"seed": seed, "learning_rate": learning_rate}
+    replaced = {name: value for name, value in given.items() if value is not None}
+    if ARMS[arm] is not None:
+        replaced["precondition"] = ARMS[arm]  # type: ignore[assignment]
+    config = dataclasses.replace(config, **replaced)  # type: ignore[arg-type]
+    return config if steps is None else config.with_steps(steps)
+
+
+def _summary(result: TrainResult, arm: str, folder: Path) -> str:
+    lines = [f"{result.config.task}, arm {arm}, seed {result.config.seed}, {result.config.steps} steps"]
+    for split, metrics in (("validation", result.validation), ("test", result.test)):
+        lines.append(f"  {split:<11}" + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    lines.append(f"  {1000 * result.seconds_per_step:.1f} ms per step; everything is in {folder}")
+    return "\n".join(lines)
