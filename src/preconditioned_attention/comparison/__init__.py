@@ -6,6 +6,7 @@ from .plan import Plan, RunKey
 from .preparation import FairnessError, Prepare
 from .report import Comparison
 from .summary import ArmSummary
+from .task_run import task_run, task_settings
 from .verdict import Outcome, Verdict
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "RunMetrics",
     "Verdict",
     "compare",
+    "task_run",
+    "task_settings",
 ]

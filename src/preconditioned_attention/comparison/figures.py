@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 
@@ -23,8 +24,8 @@ def draw_figures(plan: Plan, summaries: Mapping[str, ArmSummary], runs: Runs) ->
         "validation": _validation(plan, summaries, runs),
     }
     for moment in MOMENTS:
-        pictures[f"kappa-{moment}"] = _layers(plan, runs, moment, "kappa")
-        pictures[f"spread-{moment}"] = _layers(plan, runs, moment, "spread")
+        pictures[f"kappa-{moment}"] = _layers(runs, moment, "kappa")
+        pictures[f"spread-{moment}"] = _layers(runs, moment, "spread")
     return {name: picture for name, picture in pictures.items() if picture is not None}
 
 
@@ -38,10 +39,12 @@ def conditioning_by_layer(runs: Sequence[RunMetrics], moment: str) -> dict[str, 
                 for key in ("kappa_before", "kappa_after", "spread_before", "spread_after"):
                     # Infinity is a string in a record that was read back from its file.
                     numbers.setdefault(key, []).append(float(row[key]))
-    return {
-        layer: {key: statistics.median(values) for key, values in numbers.items()}
-        for layer, numbers in collected.items()
-    }
+    return {layer: {key: _median(values) for key, values in numbers.items()} for layer, numbers in collected.items()}
+
+
+def _median(values: Sequence[float]) -> float:
+    """The median; not a number if one value is, for which the order of values has no place."""
+    return math.nan if any(map(math.isnan, values)) else statistics.median(values)
 
 
 def _label(summary: ArmSummary) -> str:
@@ -66,7 +69,7 @@ def _difference(plan: Plan, summaries: Mapping[str, ArmSummary]) -> Picture | No
     return Picture(
         png,
         f"Difference in test {plan.metric} of each arm to {REFERENCE}, with intervals",
-        f"Large mark: mean of the paired differences. Bar: {LEVEL:.0%} interval. Ticks above it: single seeds.",
+        f"Large mark: mean of the paired differences. Bar: {LEVEL:.0%} interval. Ticks below it: single seeds.",
     )
 
 
@@ -104,7 +107,7 @@ def _validation(plan: Plan, summaries: Mapping[str, ArmSummary], runs: Runs) -> 
     return Picture(png, f"Validation {plan.metric} of {', '.join(runs)} against the optimiser step", caption)
 
 
-def _layers(plan: Plan, runs: Runs, moment: str, quantity: str) -> Picture | None:
+def _layers(runs: Runs, moment: str, quantity: str) -> Picture | None:
     groups = []
     for style, (name, arm_runs) in enumerate(runs.items()):
         layers = conditioning_by_layer(arm_runs, moment)
@@ -117,8 +120,4 @@ def _layers(plan: Plan, runs: Runs, moment: str, quantity: str) -> Picture | Non
     words = {"kappa": "condition number", "spread": "spread of row norms"}[quantity]
     title = f"{words.capitalize()} {MOMENT_WORDS[moment]}"
     png = plot_layers(groups, title=title, y_label=words, log_y=quantity == "kappa")
-    caption = (
-        f"Open: A, the output of attention. Filled: C A (for {REFERENCE}: what C would give; it is not applied there). "
-        "Median over seeds. A mark is missing where the value is infinite."
-    )
-    return Picture(png, f"{title}, per attention layer, before and after C", caption)
+    return Picture(png, f"{title}, per attention layer, before and after C", f"Open: A. Filled: C A. {title}.")

@@ -20,7 +20,7 @@ Summaries = Mapping[str, ArmSummary]
 
 def results_table(plan: Plan, summaries: Summaries) -> Table:
     """One row per arm: the chosen rate, the metric, the paired difference, steps, time."""
-    decimals = difference_decimals(plan, summaries)
+    decimals = difference_decimals(summaries)
     rows = [
         (
             name,
@@ -55,7 +55,7 @@ def results_table(plan: Plan, summaries: Summaries) -> Table:
 
 def seeds_table(plan: Plan, summaries: Summaries, runs: Mapping[str, Sequence[RunMetrics]]) -> Table:
     """One row per arm and seed, at the arm's chosen rate."""
-    decimals = difference_decimals(plan, summaries)
+    decimals = difference_decimals(summaries)
     rows = []
     for name, summary in summaries.items():
         for index, run in enumerate(runs[name]):
@@ -157,8 +157,8 @@ def settings_table(title: str, settings: Mapping[str, Any]) -> Table | None:
 
 
 def format_interval(interval: Interval | None, decimals: int) -> str:
-    """``low to high``; an en dash where there is no interval."""
-    if interval is None or interval.low is None or interval.high is None:
+    """``low to high``; an en dash where there is no interval, or none that values without spread could give."""
+    if interval is None or interval.low is None or interval.high is None or not interval.has_spread:
         return format_number(None)
     low, high = (format_number(bound, decimals, sign=True) for bound in (interval.low, interval.high))
     return f"{low} to {high}"

@@ -34,7 +34,7 @@ class Verdict:
     sentences: tuple[str, ...]
 
 
-def difference_decimals(plan: Plan, summaries: Mapping[str, ArmSummary]) -> int:
+def difference_decimals(summaries: Mapping[str, ArmSummary]) -> int:
     """Decimals that show the metric with four digits and the narrowest interval with two."""
     metric = decimals_for(value for summary in summaries.values() for value in (*summary.test, *summary.validation))
     intervals = [summary.difference for summary in summaries.values() if summary.difference is not None]
@@ -60,7 +60,7 @@ def classify(summary: ArmSummary, *, higher_is_better: bool) -> Outcome:
 
 def give_verdicts(plan: Plan, summaries: Mapping[str, ArmSummary]) -> dict[str, Verdict]:
     """One verdict per arm, in the plan's order."""
-    decimals = difference_decimals(plan, summaries)
+    decimals = difference_decimals(summaries)
     verdicts = {}
     for name, summary in summaries.items():
         outcome = classify(summary, higher_is_better=plan.higher_is_better)
@@ -111,7 +111,7 @@ def _difference_sentence(outcome: Outcome, difference: Interval, plan: Plan, dec
 
 def _seed_sentences(outcome: Outcome, summary: ArmSummary) -> list[str]:
     count = len(summary.test)
-    if outcome in (Outcome.FAILED, Outcome.REFERENCE) or not 2 <= count < FEW_SEEDS:
+    if outcome in (Outcome.FAILED, Outcome.REFERENCE, Outcome.NO_INTERVAL) or count >= FEW_SEEDS:
         return []
     return [f"The interval comes from {count} seeds only; take it as a hint, and run more."]
 

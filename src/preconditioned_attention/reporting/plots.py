@@ -69,6 +69,16 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
+def _log_scale(axes: Axes) -> None:
+    """A logarithmic axis with plain numbers on it, and 2 and 5 between the powers of ten where there is room."""
+    ticker = require("matplotlib.ticker", extra="train")
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
+    axes.yaxis.set_minor_formatter("{x:g}" if high / low < 1000 else ticker.NullFormatter())
+
+
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     # Without a fixed "Software" entry the same numbers would give other bytes under another version of matplotlib.
@@ -90,7 +100,7 @@ def plot_bands(curves: Sequence[Curve], *, title: str, x_label: str, y_label: st
             band = (values.min(axis=0), values.max(axis=0))
             axes.fill_between(curve.x, *band, color=_colour(curve.style), alpha=0.16, linewidth=0)
     if log_y:
-        axes.set_yscale("log")
+        _log_scale(axes)
     axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold")
     axes.set_xlabel(x_label, fontsize=10.5)
     axes.set_ylabel(y_label, fontsize=10.5)
@@ -131,6 +141,7 @@ def plot_layers(groups: Sequence[LayerPoints], *, title: str, y_label: str, log_
             "marker": MARKERS[group.style % len(MARKERS)],
             "markersize": 6.5,
             "linestyle": "",
+            "clip_on": False,
         }
         for layer, (before, after) in enumerate(zip(group.before, group.after, strict=True), start=1):
             if math.isfinite(before) and math.isfinite(after):
@@ -139,7 +150,7 @@ def plot_layers(groups: Sequence[LayerPoints], *, title: str, y_label: str, log_
         axes.plot(x, _finite(group.before), markerfacecolor="white", label=f"{group.label}: before", **marks)
         axes.plot(x, _finite(group.after), label=f"{group.label}: after", **marks)
     if log_y:
-        axes.set_yscale("log")
+        _log_scale(axes)
     else:
         axes.set_ylim(bottom=0)
     layers = max((len(group.before) for group in groups), default=0)

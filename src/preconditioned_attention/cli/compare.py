@@ -1,0 +1,57 @@
+"""``precond compare``: every arm, seed and learning rate of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from .._checks import check_known
+from ..comparison import compare as run_comparison
+from ..comparison import task_run, task_settings
+from ..recipes import load_recipe
+from ..tasks import make_task
+from ..training import ARMS
+
+
+def compare(
+    recipe: Annotated[str, tyro.conf.Positional],
+    *,
+    arms: tuple[str, ...] = tuple(ARMS),
+    output: Path | None = None,
+    seeds: tuple[int, ...] | None = None,
+    learning_rates: tuple[float, ...] | None = None,
+    steps: int | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Train with and without preconditioning from the same starts, and report what the difference is.
+
+    Args:
+        recipe: The name of a recipe, or the path of a YAML file.
+        arms: Which arms; plain is needed, the others are measured against it.
+        output: The folder to write; by default runs/compare-RECIPE.
+        seeds: Replace the recipe's seeds.
+        learning_rates: Replace the recipe's grid; each arm's rate is chosen on the validation split.
+        steps: Replaces the recipe's number of steps; warm-up and intervals scale with it.
+        resume: Keep the finished runs in the output folder and do the others.
+        overwrite: Replace the results in the output folder.
+    """
+    check_known("arm", arms, ARMS)
+    loaded = load_recipe(recipe)
+    config = loaded.train if steps is None else loaded.train.with_steps(steps)
+    task = make_task(config.task, config.task_options)
+    run_comparison(
+        task_run(config),
+        arms={name: config for name, config in ARMS.items() if name in arms},
+        seeds=loaded.compare.seeds if seeds is None else seeds,
+        learning_rates=loaded.compare.learning_rates if learning_rates is None else learning_rates,
+        output=Path("runs") / f"compare-{loaded.name}" if output is None else output,
+        metric=task.metric,
+        higher_is_better=task.higher_is_better,
+        title=f"Preconditioned attention on {loaded.name}",
+        settings=task_settings(config),
+        resume=resume,
+        overwrite=overwrite,
+    )

@@ -1,0 +1,80 @@
+"""From a training configuration to the ``run`` of a comparison."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..diagnostics import ConditionMonitor
+from ..tasks import make_task
+from ..training import TrainConfig, train
+from ..training.errors import NonFiniteError
+from .metrics import RunMetrics
+from .preparation import Prepare
+
+# What the comparison sets itself, and what cannot change a result.
+_NOT_SETTINGS = ("seed", "learning_rate", "precondition", "checkpoint_every", "keep_checkpoints")
+
+
+def task_run(config: TrainConfig) -> Callable[[Prepare, int, float], RunMetrics]:
+    """A ``run`` for :func:`compare` that trains the task of ``config``.
+
+    Seed, learning rate and preconditioning are the comparison's. Attention is looked at before the first step and
+    after the last, on the task's fixed batch of validation examples. The run's own files go to a temporary folder: a
+    comparison resumes at whole runs.
+    """
+    task = make_task(config.task, config.task_options)
+    batch = task.example_batch()
+
+    def run(prepare: Prepare, seed: int, learning_rate: float) -> RunMetrics:
+        at_initialisation: list[dict[str, Any]] = []
+
+        def prepare_and_look(model: nn.Module) -> nn.Module:
+            prepare(model)
+            at_initialisation.extend(look_inside(model, batch))
+            return model
+
+        run_config = dataclasses.replace(
+            config, seed=seed, learning_rate=learning_rate, precondition=None, checkpoint_every=None
+        )
+        with tempfile.TemporaryDirectory(prefix="precond-") as folder:
+            try:
+                result = train(run_config, Path(folder), prepare=prepare_and_look, progress=False)
+            except NonFiniteError as error:
+                # The message names a checkpoint in the temporary folder; its cause says what happened.
+                raise error.__cause__ or error from None
+        moments = (("initialisation", at_initialisation), ("end", look_inside(result.model, batch)))
+        return RunMetrics(
+            validation=result.validation[task.metric],
+            test=result.test[task.metric],
+            losses=result.losses,
+            seconds_per_step=result.seconds_per_step,
+            evaluations=result.evaluations,
+            conditioning=[{**row, "moment": moment} for moment, rows in moments for row in rows],
+            extra={"validation_metrics": result.validation, "test_metrics": result.test},
+        )
+
+    return run
+
+
+def task_settings(config: TrainConfig) -> dict[str, Any]:
+    """What of ``config`` decides the results of a comparison, as plain values."""
+    return {name: value for name, value in config.to_dict().items() if name not in _NOT_SETTINGS}
+
+
+def look_inside(model: nn.Module, batch: tuple[Tensor, ...]) -> list[dict[str, Any]]:
+    """Condition number and row-norm spread per attention layer, before and after C, in evaluation mode."""
+    like = next(model.parameters())
+    arguments = [entry.to(like.device, like.dtype if entry.is_floating_point() else None) for entry in batch]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), ConditionMonitor(model) as monitor:
+        model(*arguments)
+    model.train(was_training)
+    return monitor.summary()
