@@ -83,7 +83,7 @@ def restore_(model: nn.Module) -> int:
     Raises:
         ValueError: nothing in ``model`` is preconditioned, or it was compiled after the conversion.
     """
-    _refuse_compiled(model)
+    refuse_compiled(model)
     converted = list(preconditioned_modules(model))
     if not converted:
         raise ValueError("nothing to restore: no module of this model is preconditioned")
@@ -151,10 +151,11 @@ def _check_arguments(model: object, config: object, filter_fn: object) -> None:
         raise TypeError(f"config must be a PreconditionConfig; got {config!r}")
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn must be a function of (module, path); got {filter_fn!r}")
-    _refuse_compiled(model)
+    refuse_compiled(model)
 
 
-def _refuse_compiled(model: nn.Module) -> None:
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise if a part of ``model`` is compiled: compiled code would go on as before."""
     for path, module in model.named_modules():
         where = f"its submodule {path!r}" if path else "it"
         if isinstance(module, torch.jit.ScriptModule):

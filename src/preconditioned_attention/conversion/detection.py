@@ -50,17 +50,22 @@ def _code_computes_attention(cls: type) -> bool:
 
 
 def _code_run_by_forward(cls: type) -> Iterator[CodeType]:
-    """The code of `forward` and of the methods that it names, and those name, with what is nested in them."""
+    """The code of `forward` and of the methods that it names, and those name, with what is nested in them.
+
+    Definitions that a subclass overrides count too: it may call them by `super()`.
+    """
     pending, seen = ["forward"], set()
     while pending:
         name = pending.pop()
-        method = inspect.getattr_static(cls, name, None)
-        if name in seen or not isinstance(method, FunctionType) or (name != "forward" and hasattr(nn.Module, name)):
+        if name in seen or (name != "forward" and hasattr(nn.Module, name)):
             continue
         seen.add(name)
-        for code in nested_code(inspect.unwrap(method).__code__):
-            yield code
-            pending.extend(code.co_names)
+        methods = (vars(base).get(name) for base in cls.__mro__)
+        for method in methods:
+            if isinstance(method, FunctionType):
+                for code in nested_code(inspect.unwrap(method).__code__):
+                    yield code
+                    pending.extend(code.co_names)
 
 
 def nested_code(code: CodeType) -> Iterator[CodeType]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import PreconditionConfig
-from ..conversion.convert import attach_all, attention_sites, detach, preconditioned_modules
+from ..conversion.convert import attach_all, attention_sites, detach, preconditioned_modules, refuse_compiled
 from ..conversion.registry import HeadShape
 from ..layers import Preconditioner
 from .condition import condition_number, row_norm_spread
@@ -50,6 +50,7 @@ class ConditionMonitor:
         self._probed: list[nn.Module] = []
 
     def __enter__(self) -> ConditionMonitor:
+        refuse_compiled(self.model)
         sites = attention_sites(self.model, PreconditionConfig(class_attention=True, pooling=True, linear=True))
         plain = [(module, adapter) for _, module, adapter in sites if not hasattr(module, "preconditioner")]
         attach_all(plain, _probe)

@@ -1,0 +1,224 @@
+import copy
+import io
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from tests.explicit import attention_rows, diagonal_product, relative_error
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from preconditioned_attention import PreconditionConfig, precondition_, restore_
+from preconditioned_attention.conversion.adapters.transformers import REFUSED
+
+SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 40}
+VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "image_size": 16}
+GPT2 = {
+    "n_embd": 24,
+    "n_layer": 2,
+    "n_head": 4,
+    "vocab_size": 40,
+    "n_positions": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+def build(name: str, **options) -> nn.Module:
+    torch.manual_seed(0)
+    configs = {
+        "bert": lambda: transformers.BertModel(transformers.BertConfig(**SIZES, **options)),
+        "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, **options)),
+        "vit": lambda: transformers.ViTModel(transformers.ViTConfig(**VIT, patch_size=4, **options)),
+        "llama": lambda: transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(**SIZES, num_key_value_heads=2, **options)
+        ),
+        "mistral": lambda: transformers.MistralForCausalLM(
+            transformers.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=3, **options)
+        ),
+        "t5": lambda: transformers.T5EncoderModel(
+            transformers.T5Config(d_model=24, d_kv=6, d_ff=32, num_layers=2, num_heads=4, vocab_size=40, **options)
+        ),
+    }
+    return configs[name]().double().eval()
+
+
+def tokens(padded: bool) -> dict[str, Tensor]:
+    """Two sequences of nine tokens; the second has three padding tokens, on the left as in generation."""
+    ids = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(2, 9, dtype=torch.int64)
+    if padded:
+        mask[1, :3] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def inputs(name: str, padded: bool = False) -> dict[str, Tensor]:
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    return {"pixel_values": images} if name == "vit" else tokens(padded)
+
+
+class NormaliseAttention(TorchFunctionMode):
+    """An independent oracle: a plain model under it computes preconditioned attention, masks and all."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        return diagonal_product(out) if func is F.scaled_dot_product_attention else out
+
+
+MODELS = ["bert", "gpt2", "vit", "llama", "mistral", "t5"]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_whole_models_against_the_oracle(name: str, padded: bool) -> None:
+    model, given = build(name), inputs(name, padded)
+    with NormaliseAttention():
+        expected = model(**given)[0]
+    plain = model(**given)[0]
+    report = precondition_(model, strict=True)
+    assert (len(report.converted), report.entries[0].num_heads, report.entries[0].head_dim) == (2, 4, 6)
+    out = model(**given)[0]
+    assert relative_error(out, expected) <= 1e-12
+    assert relative_error(out, plain) > 1e-3
+    restore_(model)
+    assert torch.equal(model(**given)[0], plain)
+
+
+def heads(x: Tensor) -> Tensor:
+    return x.unflatten(-1, (-1, 6)).transpose(1, 2)
+
+
+def merged(rows: Tensor) -> Tensor:
+    return diagonal_product(rows).transpose(1, 2).flatten(2)
+
+
+def test_bert_by_hand() -> None:
+    model = build("bert")
+    precondition_(model)
+    module, x = model.encoder.layer[0].attention.self, torch.randn(2, 9, 24, dtype=torch.float64)
+    padding = torch.rand(2, 1, 9, 9) > 0.3
+    expected = merged(attention_rows(heads(module.query(x)), heads(module.key(x)), heads(module.value(x)), padding))
+    assert relative_error(module(x, attention_mask=padding)[0], expected) <= 1e-12
+
+
+def test_gpt2_by_hand() -> None:
+    model = build("gpt2")
+    precondition_(model)
+    module, x = model.transformer.h[0].attn, torch.randn(2, 9, 24, dtype=torch.float64)
+    q, k, v = (heads(part) for part in module.c_attn(x).chunk(3, dim=-1))
+    causal = torch.ones(9, 9, dtype=torch.bool).tril()
+    assert relative_error(module(x)[0], module.c_proj(merged(attention_rows(q, k, v, causal)))) <= 1e-12
+
+
+def test_vit_by_hand() -> None:
+    model = build("vit")
+    precondition_(model)
+    module = next(m for m in model.modules() if type(m).__name__ == "ViTAttention")
+    x = torch.randn(2, 9, 24, dtype=torch.float64)
+    rows = attention_rows(heads(module.q_proj(x)), heads(module.k_proj(x)), heads(module.v_proj(x)))
+    assert relative_error(module(x)[0], module.o_proj(merged(rows))) <= 1e-12
+
+
+def test_llama_by_hand() -> None:
+    model = build("llama")
+    precondition_(model)
+    module, x = model.model.layers[0].self_attn, torch.randn(2, 9, 24, dtype=torch.float64)
+    cos, sin = model.model.rotary_emb(x, torch.arange(9)[None])
+    q, k = apply_rotary_pos_emb(heads(module.q_proj(x)), heads(module.k_proj(x)), cos, sin)
+    rows = attention_rows(q, k, heads(module.v_proj(x)), torch.ones(9, 9, dtype=torch.bool).tril())
+    out = module(x, position_embeddings=(cos, sin), attention_mask=None)[0]
+    assert relative_error(out, module.o_proj(merged(rows))) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_stays_converted_when_the_implementation_is_switched(name: str) -> None:
+    # llama's eager attention takes its softmax in float32, whatever the dtype: less exact here, and NaN in fully
+    # padded rows, where float64's lowest number overflows, converted or not.
+    model, given = build(name), inputs(name, padded=name != "llama")
+    precondition_(model)
+    expected = model(**given)[0]
+    model.set_attn_implementation("eager")
+    assert relative_error(model(**given)[0][:, 3:], expected[:, 3:]) <= (1e-6 if name == "llama" else 1e-12)
+    out = model(**given, output_attentions=True)
+    assert all(weights is not None for weights in out.attentions)
+
+
+def test_only_the_converted_model_is() -> None:
+    other, model, given = build("bert"), build("bert"), inputs("bert")
+    before = other(**given)[0]
+    precondition_(model, filter_fn=lambda module, path: "layer.1" in path)
+    assert torch.equal(other(**given)[0], before)
+    assert torch.equal(
+        model.encoder.layer[0](torch.ones(1, 4, 24).double()), other.encoder.layer[0](torch.ones(1, 4, 24).double())
+    )
+
+
+def test_gain_is_per_head() -> None:
+    model, given = build("bert"), inputs("bert")
+    precondition_(model, PreconditionConfig(gain=1.0))
+    module, x = model.encoder.layer[0].attention.self, torch.randn(2, 9, 24, dtype=torch.float64)
+    before = module(x)[0]
+    with torch.no_grad():
+        module.preconditioner.gain.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    factor = torch.tensor([1.0, 2.0, 3.0, 4.0]).double().repeat_interleave(6)
+    assert relative_error(module(x)[0], before * factor) <= 1e-14
+    model(**given)[0].sum().backward()
+    assert module.preconditioner.gain.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_compiles_in_one_graph(name: str) -> None:
+    model, given = build(name), {"input_ids": inputs(name)["input_ids"]}
+    precondition_(model)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert relative_error(compiled(**given)[0], model(**given)[0]) <= 1e-12
+
+
+def test_deepcopy_pickle_and_a_fresh_process(tmp_path) -> None:
+    model, given = build("bert"), inputs("bert", padded=True)
+    precondition_(model)
+    expected = model(**given)[0]
+    assert torch.equal(copy.deepcopy(model)(**given)[0], expected)
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer, weights_only=False)(**given)[0], expected)
+    torch.save((model, given, expected), tmp_path / "model.pt")
+    script = f"""
+        import torch
+        model, given, expected = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
+        assert torch.allclose(model(**given)[0], expected, rtol=1e-12, atol=1e-13)
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
+
+
+def test_generation_with_a_cache_equals_generation_without() -> None:
+    model, given = build("gpt2"), tokens(padded=True)
+    precondition_(model)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(**given, **options), model.generate(**given, **options, use_cache=False))
+
+
+def test_modules_whose_output_is_not_a_heads_rows_are_refused() -> None:
+    assert all(
+        getattr(__import__(name.rpartition(".")[0], fromlist=["x"]), name.rpartition(".")[2]) for name in REFUSED
+    ), "a refused class was renamed"
+    config = transformers.DiffLlamaConfig(**SIZES, num_key_value_heads=2)
+    with pytest.raises(ValueError, match=r"nothing to convert[\s\S]*differential attention subtracts"):
+        precondition_(transformers.DiffLlamaModel(config))
+    gpt2 = build("gpt2", reorder_and_upcast_attn=True)
+    with pytest.raises(ValueError, match="set it to False"):
+        precondition_(gpt2)
+
+
+def test_attention_that_does_not_dispatch_is_listed() -> None:
+    model = transformers.AutoModel.from_config(transformers.GPTNeoConfig(
+        hidden_size=24, num_layers=2, num_heads=4, vocab_size=40, attention_types=[[["global", "local"], 1]]
+    ))  # fmt: skip
+    with pytest.raises(ValueError, match=r"nothing to convert[\s\S]*GPTNeoSelfAttention"):
+        precondition_(model)

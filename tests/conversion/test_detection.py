@@ -1,0 +1,79 @@
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from preconditioned_attention.conversion.detection import computes_attention
+
+
+class ByFunction(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+class ByHelperMethod(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x)
+
+    def mix(self, x: Tensor) -> Tensor:
+        return torch.softmax(x, dim=-1) @ x
+
+
+class BySuper(ByFunction):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class ByName(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q = nn.Linear(2, 2)
+
+
+class LinearAttention(ByName):
+    pass
+
+
+class Router(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, x).softmax(dim=-1)
+
+
+class HelperNotCalled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def mix(self, x: Tensor) -> Tensor:
+        return torch.softmax(x, dim=-1) @ x
+
+
+@pytest.mark.parametrize("cls", [ByFunction, BySuper, ByHelperMethod, LinearAttention, nn.MultiheadAttention])
+def test_attention_is_seen(cls: type[nn.Module]) -> None:
+    assert computes_attention(cls(4, 2) if cls is nn.MultiheadAttention else cls())
+
+
+@pytest.mark.parametrize("cls", [ByName, Router, HelperNotCalled, nn.Softmax])
+def test_other_modules_are_not(cls: type[nn.Module]) -> None:
+    assert not computes_attention(cls())
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "count"),
+    [
+        ("xcit_nano_12_p16_224", "XCA", 12),
+        ("swin_tiny_patch4_window7_224", "WindowAttention", 12),
+        ("davit_tiny", "ChannelAttention", 6),
+        ("levit_128s", "Attention", 9),
+        ("mvitv2_tiny", "MultiScaleAttention", 10),
+        ("resnet18", "", 0),
+        ("convnext_atto", "", 0),
+    ],
+)
+def test_on_real_models(name: str, cls: str, count: int) -> None:
+    """Every attention of these models, and no container of one."""
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    seen = [type(module).__name__ for module in model.modules() if computes_attention(module)]
+    assert seen.count(cls) == count
+    assert not any("Block" in name or "Stage" in name for name in seen)
