@@ -6,6 +6,7 @@ arXiv 2603.27153.
 
 from . import layers
 from ._version import __version__
+from .comparison import compare
 from .config import PreconditionConfig
 from .conversion import ConversionReport, is_preconditioned, precondition_, register_adapter, restore_
 from .diagnostics import ConditionMonitor
@@ -17,6 +18,7 @@ __all__ = [
     "ConversionReport",
     "PreconditionConfig",
     "__version__",
+    "compare",
     "equilibrate",
     "is_preconditioned",
     "layers",

@@ -1,0 +1,138 @@
+"""The rules of the house (DESIGN.md), held by a test: who may import whom, what an import brings, what is public."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import preconditioned_attention as pa
+
+SOURCE = Path(pa.__file__).parent
+TESTS = Path(__file__).parent
+
+# A room may import from those that stand behind it here. `diagnostics` and `recipes` stand beside the chain at the
+# place they need; `reporting` knows numbers only.
+CHAIN = [
+    *("cli", "comparison", "recipes", "training", "tasks", "models", "data", "benchmarking", "diagnostics"),
+    *("conversion", "layers", "functional", "ops", "equilibration", "config"),
+]
+FREE = {"_extras", "_checks", "_yaml", "_version"}  # private helpers that import nothing of ours but each other
+MAY_REPORT = {"cli", "comparison", "training", "tasks", "benchmarking"}
+HEAVY = [
+    "timm",
+    "transformers",
+    "torchvision",
+    "accelerate",
+    "matplotlib",
+    "scipy",
+    "sklearn",
+    "rich",
+    "tyro",
+    "jinja2",
+    "yaml",
+]
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms of ours that a file imports, at any depth of the file."""
+    package = ("preconditioned_attention", *path.relative_to(SOURCE).parts[:-1])
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = (
+                [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
+                if node.level
+                else (node.module or "").split(".")
+            )
+            base = [part for part in base if part]
+            names = [base] if len(base) > 1 else [[*base, alias.name] for alias in node.names]
+        else:
+            continue
+        found |= {name[1] for name in names if name[0] == "preconditioned_attention" and len(name) > 1}
+    return found
+
+
+FILES = sorted(
+    path for path in SOURCE.rglob("*.py") if path.parent != SOURCE or path.stem not in ("__init__", "__main__")
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_arrows_point_one_way(path: Path) -> None:
+    room = room_of(path)
+    others = imported_rooms(path) - {room} - FREE
+    if room in FREE or room == "reporting":
+        assert not others, f"{room} may import none of the rooms"
+        return
+    assert room in CHAIN, f"{room} is not in DESIGN.md's chain"
+    if "reporting" in others:
+        assert room in MAY_REPORT
+    behind = set(CHAIN[CHAIN.index(room) + 1 :]) | {"reporting"}
+    assert others <= behind, f"{room} must not import {sorted(others - behind)}"
+
+
+def test_backends_never_import_each_other() -> None:
+    backends = [path for path in (SOURCE / "ops").glob("*.py") if path.stem not in ("__init__", "api")]
+    assert {path.stem for path in backends} >= {"composition", "reference"}
+    for path in backends:
+        froms = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        assert not any(node.level == 1 for node in froms), f"{path.name} imports a sibling"
+
+
+def test_import_needs_torch_alone() -> None:
+    script = (
+        "import sys; import preconditioned_attention, preconditioned_attention.comparison, "
+        "preconditioned_attention.training, preconditioned_attention.reporting; "
+        f"print([m for m in {HEAVY} if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_public_names() -> None:
+    assert sorted(pa.__all__) == [
+        "ConditionMonitor",
+        "ConversionReport",
+        "PreconditionConfig",
+        "__version__",
+        "compare",
+        "equilibrate",
+        "is_preconditioned",
+        "layers",
+        "precondition_",
+        "preconditioned_attention",
+        "register_adapter",
+        "restore_",
+    ]
+    assert all(getattr(pa, name) is not None for name in pa.__all__)
+
+
+def test_every_test_file_has_its_source() -> None:
+    own = {"test_house", "test_readme", "test_examples", "test_packaging"}
+    for path in TESTS.rglob("test_*.py"):
+        if path.stem in own:
+            continue
+        stem = path.stem.removeprefix("test_")
+        folder = SOURCE / path.parent.relative_to(TESTS)
+        candidates = [
+            folder / f"{stem}.py",
+            folder / f"_{stem}.py",
+            folder / stem / "__init__.py",
+            folder / "__init__.py",
+        ]
+        assert any(candidate.exists() for candidate in candidates[:3]) or (
+            stem == folder.name and candidates[3].exists()
+        ), path
+
+
+def test_nothing_rebinds_torch_functions() -> None:
+    for path in SOURCE.rglob("*.py"):
+        assert "F.scaled_dot_product_attention =" not in path.read_text(), path
