@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,6 +73,8 @@ def compare(
     """
     if not callable(run):
         raise TypeError(f"run must be a function run(prepare, seed, learning_rate); got {type(run).__name__}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("compare runs in one process, for it writes one folder; start it without torchrun")
     plan = Plan(
         arms=arms,
         seeds=seeds,
