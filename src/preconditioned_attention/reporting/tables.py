@@ -72,7 +72,9 @@ def print_table(table: Table, console: Console | None = None) -> None:
     if not target.is_terminal:
         # A file has no width; rich would take 80 columns and break the cells.
         target.width = max(target.width, 120)
-    shown = rich_table.Table(title=table.title, caption=table.note or None, box=box.SIMPLE_HEAD, title_justify="left")
+    shown = rich_table.Table(
+        title=text.Text(table.title), caption=text.Text(table.note), box=box.SIMPLE_HEAD, title_justify="left"
+    )
     for index, column in enumerate(table.columns):
         shown.add_column(text.Text(column), justify="left" if index < table.text_columns else "right")
     for row in table.rows:
