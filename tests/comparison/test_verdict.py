@@ -64,7 +64,7 @@ def test_undecided_says_what_is_ruled_out_on_each_side(higher_is_better, favour,
     # Mean 0.005, s = 0.0108012, half-width 3.18245 * s / 2 = 0.0171872.
     verdict = judge(plus(-0.01, 0.015, 0.01, 0.005), higher_is_better=higher_is_better)
     assert verdict.outcome is Outcome.UNDECIDED
-    assert "could show no difference" in verdict.sentences[0]
+    assert "which may be chance" in verdict.sentences[0]
     assert (
         f"larger than {favour} in favour and {against} against are ruled out; smaller ones are not"
         in verdict.sentences[0]

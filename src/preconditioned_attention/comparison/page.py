@@ -75,7 +75,7 @@ def build_page(
     counts = (len(plan.arms), len(plan.seeds), len(plan.learning_rates))
     return Page(
         title=title,
-        subtitle="{} arms × {} seeds × {} learning rates = {} runs".format(*counts, math.prod(counts)),
+        subtitle="arms × seeds × learning rates: {} × {} × {} = {} runs".format(*counts, math.prod(counts)),
         sections=tuple(section for section in sections if section is not None),
         footer="Written by precond compare. Every number is in results.json beside this page.",
     )

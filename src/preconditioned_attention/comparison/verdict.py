@@ -102,7 +102,7 @@ def _difference_sentence(outcome: Outcome, difference: Interval, plan: Plan, dec
     if outcome is Outcome.UNDECIDED:
         gain, loss = (difference.high, -difference.low) if plan.higher_is_better else (-difference.low, difference.high)
         return (
-            f"On this task these runs could show no difference in {metric} (mean {mean}, {interval}). "
+            f"On this task the difference in {metric} is {mean} on average ({interval}), which may be chance. "
             f"At this level, differences larger than {format_number(gain, decimals)} in favour and "
             f"{format_number(loss, decimals)} against are ruled out; smaller ones are not."
         )

@@ -1,0 +1,46 @@
+from tests.comparison.synthetic import ARMS, conditioning, make_records
+
+from preconditioned_attention.comparison import Outcome, Plan, RunMetrics
+from preconditioned_attention.comparison.page import TONES, build_page, how_to_read
+from preconditioned_attention.comparison.summary import summarise
+from preconditioned_attention.comparison.verdict import give_verdicts
+from preconditioned_attention.reporting import Picture
+
+PLAN = Plan(arms=ARMS, seeds=(0, 1), learning_rates=(1e-3,))
+
+
+def titles(**values) -> list[str]:
+    """The titles of the sections if every run reports ``values``, or fails."""
+    metrics = values["fails"] if "fails" in values else RunMetrics(validation=1.0, test=1.0, **values)
+    records = make_records(PLAN, {(key.arm, key.seed, key.learning_rate): metrics for key in PLAN.run_keys()})
+    summaries = summarise(PLAN, records)
+    runs = {name: [] if isinstance(metrics, str) else [metrics] * 2 for name in ARMS}
+    pictures = {"training-loss": Picture(b"png", "d", "c")} if values.get("losses") else {}
+    verdicts = give_verdicts(PLAN, summaries)
+    page = build_page(PLAN, summaries, verdicts, runs, pictures, title="t", environment={"cpu": "x"})
+    assert page.subtitle == "arms × seeds × learning rates: 3 × 2 × 1 = 6 runs"
+    return [section.title for section in page.sections]
+
+
+def test_sections_without_content_are_left_out():
+    assert titles() == [
+        "What these runs allow to say",
+        "Results",
+        "Choice of the learning rate",
+        "How to read this",
+        "Every seed",
+        "Settings",
+    ]
+    assert "Failed runs" in titles(fails="no memory")
+    assert "Curves" in titles(losses=[1.0])
+    assert {"Inside attention", "Every layer"} <= set(titles(conditioning=conditioning()))
+
+
+def test_every_outcome_has_a_tone():
+    assert set(TONES) == set(Outcome)
+
+
+def test_reading_help_follows_the_direction_of_the_metric():
+    lower = Plan(**{**vars(PLAN), "higher_is_better": False, "metric": "perplexity"})
+    assert "perplexity (lower is better)" in how_to_read(lower).terms[1][1]
+    assert "accuracy (higher is better)" in how_to_read(PLAN).terms[1][1]

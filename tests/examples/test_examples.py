@@ -1,0 +1,29 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def test_every_example_is_run():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"plain_loop.py", "timm_model.py", "hf_trainer.py"}
+
+
+@pytest.mark.parametrize("name", ["plain_loop.py", "timm_model.py", "hf_trainer.py"])
+def test_example_compares_fairly_and_reports(name, tmp_path):
+    command = [sys.executable, str(EXAMPLES / name), "--seeds", "2", "--steps", "4", "--output", str(tmp_path / "out")]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert process.returncode == 0, process.stderr
+    assert "Report: " in process.stdout
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {run["status"] for run in results["runs"]} == {"finished"}
+    assert list(results["arms"]) == ["plain", "row-full", "row-stop"]
+    losses = {run["arm"]: run["metrics"]["losses"] for run in results["runs"] if run["seed"] == 0}
+    assert all(len(values) == 4 for values in losses.values())
+    assert losses["plain"] != losses["row-full"] != losses["row-stop"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "an example writes to its output folder only"
