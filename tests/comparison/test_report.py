@@ -83,7 +83,7 @@ def test_the_page_holds_the_numbers_of_every_table(comparison):
             assert ("not reached" if step is None else f"{step}") in text
         for sentence in comparison.verdicts[name].sentences:
             assert sentence in text
-    for number in ("101", "71", "0.26"):
+    for number in ("101", "71", "0.2600"):
         assert f" {number} " in re.sub(r"\s+", " ", text)
 
 

@@ -70,8 +70,8 @@ def test_a_failed_arm_has_a_row_of_its_own(summaries):
 
 def test_every_seed_has_a_row(summaries, runs):
     rows = seeds_table(PLAN, summaries, runs).rows
-    assert rows[0] == ("plain", "4", "0.8000", "0.7000", "–", "50", "12.5")
-    assert rows[3] == ("row-full", "7", "0.8000", "0.8300", "+0.0300", "not reached", "12.5")
+    assert rows[0] == ("plain", "4", "0.8000", "0.7000", "–", "50", "12.50")
+    assert rows[3] == ("row-full", "7", "0.8000", "0.8300", "+0.0300", "not reached", "12.50")
 
 
 def test_learning_rates_show_choice_and_failures(summaries):
@@ -83,7 +83,7 @@ def test_learning_rates_show_choice_and_failures(summaries):
 
 def test_conditioning_has_a_row_per_arm_and_layer(runs):
     rows = conditioning_table(runs, "end").rows
-    assert rows[1] == ("plain", "blocks.1.attn", "101", "71", "0.26", "0")
+    assert rows[1] == ("plain", "blocks.1.attn", "101", "71", "0.2600", "0.0000")
     assert len(rows) == 4
     assert conditioning_table({"plain": [RunMetrics(validation=1, test=1)]}, "end") is None
 

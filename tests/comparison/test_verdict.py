@@ -97,7 +97,7 @@ def test_failed_arm_says_why():
     verdict = judge(plus(0.1, 0.1), failed=1)
     assert verdict.outcome is Outcome.FAILED
     assert "nothing to compare" in verdict.sentences[0]
-    assert verdict.sentences[-1] == "2 of 4 runs failed; the first: seed 0, learning rate 0.001: loss is nan"
+    assert verdict.sentences[-1] == "2 of 4 runs failed, the first with seed 0, learning rate 0.001: loss is nan."
 
 
 def test_edge_of_the_grid_is_part_of_the_words():

@@ -69,7 +69,7 @@ def seeds_table(plan: Plan, summaries: Summaries, runs: Mapping[str, Sequence[Ru
                     format_number(run.test, decimals),
                     format_number(difference, decimals, sign=True),
                     reached,
-                    format_number(None if run.seconds_per_step is None else 1000 * run.seconds_per_step),
+                    format_number(None if run.seconds_per_step is None else 1000 * run.seconds_per_step, 2),
                 )
             )
     columns = (
@@ -115,8 +115,9 @@ def conditioning_table(runs: Mapping[str, Sequence[RunMetrics]], moment: str) ->
     rows = []
     for name, arm_runs in runs.items():
         for layer, numbers in conditioning_by_layer(arm_runs, moment).items():
-            keys = ("kappa_before", "kappa_after", "spread_before", "spread_after")
-            rows.append((name, layer, *(format_number(numbers[key]) for key in keys)))
+            kappas = (format_number(numbers[key]) for key in ("kappa_before", "kappa_after"))
+            spreads = (format_number(numbers[key], 4) for key in ("spread_before", "spread_after"))
+            rows.append((name, layer, *kappas, *spreads))
     if not rows:
         return None
     return Table(

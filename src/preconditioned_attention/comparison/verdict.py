@@ -133,8 +133,8 @@ def _failure_sentences(summary: ArmSummary) -> list[str]:
     first = summary.failures[0]
     total = sum(len(rate.validation) + len(rate.failed_seeds) for rate in summary.rates)
     return [
-        f"{len(summary.failures)} of {_count(total, 'run')} failed; the first: "
-        f"seed {first.key.seed}, learning rate {first.key.learning_rate:g}: {first.reason}"
+        f"{len(summary.failures)} of {_count(total, 'run')} failed, the first with "
+        f"seed {first.key.seed}, learning rate {first.key.learning_rate:g}: {first.reason}."
     ]
 
 

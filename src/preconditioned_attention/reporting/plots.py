@@ -74,9 +74,9 @@ def _log_scale(axes: Axes) -> None:
     ticker = require("matplotlib.ticker", extra="train")
     axes.set_yscale("log")
     low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,), numticks=12))
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
-    axes.yaxis.set_minor_formatter("{x:g}" if high / low < 1000 else ticker.NullFormatter())
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
 def _png(figure: Figure) -> bytes:
