@@ -40,12 +40,20 @@ CASES = {
 }
 
 
+# What PyTorch's own flash kernel does not take.
+REFUSED = {("flash", "value width"), ("flash", "float mask")}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("case", CASES)
 def test_against_the_diagonal_matrix(case: str, gradient: str, backend: str) -> None:
     shape, options = CASES[case]
     q, k, v = inputs(**shape)
+    if (backend, case) in REFUSED:
+        with pytest.raises(ValueError, match="cannot serve this call"):
+            preconditioned_attention(q, k, v, gradient=gradient, backend=backend, **options)
+        return
     mask = causal(q.shape[-2], k.shape[-2]) if options.get("is_causal") else options.get("attn_mask")
     out = preconditioned_attention(q, k, v, gradient=gradient, backend=backend, **options)
     rows = attention_rows(q, k, v, mask, options.get("scale"))

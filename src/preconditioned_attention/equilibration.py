@@ -19,6 +19,8 @@ passes through unchanged, and nothing is divided by zero.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -71,6 +73,26 @@ def _range_scale(x: Tensor) -> Tensor:
     return torch.where(largest > large, one * shrink, torch.where(largest < small, one * grow, one))
 
 
+class RowScale(NamedTuple):
+    """A batch of rows taken apart: `||x_i|| = norm_i / scale_i`, without overflow or underflow on the way."""
+
+    rows: Tensor  # x in at least float32, (..., d)
+    scaled: Tensor  # x times the scale, (..., d)
+    scale: Tensor  # a power of two per row, (..., 1)
+    norm: Tensor  # the norm of the scaled row, (..., 1); of no meaning for zero rows
+    zero: Tensor  # whether the row counts as zero, (..., 1)
+
+
+def row_scale(x: Tensor, eps: float) -> RowScale:
+    """Norms of the rows of ``x`` and which of them count as zero, `||x_i|| <= eps`."""
+    rows = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = _range_scale(rows)
+    scaled = rows * scale
+    zero = _norm(scaled.detach()) <= eps * scale
+    # The norm of a row that stays as it is gets a harmless input, so that no derivative of it is ever 0/0.
+    return RowScale(rows, scaled, scale, _norm(torch.where(zero, torch.ones_like(scaled), scaled)), zero)
+
+
 def equilibrate(
     x: Tensor,
     *,
@@ -105,13 +127,9 @@ def equilibrate(
     check_gain(gain, x.shape[-3] if x.dim() >= 3 else None)
     eps = default_eps(x.dtype) if eps is None else eps
 
-    rows = x.to(torch.promote_types(x.dtype, torch.float32))
-    scale = _range_scale(rows)
-    scaled = rows * scale
-    zero = _norm(scaled.detach()) <= eps * scale
-    # The norm of a row that stays as it is gets a harmless input, so that no derivative of it is ever 0/0.
-    norm = _norm(torch.where(zero, torch.ones_like(scaled), scaled))
-    y = torch.where(zero, rows, scaled / (norm.detach() if gradient == "stop" else norm))
+    parts = row_scale(x, eps)
+    norm = parts.norm.detach() if gradient == "stop" else parts.norm
+    y = torch.where(parts.zero, parts.rows, parts.scaled / norm)
     if gain is not None:
         y = y * gain.to(y.dtype).view(-1, 1, 1)
     return y.to(x.dtype)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from .config import GRADIENTS, Backend, Gradient, check_choice, check_eps
-from .equilibration import check_gain, check_rows
-from .ops import attend
+from .equilibration import check_gain, check_rows, default_eps
+from .ops import Call, attend
 
 
 def preconditioned_attention(
@@ -43,7 +43,8 @@ def preconditioned_attention(
         gain: None, or one factor per query head, ``(H,)``: `C_ii = g_h / ||A_i||`.
         eps: rows with a norm of at most this stay as they are; fully masked rows stay zero. None: 2**-14 in
             float16, 1e-12 otherwise.
-        backend: ``"auto"``; ``"composition"``: the kernel that PyTorch picks, then the rows are scaled;
+        backend: ``"auto"``: the fastest that serves the call; ``"flash"``: PyTorch's flash kernel, re-normalised (on
+            the CPU so far); ``"composition"``: the kernel that PyTorch picks, then the rows are scaled;
             ``"reference"``: the definition written out, quadratic in memory, for tests.
 
     Returns:
@@ -68,10 +69,10 @@ def preconditioned_attention(
     check_choice("gradient", gradient, GRADIENTS)
     check_eps(eps)
     check_gain(gain, q.shape[-3] if q.dim() >= 3 else None)
-    return attend(
-        q,
-        k,
-        v,
+    call = Call(
+        q=q,
+        k=k,
+        v=v,
         attn_mask=attn_mask,
         dropout_p=dropout_p,
         is_causal=is_causal,
@@ -79,6 +80,6 @@ def preconditioned_attention(
         enable_gqa=enable_gqa,
         gradient=gradient,
         gain=gain,
-        eps=eps,
-        backend=backend,
+        eps=default_eps(q.dtype) if eps is None else eps,
     )
+    return attend(call, backend)

@@ -2,51 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from types import ModuleType
 
 from torch import Tensor
 
-from ..config import BACKENDS, Backend, Gradient, check_choice
-from . import composition, reference
+from ..config import BACKENDS, Backend, check_choice
+from . import composition, flash_cpu, reference
+from .call import Call
 
-_BACKENDS: dict[str, Callable[..., Tensor]] = {
-    "composition": composition.attend,
-    "reference": reference.attend,
+_BACKENDS: dict[str, ModuleType] = {
+    "flash": flash_cpu,
+    "composition": composition,
+    "reference": reference,
 }
+_AUTO = ("flash", "composition")  # the fastest first; the last serves every call
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    gradient: Gradient,
-    gain: Tensor | None,
-    eps: float | None,
-    backend: Backend,
-) -> Tensor:
+def attend(call: Call, backend: Backend) -> Tensor:
     """Compute `C Attn(q, k, v)` with the named backend; ``"auto"`` takes the fastest that serves the call.
 
     Raises:
-        ValueError: ``backend`` is not one of the known names.
+        ValueError: ``backend`` is not one of the known names, or it cannot serve the call; the message says why.
     """
     check_choice("backend", backend, BACKENDS)
-    compute = _BACKENDS["composition" if backend == "auto" else backend]
-    return compute(
-        q,
-        k,
-        v,
-        attn_mask=attn_mask,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=enable_gqa,
-        gradient=gradient,
-        gain=gain,
-        eps=eps,
-    )
+    call = call.under_autocast()
+    if backend == "auto":
+        return next(_BACKENDS[name] for name in _AUTO if _BACKENDS[name].refusal(call) is None).attend(call)
+    reason = _BACKENDS[backend].refusal(call)
+    if reason is not None:
+        raise ValueError(f"backend={backend!r} cannot serve this call: {reason}. Use backend='auto'")
+    return _BACKENDS[backend].attend(call)

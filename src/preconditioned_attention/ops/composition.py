@@ -5,26 +5,25 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Gradient
 from ..equilibration import equilibrate
+from .call import Call
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    gradient: Gradient,
-    gain: Tensor | None,
-    eps: float | None,
-) -> Tensor:
-    """`equilibrate(scaled_dot_product_attention(q, k, v))`; every argument as in the public function."""
+def refusal(call: Call) -> str | None:
+    """None: it serves every call that plain attention serves."""
+    return None
+
+
+def attend(call: Call) -> Tensor:
+    """`equilibrate(scaled_dot_product_attention(q, k, v))`."""
     out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+        call.q,
+        call.k,
+        call.v,
+        attn_mask=call.attn_mask,
+        dropout_p=call.dropout_p,
+        is_causal=call.is_causal,
+        scale=call.scale,
+        enable_gqa=call.enable_gqa,
     )
-    return equilibrate(out, gradient=gradient, eps=eps, gain=gain)
+    return equilibrate(out, gradient=call.gradient, eps=call.eps, gain=call.gain)

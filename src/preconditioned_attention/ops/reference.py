@@ -8,43 +8,36 @@ import torch
 from torch import Tensor
 
 from ..config import Gradient
-from ..equilibration import default_eps
+from .call import Call
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    gradient: Gradient,
-    gain: Tensor | None,
-    eps: float | None,
-) -> Tensor:
+def refusal(call: Call) -> str | None:
+    """None: it serves every call."""
+    return None
+
+
+def attend(call: Call) -> Tensor:
     """`diag(g / ||A_i||) A` with `A = dropout(softmax(scale q k^T + mask)) v`, in at least float32.
 
     A query that may attend to no key has a zero row.
     """
-    if attn_mask is not None and is_causal:
+    if call.attn_mask is not None and call.is_causal:
         raise ValueError("attn_mask and is_causal=True exclude each other; pass the causal mask inside attn_mask")
+    q, k, v = call.q, _per_query_head(call.k, call), _per_query_head(call.v, call)
     dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
-        weights = _weights(q.to(dtype), _per_query_head(k, q, enable_gqa).to(dtype), attn_mask, is_causal, scale)
-        weights = torch.dropout(weights, dropout_p, train=dropout_p > 0)
-        rows = weights @ _per_query_head(v, q, enable_gqa).to(dtype)
-        out = _diagonal(rows, default_eps(q.dtype) if eps is None else eps, gradient) @ rows
-        if gain is not None:
-            out = out * gain.to(dtype).view(-1, 1, 1)
+        weights = _weights(q.to(dtype), k.to(dtype), call.attn_mask, call.is_causal, call.scale)
+        rows = torch.dropout(weights, call.dropout_p, train=call.dropout_p > 0) @ v.to(dtype)
+        out = _diagonal(rows, call.eps, call.gradient) @ rows
+        if call.gain is not None:
+            out = out * call.gain.to(dtype).view(-1, 1, 1)
     return out.to(q.dtype)
 
 
-def _per_query_head(x: Tensor, q: Tensor, enable_gqa: bool) -> Tensor:
+def _per_query_head(x: Tensor, call: Call) -> Tensor:
     """Keys or values with every head repeated for the query heads that share it."""
-    if not enable_gqa or x.shape[-3] == q.shape[-3]:
+    q = call.q
+    if not call.enable_gqa or x.shape[-3] == q.shape[-3]:
         return x
     if q.shape[-3] % x.shape[-3]:
         raise ValueError(

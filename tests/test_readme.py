@@ -1,0 +1,31 @@
+"""The README's code runs, and its first line of code comes early."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "snippet", [s for s in SNIPPETS if "build_model()" not in s], ids=lambda s: s.splitlines()[-1][:40]
+)
+def test_snippets_run(snippet: str) -> None:
+    exec(compile(snippet, "README.md", "exec"), {})
+
+
+def test_the_sketch_is_a_valid_program() -> None:
+    (sketch,) = [s for s in SNIPPETS if "build_model()" in s]
+    compile(sketch, "README.md", "exec")
+
+
+def test_the_first_runnable_line_comes_within_fifteen() -> None:
+    lines = README.splitlines()
+    assert lines.index("```python") < 15
+
+
+def test_links_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (Path(__file__).parent.parent / target).exists(), target
