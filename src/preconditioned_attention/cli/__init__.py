@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _call(command: str, arguments: list[str]) -> None:
     tyro = require("tyro", extra="train")
     function = getattr(importlib.import_module(f".{command}", __name__), command)
-    tyro.cli(function, prog=f"precond {command}", args=arguments)
+    tyro.cli(function, prog=f"precond {command}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def _usage() -> str:
@@ -59,7 +59,11 @@ def _usage() -> str:
 
 
 def _is_for_user(error: Exception) -> bool:
-    """Whether this package raised the error on purpose; what another library raises is a defect and needs its trace."""
+    """Whether the user can mend it: files and disks, and what this package raises on purpose.
+
+    What another library raises is a defect of ours and needs its traceback.
+    """
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_here = PACKAGE in Path(frames[-1][0].f_code.co_filename).resolve().parents
-    return raised_here and isinstance(error, ValueError | TypeError | ImportError | OSError | RuntimeError)
+    on_purpose = isinstance(error, ValueError | TypeError | ImportError | RuntimeError)
+    return isinstance(error, OSError) or (raised_here and on_purpose)

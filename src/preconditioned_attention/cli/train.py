@@ -17,7 +17,7 @@ from ..training import train as run_training
 
 
 def train(
-    recipe: Annotated[str, tyro.conf.Positional],
+    recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
     *,
     arm: str = "plain",
     output: Path | None = None,

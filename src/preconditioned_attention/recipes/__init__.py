@@ -65,13 +65,20 @@ def load_recipe(name: str | Path) -> Recipe:
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        return _parse(path.stem, path.read_text(encoding="utf-8"), source=str(path))
+        return _parse(path.stem, _read(path), source=str(path))
     if str(name) not in recipe_names():
         raise ValueError(
             f"unknown recipe {str(name)!r}; known: {', '.join(recipe_names())}, or the path of a .yaml file"
         )
     text = resources.files(__name__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     return _parse(str(name), text, source=f"recipe {name!r}")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"recipe file {path} cannot be read: {error.strerror or error}") from error
 
 
 def _parse(name: str, text: str, *, source: str) -> Recipe:

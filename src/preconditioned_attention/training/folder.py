@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from .config import TrainConfig
 from .files import write_atomically
@@ -67,10 +68,19 @@ class RunFolder:
         if not self.config.exists():
             raise ValueError(f"nothing to resume: output folder {self.path} holds no run; start it without --resume")
         saved = TrainConfig.from_yaml(self.config.read_text(encoding="utf-8"), source=str(self.config))
-        before, now = saved.to_dict(), config.to_dict()
-        differences = [f"{key} was {before[key]!r}, is {now[key]!r}" for key in now if before[key] != now[key]]
+        before, now = _flat(saved.to_dict()), _flat(config.to_dict())
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        differences = [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
         if differences:
             raise ValueError(
                 f"the run in {self.path} has another configuration: {'; '.join(differences)}. "
                 "Resume it with its own, or choose another folder"
             )
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options of options by their full names, such as ``precondition.gradient``."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -159,7 +159,7 @@ def _finish(state: TrainState, splits: Splits, folder: RunFolder, log: MetricsLo
         losses=[record["loss"] for record in steps],
         evaluations=evaluations,
         seconds_per_step=statistics.median(record["seconds"] for record in steps),
-        model=state.unwrapped if state.average is None else state.average.module,
+        model=state.final_model(),
         config=state.config,
         environment=describe_environment(),
     )

@@ -46,6 +46,11 @@ class TrainState:
         """The model that counts: the averaged one if there is one."""
         return self.unwrapped if self.average is None else self.average.module
 
+    def final_model(self) -> nn.Module:
+        """The model that counts as its task built it, without anything of Accelerate's, in evaluation mode."""
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        return (model if self.average is None else self.average.module).eval()
+
     def place(self, batch: Batch) -> Batch:
         """The batch on this process's device, its floating-point tensors in the type of the weights."""
         from accelerate.utils import recursively_apply, send_to_device
