@@ -43,15 +43,14 @@ def compare(
     """Train with every arm, seed and learning rate, and report what the arms did to the test metric.
 
     Before each run Python's, NumPy's and torch's generators are seeded from the seed, so a ``run`` that builds its
-    model from them gives every arm the same weights; this is checked. The learning rate of each arm is the one
-    with the best validation metric, mean over seeds; test is reported at that rate and chooses nothing. A run that
-    raises or reports numbers that are not finite is kept as failed and shown in the report.
+    model from them gives every arm the same weights; this is checked. Each arm's learning rate is the one with the
+    best validation metric, mean over seeds; test is reported at that rate and chooses nothing. A run that raises, or
+    reports numbers that are not finite, is kept as failed and shown in the report.
 
     Args:
-        run: ``run(prepare, seed, learning_rate)`` trains one model and returns :class:`RunMetrics` or a mapping
-            with at least ``"validation"`` and ``"test"``. It must build its model anew, call ``prepare(model)``
-            before making the optimiser, and train with that learning rate.
-        learning_rates: the grid, the same for every arm; three or more let the report say whether it is wide enough.
+        run: ``run(prepare, seed, learning_rate)`` builds a new model, calls ``prepare(model)`` before it makes the
+            optimiser, trains, and returns :class:`RunMetrics` or a mapping with ``"validation"`` and ``"test"``.
+        learning_rates: the grid, the same for every arm; three or more can show whether it is wide enough.
         output: the folder for the runs, ``results.json``, ``report.html`` and the plots.
         arms: name to config; must hold ``"plain"``: None.
         seeds: two or more give intervals; two say little.
@@ -59,38 +58,38 @@ def compare(
         higher_is_better: False for a loss or an error.
         title: the report's title.
         settings: what else decides the result (model, data, steps): shown in the report, and checked on resume.
-        resume: keep what an earlier, unfinished call of the same comparison wrote; runs that failed are repeated.
+        resume: keep the finished runs of an earlier call of the same comparison; failed ones are repeated.
         overwrite: remove the results that ``output`` holds.
         verbose: show progress, then the table and the path of the report.
 
     Raises:
-        FairnessError: two runs of one seed started from different weights or random states, or a run never called
-            ``prepare``.
+        FairnessError: runs of one seed started from different weights or random states, or never called ``prepare``.
         RuntimeError: every run failed; the report is written first.
         ValueError, TypeError: an argument, or what ``run`` returned, cannot be used; earlier runs are kept.
         FileExistsError: ``output`` holds other results. OSError: it cannot be written to.
         ImportError: the extra ``train`` is missing (before anything runs).
     """
-    if not callable(run):
-        raise TypeError(f"run must be a function run(prepare, seed, learning_rate); got {type(run).__name__}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("compare runs in one process, for it writes one folder; start it without torchrun")
-    plan = Plan(
-        arms=arms,
-        seeds=seeds,
-        learning_rates=learning_rates,
-        metric=metric,
-        higher_is_better=higher_is_better,
-        settings=settings or {},
-    )
-    # What the report needs, asked for before hours of training rather than after.
-    for module in ("scipy.stats", "matplotlib.figure", "jinja2", "rich.progress"):
-        require(module, extra="train")
+    plan = Plan(arms, seeds, learning_rates, metric, higher_is_better, settings or {})
+    _check_surroundings(run)
     store = RunStore(Path(output), plan, resume=resume, overwrite=overwrite)
     for key in _with_progress(plan, store, verbose=verbose):
         record = _run_once(run, plan, key)
         _check_fairness(record, store)
         store.write(record)
+    return _report(plan, store, title, verbose=verbose)
+
+
+def _check_surroundings(run: object) -> None:
+    """What would otherwise show after hours of training: no function, several writers, a missing extra."""
+    if not callable(run):
+        raise TypeError(f"run must be a function run(prepare, seed, learning_rate); got {type(run).__name__}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("compare runs in one process, for it writes one folder; start it without torchrun")
+    for module in ("scipy.stats", "matplotlib.figure", "jinja2", "rich.progress"):
+        require(module, extra="train")
+
+
+def _report(plan: Plan, store: RunStore, title: str, *, verbose: bool) -> Comparison:
     comparison = build_comparison(plan, store.records, title=title, output=store.output)
     write_report(comparison)
     if verbose:

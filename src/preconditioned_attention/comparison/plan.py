@@ -28,7 +28,7 @@ class RunKey:
         return f"{self.arm}-seed{self.seed}-lr{self.learning_rate!r}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Plan:
     """A comparison, as data.
 
