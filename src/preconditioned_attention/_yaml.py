@@ -18,13 +18,8 @@ def parse_yaml(text: str, *, source: str) -> dict[str, Any]:
         ValueError: the text is not YAML, or holds something else than a mapping.
     """
     yaml = require("yaml", extra="train")
-
-    class Loader(yaml.SafeLoader):  # type: ignore[name-defined]
-        """PyYAML's safe loader, with numbers such as 1e-3."""
-
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT_WITHOUT_POINT, list("-+0123456789"))
     try:
-        content = yaml.load(text, Loader=Loader)
+        content = yaml.load(text, Loader=_with_floats(yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
@@ -34,4 +29,12 @@ def parse_yaml(text: str, *, source: str) -> dict[str, Any]:
 
 def format_yaml(content: dict[str, Any]) -> str:
     """``content`` as YAML, keys in their order; numbers read back exactly."""
-    return require("yaml", extra="train").safe_dump(content, sort_keys=False)
+    yaml = require("yaml", extra="train")
+    return yaml.dump(content, Dumper=_with_floats(yaml.SafeDumper), sort_keys=False)
+
+
+def _with_floats(base: type) -> Any:
+    """A loader or dumper that also takes 1e-3 for a number: the one reads it, the other quotes text of that form."""
+    extended = type(base.__name__, (base,), {})
+    extended.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT_WITHOUT_POINT, list("-+0123456789"))  # type: ignore[attr-defined]
+    return extended

@@ -2,12 +2,12 @@ import random
 from pathlib import Path
 
 import pytest
+from tests.training.toy import toy_config
+from tests.training.worker import Run, losses, records, run_alone
 
-from preconditioned_attention.training import WriteError, train
+from preconditioned_attention.training import ARMS, WriteError, train
 from preconditioned_attention.training import checkpoint as checkpoint_module
 from preconditioned_attention.training.checkpoint import complete_checkpoints
-from tests.training.worker import Run, losses, records, run_alone
-from tests.training.toy import toy_config
 
 EVERYTHING = {
     "steps": 40,
@@ -52,8 +52,6 @@ def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arm", ["plain", "row-full"])
 def test_killed_vision_transformer_ends_bit_identical(tmp_path: Path, arm: str) -> None:
-    from preconditioned_attention.training import ARMS
-
     options = {"embed_dim": 16, "depth": 2, "num_heads": 2, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}
     config = toy_config(
         task="digits",
@@ -110,5 +108,5 @@ def test_unreadable_checkpoint_is_named(tmp_path: Path) -> None:
     train(config, tmp_path / "run", progress=False)
     newest = tmp_path / "run" / "checkpoints" / "step-00000012"
     (newest / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(OSError, match="step-00000012 cannot be read.*remove it"):
+    with pytest.raises(OSError, match=r"step-00000012 cannot be read.*remove it"):
         train(config, tmp_path / "run", resume=True, progress=False)

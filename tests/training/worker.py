@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.training import toy  # noqa: F401 - names the task
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from preconditioned_attention.training import TrainConfig, train
-from tests.training import toy  # noqa: F401 - names the task
 
 LIMIT_S = 180
 SERVER = multiprocessing.get_context("forkserver")
@@ -59,7 +59,9 @@ class Run:
 
     def kill_at(self, step: int) -> None:
         """SIGKILL as soon as the metrics hold ``step``; fail if the run ended before."""
+        deadline = time.monotonic() + LIMIT_S
         while self.process.is_alive() and _steps_written(self.output) < step:
+            assert time.monotonic() < deadline, f"step {step} did not come within {LIMIT_S} s"
             time.sleep(0.002)
         self.process.kill()
         self.process.join()

@@ -32,7 +32,7 @@ class ProgressLine:
 
     def __enter__(self) -> ProgressLine:
         if self._enabled:
-            self._console = require("rich.console", extra="train").Console(stderr=True, soft_wrap=True)
+            self._console = require("rich.console", extra="train").Console(stderr=True, highlight=False)
             if self._console.is_terminal:
                 self._live = require("rich.live", extra="train").Live(console=self._console, refresh_per_second=8)
                 self._live.start()
@@ -47,22 +47,22 @@ class ProgressLine:
     def step(self, record: dict[str, Any]) -> None:
         """Show a step's record: step, loss, gradient_norm, learning_rate, seconds."""
         if self._live is not None:
-            self._live.update(self.format(record))
+            self._live.update(require("rich.text", extra="train").Text(self.format(record), overflow="fold"))
         elif self._enabled and (record["step"] % max(1, self._total // PLAIN_LINES) == 0):
-            self._console.print(self.format(record), highlight=False)
+            self.note(self.format(record))
 
     def note(self, text: str) -> None:
         """Show a line that stays."""
         if self._enabled:
-            self._console.print(text, highlight=False)
+            self._console.print(text, markup=False, soft_wrap=True)
 
     def format(self, record: dict[str, Any]) -> str:
         """A step's record as one line."""
         parts = [
-            f"{self._label}  step {record['step']}/{self._total}",
+            f"{self._label} {record['step']}/{self._total}",
             f"loss {record['loss']:.4f}",
             f"gradient norm {record['gradient_norm']:.3g}",
-            f"learning rate {record['learning_rate']:.2e}",
+            f"lr {record['learning_rate']:.1e}",
             f"{self._batch_size / record['seconds']:.0f} samples/s",
         ]
         memory = peak_memory()

@@ -1,0 +1,23 @@
+import json
+import platform
+
+import torch
+
+from preconditioned_attention import __version__
+from preconditioned_attention.training import describe_environment
+
+
+def test_says_what_ran_where() -> None:
+    environment = describe_environment()
+    assert environment["python"] == platform.python_version()
+    assert environment["threads"] == torch.get_num_threads()
+    assert environment["packages"]["preconditioned-attention"] == __version__
+    assert environment["cpu"]
+    assert json.loads(json.dumps(environment)) == environment
+
+
+def test_a_package_that_is_not_installed_is_none(monkeypatch) -> None:
+    from preconditioned_attention.training import environment
+
+    monkeypatch.setattr(environment, "PACKAGES", ("no-such-package-anywhere",))
+    assert describe_environment()["packages"] == {"no-such-package-anywhere": None}

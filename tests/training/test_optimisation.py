@@ -1,0 +1,55 @@
+import math
+
+import pytest
+import torch
+from tests.training.toy import toy_config
+from torch import nn
+
+from preconditioned_attention.training.optimisation import learning_rate_factor, make_optimizer, make_scheduler
+
+
+def test_only_parameters_with_two_axes_decay() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    model[0].bias.requires_grad_(False)
+    decaying, others = make_optimizer(model, toy_config(weight_decay=0.2)).param_groups
+    assert [id(p) for p in decaying["params"]] == [id(model[0].weight)]
+    assert [id(p) for p in others["params"]] == [id(model[1].weight), id(model[1].bias)]
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.2, 0.0)
+
+
+def test_a_model_without_one_kind_of_parameter() -> None:
+    assert len(make_optimizer(nn.LayerNorm(4), toy_config()).param_groups) == 1
+
+
+def test_warm_up_and_cosine() -> None:
+    config = toy_config(steps=12, warmup_steps=4, learning_rate=0.1, final_learning_rate=0.01)
+    optimizer = make_optimizer(nn.Linear(2, 2), config)
+    scheduler = make_scheduler(optimizer, config)
+    rates = []
+    for _ in range(13):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:5] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1])
+    assert rates[8] == pytest.approx(0.055)  # half of the cosine
+    assert rates[12] == pytest.approx(0.01)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_no_warm_up_starts_at_the_learning_rate() -> None:
+    config = toy_config(steps=10)
+    assert learning_rate_factor(0, config=config) == 1.0
+    assert learning_rate_factor(5, config=config) == pytest.approx((1 + math.cos(math.pi / 2)) / 2)
+
+
+def test_the_schedule_survives_its_state_dict() -> None:
+    config = toy_config(warmup_steps=3)
+    optimizer = make_optimizer(nn.Linear(2, 2), config)
+    scheduler = make_scheduler(optimizer, config)
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step()
+    other = make_scheduler(make_optimizer(nn.Linear(2, 2), config), config)
+    other.load_state_dict(scheduler.state_dict())
+    assert other.get_last_lr() == scheduler.get_last_lr()
+    assert torch.tensor(other.get_last_lr()).isfinite().all()

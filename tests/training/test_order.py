@@ -1,0 +1,49 @@
+import itertools
+
+import pytest
+
+from preconditioned_attention.training.order import BatchOrder
+
+
+def batches(count: int, **options: int) -> list[list[int]]:
+    return list(itertools.islice(BatchOrder(**{"size": 26, "batch_size": 8, "seed": 0, **options}), count))
+
+
+def test_an_epoch_holds_no_example_twice() -> None:
+    first, second = batches(6)[:3], batches(6)[3:]
+    for epoch in (first, second):
+        indices = list(itertools.chain(*epoch))
+        assert len(set(indices)) == 24
+        assert set(indices) <= set(range(26))
+    assert first != second
+
+
+def test_seeds_give_other_orders() -> None:
+    assert batches(3, seed=1) != batches(3) == batches(3)
+
+
+@pytest.mark.parametrize("first_step", [1, 3, 5])
+def test_starting_later_gives_the_same_batches(first_step: int) -> None:
+    assert batches(4, first_step=first_step) == batches(4 + first_step)[first_step:]
+
+
+@pytest.mark.parametrize(("processes", "accumulation_steps"), [(2, 1), (1, 2), (2, 2), (4, 2), (1, 8)])
+def test_the_global_batch_does_not_depend_on_how_it_is_shared(processes: int, accumulation_steps: int) -> None:
+    shares = [
+        batches(5 * accumulation_steps, processes=processes, process=process, accumulation_steps=accumulation_steps)
+        for process in range(processes)
+    ]
+    for step, whole in enumerate(batches(5)):
+        parts = [share[step * accumulation_steps + micro] for share in shares for micro in range(accumulation_steps)]
+        assert {len(part) for part in parts} == {8 // (processes * accumulation_steps)}
+        assert sorted(itertools.chain(*parts)) == sorted(whole)
+
+
+def test_batch_larger_than_the_data() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at most the 26 training examples; got 27"):
+        BatchOrder(size=26, batch_size=27, seed=0)
+
+
+def test_batch_that_cannot_be_shared() -> None:
+    with pytest.raises(ValueError, match="processes times accumulation_steps, 2 x 3; got 8"):
+        BatchOrder(size=26, batch_size=8, seed=0, processes=2, accumulation_steps=3)
