@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..equilibration import RowScale, row_scale
+from ..equilibration import row_scale
 
 FLOAT16_FLOOR = 2.0**-10
 
@@ -50,12 +50,12 @@ def precondition_rows(a: Tensor, lse: Tensor, eps: float) -> Rows:
         rows = _precondition_in_one_pass(a, lse, eps)
         if rows is not None:
             return rows
-    scaled: RowScale = row_scale(a, eps)
-    y = torch.where(scaled.zero, scaled.rows, scaled.scaled / scaled.norm).to(a.dtype)
-    zero = scaled.zero.squeeze(-1)
-    log_norms = torch.where(zero, 0.0, (scaled.norm.log() - scaled.scale.log()).squeeze(-1))
-    norms = torch.where(zero, 1.0, (scaled.norm / scaled.scale).squeeze(-1))
-    return Rows(y, lse + log_norms.to(lse.dtype), norms.to(lse.dtype))
+    parts = row_scale(a.transpose(1, 2), eps)  # in the order in which the rows lie in memory, to keep that layout
+    y = torch.where(parts.zero, parts.rows, parts.scaled / parts.norm).to(a.dtype).transpose(1, 2)
+    log_norms = torch.where(parts.zero, 0.0, parts.norm.log() - parts.scale.log())
+    norms = torch.where(parts.zero, 1.0, parts.norm / parts.scale)
+    log_norms, norms = (x.squeeze(-1).transpose(1, 2).to(lse.dtype) for x in (log_norms, norms))
+    return Rows(y, lse + log_norms, norms)
 
 
 def tangent(dy: Tensor, y: Tensor) -> Tensor:

@@ -1,0 +1,261 @@
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+from preconditioned_attention import preconditioned_attention
+from preconditioned_attention.equilibration import default_eps
+from preconditioned_attention.ops import Call, flash_cpu
+from tests.explicit import attention_rows, diagonal_product, relative_error
+
+FLASH = SDPBackend.FLASH_ATTENTION.value
+GRADIENTS = ["full", "stop"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def call(q: Tensor, k: Tensor, v: Tensor, **options) -> Call:
+    defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
+    return Call(q=q, k=k, v=v, gradient="full", gain=None, eps=default_eps(q.dtype), **defaults | options)
+
+
+def packed(batch: int, heads: int, length: int, d: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """q, k and v as one projection gives them: views of one tensor, heads not contiguous."""
+    qkv = torch.randn(batch, length, 3, heads, d, dtype=torch.float64).to(dtype)
+    return [x.detach().requires_grad_() for x in qkv.permute(2, 0, 3, 1, 4)]
+
+
+def test_serves_where_pytorch_would_take_its_flash_kernel() -> None:
+    """The refusals agree with PyTorch's own choice, on everything that both speak of."""
+    x, kv = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 9, 8)
+    calls = {
+        "plain": call(x, x, x),
+        "gqa": call(x, kv, kv, enable_gqa=True),
+        "three heads for two": call(x[:, :3], kv, kv, enable_gqa=True),
+        "value width": call(x, x, x[..., :5]),
+        "dropout": call(x, x, x, dropout_p=0.1),
+        "strided head dimension": call(x.mT.contiguous().mT, x, x),
+        "expanded": call(x[:1].expand(2, 4, 7, 8), x, x),
+        "no batch": call(x[:0], x[:0], x[:0]),
+        "no query": call(x[:, :, :0], x, x),
+        "no key": call(x, x[:, :, :0], x[:, :, :0]),
+    }
+    for shape in [(7, 7), (1, 7), (2, 1, 7, 7), (1, 1, 1, 7), (4, 7, 7), (2, 4, 7, 7)]:
+        additive = torch.randn(shape)
+        calls |= {
+            f"additive {shape}": call(x, x, x, attn_mask=additive),
+            f"boolean {shape}": call(x, x, x, attn_mask=additive > 0),
+            f"learned {shape}": call(x, x, x, attn_mask=additive.clone().requires_grad_()),
+        }
+    for name, c in calls.items():
+        try:
+            choice = torch._fused_sdp_choice(
+                c.q, c.k, c.v, c.attn_mask, c.dropout_p, c.is_causal, scale=c.scale, enable_gqa=c.enable_gqa
+            )
+        except RuntimeError:  # PyTorch refuses the call altogether
+            choice = None
+        assert (flash_cpu.refusal(c) is None) == (choice == FLASH), name
+
+
+def test_refuses_what_it_must() -> None:
+    x = torch.randn(1, 2, 3, 4)
+    assert "too large" in flash_cpu.refusal(replace(call(x, x, x), eps=0.1))
+    assert "four axes" in flash_cpu.refusal(call(x[0], x[0], x[0]))
+    with sdpa_kernel(SDPBackend.MATH):
+        assert "switched off" in flash_cpu.refusal(call(x, x, x))
+    refusals = []
+    torch.func.vmap(lambda y: (refusals.append(flash_cpu.refusal(call(y, y, y))), y)[1])(x[None])
+    assert refusals == ["torch.func transforms are not served"]
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_under_torch_func(gradient: str) -> None:
+    """vmap and grad go by the composition, as plain attention does there."""
+    q = torch.randn(3, 2, 4, 5, 8, dtype=torch.float64)
+    mapped = torch.func.vmap(lambda x: preconditioned_attention(x, x, x, gradient=gradient))(q)
+    assert relative_error(mapped, preconditioned_attention(q, q, q, gradient=gradient)) <= 1e-14
+    grad = torch.func.grad(lambda x: preconditioned_attention(x, x, x, gradient=gradient).cos().sum())(q[0])
+    x = q[0].clone().requires_grad_()
+    (expected,) = torch.autograd.grad(preconditioned_attention(x, x, x, gradient=gradient).cos().sum(), x)
+    assert relative_error(grad, expected) <= 1e-12
+
+
+def budgets(inputs: list[Tensor], weight: Tensor, mask: Tensor | None, gradient: str, **options):
+    """Relative errors of our output and gradients in low precision, and what each may be at most.
+
+    The yardstick is what rounding does to plain attention and to its composition with the row scaling, whichever
+    is larger; twice that, and one rounding unit.
+    """
+    exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
+    rows = attention_rows(*exact_inputs, mask=mask)
+    exact = {"plain": rows, "ours": diagonal_product(rows, constant=gradient == "stop")}
+    low = {
+        "plain": F.scaled_dot_product_attention(*inputs, **options),
+        "composition": preconditioned_attention(*inputs, **options, gradient=gradient, backend="composition"),
+        "ours": preconditioned_attention(*inputs, **options, gradient=gradient, backend="flash"),
+    }
+    errors = {}
+    for name, out in low.items():
+        wanted = exact["plain" if name == "plain" else "ours"]
+        exact_grads = torch.autograd.grad((wanted * weight).sum(), exact_inputs, retain_graph=True)
+        grads = torch.autograd.grad((out * weight.to(out.dtype)).sum(), inputs)
+        pairs = zip([out, *grads], [wanted, *exact_grads], strict=True)
+        errors[name] = [(actual.double() - wanted).norm() / wanted.norm().clamp_min(1e-30) for actual, wanted in pairs]
+    unit = torch.finfo(inputs[0].dtype).eps
+    allowed = [2 * max(p, c) + unit for p, c in zip(errors["plain"], errors["composition"], strict=True)]
+    return list(zip(errors["ours"], allowed, strict=True))
+
+
+SHAPES = [(7, 24), (49, 48), (197, 64), (49, 80), (7, 128), (49, 256), (1000, 64)]
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("length", "d"), SHAPES)
+@pytest.mark.parametrize("kind", ["none", "causal", "boolean", "float"])
+def test_error_budget(length: int, d: int, dtype: torch.dtype, gradient: str, kind: str) -> None:
+    if length == 1000 and kind not in ("none", "causal"):
+        pytest.skip("the long shape is run without a mask, for time")
+    inputs = packed(1, 2, length, d, dtype)
+    weight = torch.randn(1, 2, length, d, dtype=torch.float64).to(dtype).double()
+    mask = {
+        "none": None,
+        "causal": torch.ones(length, length, dtype=torch.bool).tril(),
+        "boolean": torch.rand(length, length) > 0.3,
+        "float": torch.randn(length, length).to(dtype),
+    }[kind]
+    options = {"none": {}, "causal": {"is_causal": True}}.get(kind, {"attn_mask": mask})
+    exact_mask = mask.double() if kind == "float" else mask
+    for error, allowed in budgets(inputs, weight, exact_mask, gradient, **options):
+        assert error <= allowed
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES], ids=str)
+def test_one_key(dtype: torch.dtype, gradient: str) -> None:
+    """Every row is v: the true gradients of q and k are zero. The bound is absolute, from unit roundoff.
+
+    dq is a sum of one term `scale * k (<dout, v> - delta)`: rounding of two inner products of d terms each, of a size
+    at most `|dout| |v|`, with `dout` at most `|weight| / |v|` after the kernel's weight `1 / |v|`.
+    """
+    q, k, v = packed(2, 3, 1, 16, dtype)
+    weight = torch.randn(2, 3, 1, 16, dtype=torch.float64).to(dtype)
+    out = preconditioned_attention(q, k, v, gradient=gradient, backend="flash")
+    unit = torch.finfo(dtype).eps
+    assert (out.double() - v.double() / v.double().norm(dim=-1, keepdim=True)).abs().max() <= 2 * unit
+    dq, dk, dv = torch.autograd.grad((out * weight).sum(), (q, k, v))
+    bound = 2 * 16 * unit * weight.double().norm(dim=-1).max() * 16**-0.5
+    assert dq.double().norm(dim=-1).max() <= bound * k.double().norm(dim=-1).max()
+    assert dk.double().norm(dim=-1).max() <= bound * q.double().norm(dim=-1).max()
+    assert dv.isfinite().all()
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_long_cache_grouped_heads_and_expanded_keys(gradient: str) -> None:
+    q = torch.randn(2, 6, 1, 16, dtype=torch.float64, requires_grad=True)
+    kv = torch.randn(1, 2, 500, 16, dtype=torch.float64, requires_grad=True)
+    k = kv.expand(2, 2, 500, 16)
+    out = preconditioned_attention(q, k, k, enable_gqa=True, gradient=gradient, backend="flash")
+    expected = diagonal_product(attention_rows(q, k, k), constant=gradient == "stop")
+    assert relative_error(out, expected) <= 1e-13
+    weight = torch.randn_like(out)
+    actual_grads = torch.autograd.grad((out * weight).sum(), (q, kv))
+    for a, e in zip(actual_grads, torch.autograd.grad((expected * weight).sum(), (q, kv)), strict=True):
+        assert relative_error(a, e) <= 1e-12
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_short_rows_in_float16_have_finite_gradients(gradient: str) -> None:
+    """Rows a little above eps: the kernel's weights are near 1/eps, which float16 cannot hold times much."""
+    q, k, v = packed(1, 2, 9, 16, torch.float16)
+    v = (v.detach() * 3e-5).requires_grad_()
+    out = preconditioned_attention(q, k, v, gradient=gradient, backend="flash")
+    weight = torch.randn(1, 2, 9, 16).half() * 1e-3
+    grads = torch.autograd.grad((out * weight).sum(), (q, k, v))
+    exact_inputs = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    rows = attention_rows(*exact_inputs)
+    assert rows.norm(dim=-1).min() < 2**-10
+    exact = diagonal_product(rows, constant=gradient == "stop", eps=default_eps(torch.float16))
+    exact_grads = torch.autograd.grad((exact * weight.double()).sum(), exact_inputs)
+    assert all(grad.isfinite().all() for grad in grads)
+    assert relative_error(grads[2].double(), exact_grads[2]) <= 0.05
+
+
+def saved_bytes(attend, layout_of_heads: int) -> int:
+    """Distinct storages that attention, head merge and output projection keep for the backward pass."""
+    qkv = torch.randn(2, 64, 3, 4, 16).permute(2, 0, 3, 1, 4)
+    q, k, v = (x.to(DTYPES[layout_of_heads]).requires_grad_() for x in qkv.unbind(0))
+    projection = torch.nn.Linear(64, 64, dtype=q.dtype)
+    storages: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = projection(attend(q, k, v).transpose(1, 2).flatten(2))
+    assert out.requires_grad
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("dtype", [0, 1], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_saves_what_plain_attention_saves_and_at_most_one_float_per_row(gradient: str, dtype: int) -> None:
+    plain = saved_bytes(F.scaled_dot_product_attention, dtype)
+    ours = saved_bytes(lambda q, k, v: preconditioned_attention(q, k, v, gradient=gradient), dtype)
+    per_row = 2 * 64 * 4 * 4
+    assert ours <= plain + (per_row if gradient == "stop" else 0)
+
+
+def test_keeps_the_strides_of_plain_attention() -> None:
+    q, k, v = packed(2, 4, 9, 8)
+    assert preconditioned_attention(q, k, v).stride() == F.scaled_dot_product_attention(q, k, v).stride()
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_no_uninitialised_memory_reaches_the_results(gradient: str) -> None:
+    """PyTorch fills fresh memory with NaN in this mode."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.utils.deterministic.fill_uninitialized_memory
+        assert torch.empty(3).isnan().all()
+        q, k, v = packed(2, 3, 19, 24, torch.float32)
+        mask = torch.rand(19, 19) > 0.4
+        mask[3] = False
+        out = preconditioned_attention(q, k, v, mask, gradient=gradient, backend="flash")
+        grads = torch.autograd.grad(out.square().cos().sum(), (q, k, v))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(x.isfinite().all() for x in (out, *grads))
+
+
+def test_activation_checkpointing() -> None:
+    q, k, v = packed(1, 2, 9, 8)
+    expected = torch.autograd.grad(preconditioned_attention(q, k, v).cos().sum(), (q, k, v))
+    out = checkpoint(preconditioned_attention, q, k, v, use_reentrant=False)
+    for actual, wanted in zip(torch.autograd.grad(out.cos().sum(), (q, k, v)), expected, strict=True):
+        assert torch.equal(actual, wanted)
+
+
+def test_a_second_derivative_is_refused_like_plain_attention_does() -> None:
+    q, k, v = packed(1, 2, 5, 8)
+    for attend in (F.scaled_dot_product_attention, preconditioned_attention):
+        (grad,) = torch.autograd.grad(attend(q, k, v).square().sum(), q, create_graph=True)
+        with pytest.raises(RuntimeError):
+            torch.autograd.grad(grad.sum(), q)
+    (grad,) = torch.autograd.grad(
+        preconditioned_attention(q, k, v, backend="reference").cos().sum(), q, create_graph=True
+    )
+    assert torch.autograd.grad(grad.sum(), q)[0].isfinite().all()
+
+
+def test_inference_saves_nothing_and_agrees() -> None:
+    q, k, v = packed(1, 2, 9, 8)
+    expected = preconditioned_attention(q, k, v)
+    with torch.no_grad():
+        assert torch.equal(preconditioned_attention(q, k, v), expected)
+    with torch.inference_mode():
+        assert torch.equal(preconditioned_attention(q, k, v), expected)
