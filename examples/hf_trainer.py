@@ -12,6 +12,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import torch
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
@@ -21,7 +22,7 @@ from preconditioned_attention.data.digits import load_digits
 BATCH_SIZE = 64
 MODEL = {
     "image_size": 8,
-    "patch_size": 2,
+    "patch_size": 4,
     "num_channels": 1,
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -88,9 +89,10 @@ def compute_accuracy(prediction) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--output", type=Path, default=Path("runs/hf-trainer"))
     options = parser.parse_args()
+    torch.set_num_threads(1)  # the model is tiny: more threads would only wait for each other
     compare(
         make_run(options.steps),
         seeds=range(options.seeds),

@@ -58,7 +58,7 @@ def test_results_hold_means_interval_steps_and_time(summaries):
     assert plain == ("plain", "0.001", "0.8500", "0.7500", "–", "–", "50 of 50", "–")
     # Differences 0.01 and 0.03: mean 0.02, half-width 12.7062 * 0.0141421 / sqrt(2) = 0.127062.
     assert full[:6] == ("row-full", "0.001", "0.8500", "0.7700", "+0.0200", "−0.1071 to +0.1471")
-    assert full[6] == "reached by 1 of 2 seeds"
+    assert full[6] == "in 1 of 2 seeds"
     assert full[7].startswith("2.10 (")
 
 

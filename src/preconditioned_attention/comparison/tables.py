@@ -46,7 +46,7 @@ def results_table(plan: Plan, summaries: Summaries) -> Table:
     )
     note = (
         f"Means over {len(plan.seeds)} seeds. Intervals: Student's t on the paired differences, each for itself, "
-        "not corrected for several arms."
+        "not corrected for several arms. Steps are means if every seed got there; otherwise the cell says how many did."
     )
     return Table(
         title="Results at the learning rate that validation chose", columns=columns, rows=tuple(rows), note=note
@@ -175,7 +175,7 @@ def _steps(summary: ArmSummary) -> str:
         return format_number(None)
     reached = [step for step in summary.steps if step is not None]
     if len(reached) < len(summary.steps):
-        return f"reached by {len(reached)} of {len(summary.steps)} seeds"
+        return f"in {len(reached)} of {len(summary.steps)} seeds"
     return f"{statistics.fmean(reached):.0f} of {statistics.fmean(summary.total_steps):.0f}"
 
 

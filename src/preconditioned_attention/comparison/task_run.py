@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 from collections.abc import Callable
@@ -69,12 +70,13 @@ def task_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def look_inside(model: nn.Module, batch: tuple[Tensor, ...]) -> list[dict[str, Any]]:
-    """Condition number and row-norm spread per attention layer, before and after C, in evaluation mode."""
-    like = next(model.parameters())
-    arguments = [entry.to(like.device, like.dtype if entry.is_floating_point() else None) for entry in batch]
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), ConditionMonitor(model) as monitor:
-        model(*arguments)
-    model.train(was_training)
+    """Condition number and row-norm spread per attention layer, before and after C, in evaluation mode.
+
+    A copy of the model is looked at, in double precision and on the CPU: rows of attention that are nearly parallel,
+    as they are at initialisation, have condition numbers that single precision cannot tell from infinity.
+    """
+    copied = copy.deepcopy(model).to("cpu", torch.float64).eval()
+    arguments = [entry.to("cpu", torch.float64 if entry.is_floating_point() else None) for entry in batch]
+    with torch.no_grad(), ConditionMonitor(copied) as monitor:
+        copied(*arguments)
     return monitor.summary()
