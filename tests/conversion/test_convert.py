@@ -7,12 +7,14 @@ import textwrap
 import pytest
 import timm
 import torch
+import transformers
 from torch import Tensor, nn
 
 import preconditioned_attention as pa
 from preconditioned_attention import PreconditionConfig, is_preconditioned, precondition_, restore_
 from preconditioned_attention.conversion import Adapter, HeadShape, register_adapter
 from preconditioned_attention.conversion import registry as registry_module
+from preconditioned_attention.ops import flash_cpu
 
 
 def vit(**options) -> nn.Module:
@@ -298,3 +300,29 @@ def test_a_pickled_model_is_still_preconditioned_in_a_fresh_process(tmp_path, im
 def test_public_names_lead_here() -> None:
     assert pa.precondition_ is precondition_
     assert pa.restore_ is restore_
+
+
+def bert() -> nn.Module:
+    config = transformers.BertConfig(
+        hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=40
+    )
+    return transformers.BertModel(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("build", "given"),
+    [
+        (lambda: vit().float(), torch.randn(2, 3, 32, 32)),
+        (lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 16, batch_first=True), 2).eval(), torch.randn(3, 5, 16)),
+        (bert, torch.arange(9)[None]),
+    ],
+    ids=["timm", "torch.nn", "transformers"],
+)  # fmt: skip
+def test_converted_models_compute_by_the_fused_form(build, given: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    attend = flash_cpu.attend
+    monkeypatch.setattr(flash_cpu, "attend", lambda call: computed.append(call) or attend(call))
+    model = build()
+    precondition_(model)
+    model(given)
+    assert len(computed) == 2

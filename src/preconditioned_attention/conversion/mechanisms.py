@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import hashlib
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from ..layers import Preconditioner
 from .registry import Adapter
+
+
+def text_digest(function: Callable[..., Any]) -> str | None:
+    """A short digest of a function's source text, to tell whether it is the one that ours was written against.
+
+    None where the source is not at hand.
+    """
+    try:
+        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+    except OSError:
+        return None
 
 
 class ClassSwap(Adapter):

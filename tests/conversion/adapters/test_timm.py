@@ -1,12 +1,13 @@
 import pytest
 import timm
 import torch
-from tests.explicit import attention_rows, diagonal_product, relative_error
 from timm.layers import attention as upstream
 from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_
 from preconditioned_attention.conversion.adapters import timm as adapter
+from preconditioned_attention.conversion.mechanisms import text_digest
+from tests.explicit import attention_rows, diagonal_product, relative_error
 
 
 def by_hand(module: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -70,7 +71,7 @@ def test_dropout_is_on_in_training_only() -> None:
 
 def test_the_installed_forward_is_the_known_one() -> None:
     """Fails when a new timm changes the forward: read it, then renew the replacement and its digest."""
-    assert adapter.forward_digest(upstream.Attention) == adapter.KNOWN_FORWARD
+    assert text_digest(upstream.Attention.forward) == adapter.KNOWN_FORWARD
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])

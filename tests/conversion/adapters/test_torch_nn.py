@@ -4,10 +4,10 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.explicit import diagonal_product, relative_error
 from torch import Tensor, nn
 
 from preconditioned_attention import precondition_, restore_
+from tests.explicit import diagonal_product, relative_error
 
 
 def by_hand(

@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from tests.explicit import attention_rows, diagonal_product, relative_error
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.adapters.transformers import REFUSED
+from tests.explicit import attention_rows, diagonal_product, relative_error
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 40}
 VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "image_size": 16}

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-
 from timm.layers import attention as upstream
 from torch import Tensor, nn
 
 from ...layers import Preconditioner
-from ..mechanisms import ClassSwap, PreHook
+from ..mechanisms import ClassSwap, PreHook, text_digest
 from ..registry import HeadShape, read_int, register_adapter
 
 # Digest of the upstream forward that the replacement below was written against (timm 1.0.28 to 1.0.31). Any other
 # text (1.0.16 to 1.0.26 have three) goes by pre-hook, which needs to know less about the forward.
 KNOWN_FORWARD = "37a80e0fdf45af9c"
-
-
-def forward_digest(cls: type[nn.Module]) -> str | None:
-    """A short digest of the source text of ``cls.forward``; None where the source is not at hand."""
-    try:
-        return hashlib.sha256(inspect.getsource(cls.forward).encode()).hexdigest()[:16]
-    except OSError:
-        return None
 
 
 class PreconditionedAttention(upstream.Attention):
@@ -66,7 +55,7 @@ class AttentionSwap(ClassSwap):
 
     def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
         """Whether upstream's forward is the one that the replacement was written against."""
-        return super().serves(cls, registered) and forward_digest(registered) == KNOWN_FORWARD
+        return super().serves(cls, registered) and text_digest(registered.forward) == KNOWN_FORWARD
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the module's attributes."""

@@ -14,12 +14,14 @@ from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
 from ...layers import Preconditioner
 from ..detection import nested_code
 from ..registry import Adapter, HeadShape, class_name, read_int, register_finder
+from . import transformers_sdpa
 
 # Classes that dispatch and whose output is not one head's rows.
 REFUSED = {
@@ -88,13 +90,22 @@ def _looks_up(code: CodeType) -> bool:
     return any({"ALL_ATTENTION_FUNCTIONS", "get_interface"} <= set(part.co_names) for part in nested_code(code))
 
 
-def _attend(attention: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """``attention`` followed by the calling module's preconditioner, if it has one."""
-    out = attention(module, *args, **kwargs)
+def _attend(
+    attention: Callable[..., Any],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> Any:
+    """``attention`` and the calling module's preconditioner, if it has one: in one where that is known, or in turn."""
     preconditioner = getattr(module, "preconditioner", None)
     if not isinstance(preconditioner, Preconditioner):
-        return out
-    rows_BNHd, *rest = out
+        return attention(module, query, key, value, attention_mask, **options)
+    if attention is sdpa_attention_forward and transformers_sdpa.serves(preconditioner, module, query, options):
+        return transformers_sdpa.attend(preconditioner, module, query, key, value, attention_mask, options)
+    rows_BNHd, *rest = attention(module, query, key, value, attention_mask, **options)
     return preconditioner(rows_BNHd.transpose(1, 2)).transpose(1, 2).contiguous(), *rest
 
 
