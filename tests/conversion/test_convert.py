@@ -302,6 +302,10 @@ def test_public_names_lead_here() -> None:
     assert pa.restore_ is restore_
 
 
+def encoder() -> nn.Module:
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 16, batch_first=True), 2).eval()
+
+
 def bert() -> nn.Module:
     config = transformers.BertConfig(
         hidden_size=24, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, vocab_size=40
@@ -313,11 +317,11 @@ def bert() -> nn.Module:
     ("build", "given"),
     [
         (lambda: vit().float(), torch.randn(2, 3, 32, 32)),
-        (lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 16, batch_first=True), 2).eval(), torch.randn(3, 5, 16)),
+        (encoder, torch.randn(3, 5, 16)),
         (bert, torch.arange(9)[None]),
     ],
     ids=["timm", "torch.nn", "transformers"],
-)  # fmt: skip
+)
 def test_converted_models_compute_by_the_fused_form(build, given: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     computed = []
     attend = flash_cpu.attend
