@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.training.worker import free_port, losses
 
 from preconditioned_attention.cli import main
 from preconditioned_attention.training import TrainConfig
+from tests.training.worker import free_port, losses
 
 RECIPE = """
 train:

@@ -2,12 +2,12 @@ import random
 from pathlib import Path
 
 import pytest
-from tests.training.toy import toy_config
-from tests.training.worker import Run, losses, records, run_alone
 
 from preconditioned_attention.training import ARMS, WriteError, train
 from preconditioned_attention.training import checkpoint as checkpoint_module
 from preconditioned_attention.training.checkpoint import complete_checkpoints
+from tests.training.toy import toy_config
+from tests.training.worker import Run, losses, records, run_alone
 
 EVERYTHING = {
     "steps": 40,
@@ -91,6 +91,17 @@ def test_full_disk_leaves_earlier_checkpoints(tmp_path: Path) -> None:
 def test_keeps_the_newest(tmp_path: Path) -> None:
     train(toy_config(steps=11, checkpoint_every=2, keep_checkpoints=3), tmp_path / "run", progress=False)
     assert list(complete_checkpoints(tmp_path / "run" / "checkpoints")) == [8, 10, 11]
+
+
+def test_an_unfinished_checkpoint_is_never_taken_for_a_complete_one(tmp_path: Path) -> None:
+    config, checkpoints = toy_config(checkpoint_every=5), tmp_path / "run" / "checkpoints"
+    whole = train(config, tmp_path / "whole", progress=False)
+    train(config, tmp_path / "run", progress=False)
+    complete_checkpoints(checkpoints)[12].rename(checkpoints / ".writing-step-00000012")  # killed before the rename
+    (checkpoints / ".writing-step-00000011").mkdir()
+    assert list(complete_checkpoints(checkpoints)) == [10]
+    assert train(config, tmp_path / "run", resume=True, progress=False).losses == whole.losses
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000010", "step-00000012"]
 
 
 def test_failure_while_taking_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,10 @@ import dataclasses
 from typing import Any
 
 import pytest
-from tests.training.toy import toy_config
 
 from preconditioned_attention.config import PreconditionConfig
 from preconditioned_attention.training import TrainConfig
+from tests.training.toy import toy_config
 
 FULL = {
     "task_options": {"hidden": 4},

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.toy import Toy, toy_config
 from torch import Tensor, nn
 
 from preconditioned_attention.training.evaluation import evaluate, is_finite
 from preconditioned_attention.training.processes import make_accelerator
 from preconditioned_attention.training.state import TrainState, build_state
+from tests.training.toy import Toy, toy_config
 
 
 def state_of(task: Toy, folder: Path, **options: object) -> TrainState:

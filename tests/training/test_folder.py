@@ -1,10 +1,10 @@
 from pathlib import Path
 
 import pytest
-from tests.training.toy import toy_config
 
 from preconditioned_attention.training import ARMS, TrainConfig
 from preconditioned_attention.training.folder import RunFolder
+from tests.training.toy import toy_config
 
 
 @pytest.fixture

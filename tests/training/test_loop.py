@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.training.toy import toy_config
 from torch import nn
 
 from preconditioned_attention import is_preconditioned
 from preconditioned_attention.training import ARMS, NonFiniteError, TrainConfig, WriteError, train
 from preconditioned_attention.training import loop as loop_module
 from preconditioned_attention.training.checkpoint import complete_checkpoints
+from tests.training.toy import toy_config
 
 DIGITS = {"task": "digits", "task_options": {"embed_dim": 8, "depth": 1, "num_heads": 2}, "steps": 2}
 
@@ -83,7 +83,7 @@ def test_prepare_gets_the_new_model_once(tmp_path: Path) -> None:
 def test_prepare_must_return_the_model(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="prepare must return the model"):
         train(toy_config(), tmp_path, prepare=lambda model: None, progress=False)  # type: ignore[arg-type, return-value]
-    with pytest.raises(ValueError, match="prepare replaces config.precondition"):
+    with pytest.raises(ValueError, match=r"prepare replaces config\.precondition"):
         train(toy_config(precondition=ARMS["row-full"]), tmp_path, prepare=lambda model: model, progress=False)
 
 

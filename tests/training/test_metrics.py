@@ -65,8 +65,8 @@ def test_other_processes_write_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl", [], write=True)
     log.close()
-    log._file = Path("/dev/full").open("w")
-    with pytest.raises(WriteError, match="could not be written at step 1"):
-        log.add("step", {"step": 1})
-    with contextlib.suppress(OSError):  # closing writes what is left
-        log.close()
+    with contextlib.suppress(OSError), Path("/dev/full").open("w") as log._file:  # closing writes what is left
+        with pytest.raises(WriteError, match="could not be written at step 1"):
+            log.add("step", {"step": 1})
+        raised = True
+    assert raised

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from tests.training.toy import toy_config
 from torch import nn
 
 from preconditioned_attention.training.optimisation import learning_rate_factor, make_optimizer, make_scheduler
+from tests.training.toy import toy_config
 
 
 def test_only_parameters_with_two_axes_decay() -> None:

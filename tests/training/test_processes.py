@@ -2,13 +2,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.toy import toy_config
-from tests.training.worker import losses, records, run_alone, run_on_two
 
 from preconditioned_attention.training import train
 from preconditioned_attention.training.checkpoint import complete_checkpoints
 from preconditioned_attention.training.config import TrainConfig
 from preconditioned_attention.training.processes import make_accelerator, together
+from tests.training.toy import toy_config
+from tests.training.worker import losses, records, run_alone, run_on_two
 
 VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2}
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.training.toy import Toy, toy_config
 from torch.utils.data import default_collate
 
 from preconditioned_attention.training import NonFiniteError
 from preconditioned_attention.training.processes import make_accelerator
 from preconditioned_attention.training.state import TrainState, build_state
 from preconditioned_attention.training.step import optimiser_step
+from tests.training.toy import Toy, toy_config
 
 
 def begin(task: Toy, folder: Path, **options: object) -> tuple[TrainState, itertools.cycle]:
@@ -85,6 +85,7 @@ def test_gradient_that_is_not_finite(tmp_path: Path) -> None:
         optimiser_step(state, batches)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 @pytest.mark.parametrize(("scale", "stops"), [(1024.0, False), (1.0, True)])
 def test_a_gradient_scaler_may_skip_a_step(tmp_path: Path, scale: float, stops: bool) -> None:
     state, batches = begin(Toy(scale=1e38), tmp_path)

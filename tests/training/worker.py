@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.training import toy  # noqa: F401 - names the task
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from preconditioned_attention.training import TrainConfig, train
+from tests.training import toy  # noqa: F401 - names the task
 
 LIMIT_S = 180
 SERVER = multiprocessing.get_context("forkserver")

@@ -19,6 +19,7 @@ from .state import TrainState
 
 AVERAGE_FILE = "average.safetensors"
 PREFIX = "step-"
+WRITING = ".writing-"
 
 
 def complete_checkpoints(folder: Path) -> dict[int, Path]:
@@ -36,19 +37,19 @@ def save_checkpoint(state: TrainState, folder: Path) -> Path:
     path = folder / f"{PREFIX}{state.step:08d}"
     if path.exists():  # a step has one state only, so this is it
         return path
-    temporary = folder / f".writing-{path.name}"
+    temporary = folder / f"{WRITING}{path.name}"
     main = state.accelerator.is_main_process
     try:
         with together(state.accelerator):
             if main:
-                shutil.rmtree(temporary, ignore_errors=True)  # what a killed run left
+                shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
         with together(state.accelerator):
             _write(state, temporary)
         with together(state.accelerator):
             if main:
                 publish(temporary, path)
-                _remove_old(folder, state.config.keep_checkpoints)
+                _tidy(folder, state.config.keep_checkpoints)
     except Exception as error:  # the libraries that write raise OSError, RuntimeError or errors of their own
         shutil.rmtree(temporary, ignore_errors=True)
         raise WriteError(_failure(path, folder, error)) from error
@@ -91,9 +92,10 @@ def _write(state: TrainState, temporary: Path) -> None:
         _safetensors().save_model(state.average, str(temporary / AVERAGE_FILE))
 
 
-def _remove_old(folder: Path, keep: int) -> None:
-    for old in list(complete_checkpoints(folder).values())[:-keep]:
-        shutil.rmtree(old)
+def _tidy(folder: Path, keep: int) -> None:
+    """Remove all but the newest checkpoints, and what killed runs left unfinished."""
+    for path in [*list(complete_checkpoints(folder).values())[:-keep], *folder.glob(f"{WRITING}*")]:
+        shutil.rmtree(path)
 
 
 def _failure(path: Path, folder: Path, error: Exception) -> str:

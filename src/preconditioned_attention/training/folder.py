@@ -61,7 +61,10 @@ class RunFolder:
     def begin(self, config: TrainConfig) -> None:
         """Remove the files of an earlier run, and nothing else, and write the configuration of this one."""
         for path in self._present():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         write_atomically(self.config, config.to_yaml())
 
     def _check_same(self, config: TrainConfig) -> None:
