@@ -25,7 +25,7 @@ def test_two_processes_follow_the_same_curve(tmp_path: Path, accumulation_steps:
     assert alone.ended_well, alone.errors
     for run in run_on_two(config, tmp_path / "two"):
         assert run.ended_well, run.errors
-    one, two = torch.tensor(losses(tmp_path / "one")), torch.tensor(losses(tmp_path / "two"))
+    one, two = (torch.tensor(losses(tmp_path / name), dtype=torch.float64) for name in ("one", "two"))
     assert len(one) == 100
     assert one[-1] < one[0]
     torch.testing.assert_close(two, one, rtol=0, atol=1e-8)
