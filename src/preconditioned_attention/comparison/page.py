@@ -42,7 +42,7 @@ CONDITIONING = (
     "C can lower it only as far as the lengths of the rows differ: the spread is their standard deviation over their "
     "mean. Open marks show A, filled ones C A. In the plain arm C is not applied: there C A is what it would give. "
     "Medians over samples, heads and seeds; a mark is missing where the value is infinite. precond compare looks in "
-    "double precision; where a run looked in single precision, a kappa above about 1e7 says “singular” and no more."
+    "double precision, where a kappa above about 1e15 says “singular” and no more; in single precision, 1e7."
 )
 
 

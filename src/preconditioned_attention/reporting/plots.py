@@ -74,7 +74,8 @@ def _log_scale(axes: Axes) -> None:
     ticker = require("matplotlib.ticker", extra="train")
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if high / low < 1000 else (1,), numticks=12))
+    few = high / low < 1000
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if few else (1,), numticks=12 if few else 7))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 
@@ -139,7 +140,6 @@ def plot_layers(groups: Sequence[LayerPoints], *, title: str, y_label: str, log_
         marks: dict[str, Any] = {
             "color": colour,
             "marker": MARKERS[group.style % len(MARKERS)],
-            "markersize": 6.5,
             "linestyle": "",
             "clip_on": False,
         }
@@ -147,8 +147,10 @@ def plot_layers(groups: Sequence[LayerPoints], *, title: str, y_label: str, log_
             if math.isfinite(before) and math.isfinite(after):
                 axes.plot([layer + shift] * 2, [before, after], color=colour, linewidth=1.4, alpha=0.6)
         x = [layer + shift for layer in range(1, len(group.before) + 1)]
-        axes.plot(x, _finite(group.before), markerfacecolor="white", label=f"{group.label}: before", **marks)
-        axes.plot(x, _finite(group.after), label=f"{group.label}: after", **marks)
+        # The open mark is the larger one, to be seen also where both are at the same place.
+        before_marks = marks | {"markerfacecolor": "white", "markersize": 9, "label": f"{group.label}: before"}
+        axes.plot(x, _finite(group.before), **before_marks)
+        axes.plot(x, _finite(group.after), markersize=4.5, label=f"{group.label}: after", **marks)
     if log_y:
         _log_scale(axes)
     else:
