@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.comparison.synthetic import ARMS, arm_of, run, tiny_model
 
 from preconditioned_attention import precondition_
 from preconditioned_attention.comparison import FairnessError, Outcome, Prepare, RunKey, compare
+from tests.comparison.synthetic import ARMS, arm_of, run, tiny_model
 
 RATES = (1e-4, 1e-3, 1e-2)
 

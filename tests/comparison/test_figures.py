@@ -1,11 +1,11 @@
 import math
 
 import pytest
-from tests.comparison.synthetic import ARMS, conditioning, make_records
 
 from preconditioned_attention.comparison import Plan, RunMetrics, figures
 from preconditioned_attention.comparison.figures import conditioning_by_layer, draw_figures
 from preconditioned_attention.comparison.summary import summarise
+from tests.comparison.synthetic import ARMS, conditioning, make_records
 
 PLAN = Plan(arms={"plain": None, "row-full": ARMS["row-full"]}, seeds=(0, 1), learning_rates=(1e-3,))
 

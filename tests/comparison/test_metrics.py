@@ -4,9 +4,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from tests.comparison.synthetic import conditioning
 
 from preconditioned_attention.comparison import RunMetrics
+from tests.comparison.synthetic import conditioning
 
 
 def accept(**values) -> RunMetrics:

@@ -1,10 +1,9 @@
-from tests.comparison.synthetic import ARMS, conditioning, make_records
-
 from preconditioned_attention.comparison import Outcome, Plan, RunMetrics
 from preconditioned_attention.comparison.page import TONES, build_page, how_to_read
 from preconditioned_attention.comparison.summary import summarise
 from preconditioned_attention.comparison.verdict import give_verdicts
 from preconditioned_attention.reporting import Picture
+from tests.comparison.synthetic import ARMS, conditioning, make_records
 
 PLAN = Plan(arms=ARMS, seeds=(0, 1), learning_rates=(1e-3,))
 

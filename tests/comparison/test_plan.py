@@ -1,8 +1,8 @@
 import pytest
-from tests.comparison.synthetic import ARMS
 
 from preconditioned_attention import PreconditionConfig
 from preconditioned_attention.comparison import Plan, RunKey
+from tests.comparison.synthetic import ARMS
 
 
 def make_plan(**options) -> Plan:

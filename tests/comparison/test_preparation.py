@@ -4,12 +4,12 @@ import random
 import numpy as np
 import pytest
 import torch
-from tests.comparison.synthetic import tiny_model
 from torch import nn
 
 from preconditioned_attention import PreconditionConfig, is_preconditioned
 from preconditioned_attention.comparison import Prepare
 from preconditioned_attention.comparison.preparation import hash_random_state, hash_weights, random_state_kept
+from tests.comparison.synthetic import tiny_model
 
 
 def draw() -> tuple[float, float, float]:

@@ -3,10 +3,10 @@ import math
 from pathlib import Path
 
 import pytest
-from tests.comparison.synthetic import ARMS, conditioning, make_records
 
 from preconditioned_attention.comparison import Plan, RunMetrics
 from preconditioned_attention.comparison.records import RunRecord, RunStore, to_json
+from tests.comparison.synthetic import ARMS, conditioning, make_records
 
 PLAN = Plan(arms=ARMS, seeds=(0,), learning_rates=(1e-3,))
 

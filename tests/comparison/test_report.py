@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import matplotlib.image
 import pytest
-from tests.comparison.synthetic import ARMS, run
 
 from preconditioned_attention.comparison import Comparison, RunKey, compare
+from tests.comparison.synthetic import ARMS, run
 
 
 class TextOf(HTMLParser):

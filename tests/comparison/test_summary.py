@@ -1,11 +1,11 @@
 import math
 
 import pytest
-from tests.comparison.synthetic import LOSSES, make_records
 
 from preconditioned_attention.comparison import Plan, RunMetrics
 from preconditioned_attention.comparison.statistics import paired_ratio
 from preconditioned_attention.comparison.summary import RateSummary, choose_rate, chosen_runs, summarise
+from tests.comparison.synthetic import LOSSES, make_records
 
 PLAN = Plan(arms={"plain": None, "other": None}, seeds=(0, 1), learning_rates=(1e-4, 1e-3, 1e-2))
 

@@ -1,5 +1,4 @@
 import pytest
-from tests.comparison.synthetic import ARMS, conditioning
 
 from preconditioned_attention.comparison import ArmSummary, Plan, RunKey, RunMetrics
 from preconditioned_attention.comparison.statistics import paired_difference, paired_ratio
@@ -13,6 +12,7 @@ from preconditioned_attention.comparison.tables import (
     seeds_table,
     settings_table,
 )
+from tests.comparison.synthetic import ARMS, conditioning
 
 PLAN = Plan(arms={"plain": None, "row-full": ARMS["row-full"]}, seeds=(4, 7), learning_rates=(1e-3, 1e-2))
 
