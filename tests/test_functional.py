@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.explicit import attention_rows, diagonal_product, relative_error
 from torch import Tensor
 from torch.autograd import gradcheck
 
 from preconditioned_attention import preconditioned_attention
 from preconditioned_attention.config import BACKENDS
+from tests.explicit import attention_rows, diagonal_product, relative_error
 
 GRADIENTS = ["full", "stop"]
 

@@ -18,7 +18,14 @@ CHAIN = [
     *("cli", "comparison", "recipes", "training", "tasks", "models", "data", "benchmarking", "diagnostics"),
     *("conversion", "layers", "functional", "ops", "equilibration", "config"),
 ]
-FREE = {"_extras", "_checks", "_yaml", "_version"}  # private helpers that import nothing of ours but each other
+FREE = {
+    "_extras",
+    "_checks",
+    "_environment",
+    "_files",
+    "_yaml",
+    "_version",
+}  # private helpers that import nothing of ours but each other
 MAY_REPORT = {"cli", "comparison", "training", "tasks", "benchmarking"}
 HEAVY = [
     "timm",

@@ -2,11 +2,11 @@ import pytest
 import timm
 import torch
 import transformers
-from tests.explicit import attention_rows, diagonal_product
 from torch import nn
 
 from preconditioned_attention import ConditionMonitor, precondition_
 from preconditioned_attention.diagnostics import condition_number, row_norm_spread
+from tests.explicit import attention_rows, diagonal_product
 
 
 def vit() -> nn.Module:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..training.files import write_atomically
+from .._files import write_atomically
 from .metrics import RunMetrics
 from .plan import Plan, RunKey
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._environment import describe_environment
+from .._files import write_atomically
 from ..reporting import print_table, render_html
-from ..training.environment import describe_environment
-from ..training.files import write_atomically
 from .figures import draw_figures
 from .metrics import RunMetrics
 from .page import build_page

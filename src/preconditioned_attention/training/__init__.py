@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from .._environment import describe_environment
 from .arms import ARMS
 from .config import TrainConfig
-from .environment import describe_environment
 from .errors import NonFiniteError, WriteError
 from .loop import train
 from .result import TrainResult

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .._extras import require
+from .._files import publish
 from .errors import WriteError
-from .files import publish
 from .processes import together
 from .state import TrainState
 

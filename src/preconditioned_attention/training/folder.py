@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from .._files import write_atomically
 from .config import TrainConfig
-from .files import write_atomically
 
 
 class RunFolder:

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.utils.data import DataLoader
 
+from .._environment import describe_environment
 from .._extras import require
+from .._files import write_atomically
 from ..conversion import precondition_
 from ..tasks import Batch, Splits, make_task
 from .checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint, save_weights
 from .config import TrainConfig
-from .environment import describe_environment
 from .errors import NonFiniteError, WriteError
 from .evaluation import evaluate, is_finite
-from .files import write_atomically
 from .folder import RunFolder
 from .metrics import MetricsLog, read_metrics
 from .order import BatchOrder

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
+from .._files import write_atomically
 from .errors import WriteError
-from .files import write_atomically
 
 Record = dict[str, Any]
 

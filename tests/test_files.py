@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from preconditioned_attention.training.files import publish, write_atomically
+from preconditioned_attention._files import publish, write_atomically
 
 
 def test_replaces_the_old_content(tmp_path: Path) -> None:

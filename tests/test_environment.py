@@ -4,7 +4,7 @@ import platform
 import torch
 
 from preconditioned_attention import __version__
-from preconditioned_attention.training import describe_environment
+from preconditioned_attention._environment import describe_environment
 
 
 def test_says_what_ran_where() -> None:
@@ -17,7 +17,7 @@ def test_says_what_ran_where() -> None:
 
 
 def test_a_package_that_is_not_installed_is_none(monkeypatch) -> None:
-    from preconditioned_attention.training import environment
+    from preconditioned_attention import _environment as environment
 
     monkeypatch.setattr(environment, "PACKAGES", ("no-such-package-anywhere",))
     assert describe_environment()["packages"] == {"no-such-package-anywhere": None}
