@@ -5,7 +5,16 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from preconditioned_attention.reporting import Curve, LayerPoints, SeedInterval, plot_bands, plot_intervals, plot_layers
+from preconditioned_attention.reporting import (
+    Curve,
+    LayerPoints,
+    Ratio,
+    SeedInterval,
+    plot_bands,
+    plot_intervals,
+    plot_layers,
+    plot_ratios,
+)
 from preconditioned_attention.reporting.plots import COLOURS, DOTS_PER_INCH, WIDTH_INCHES
 
 CURVES = [
@@ -89,3 +98,15 @@ def test_global_state_of_matplotlib_is_untouched():
     bands()
     assert plt.get_fignums() == []
     assert dict(plt.rcParams) == before
+
+
+def test_ratios_share_a_line_per_label() -> None:
+    ratios = [
+        Ratio(label=label, candidate=candidate, low=0.9, middle=1.0, high=1.2)
+        for label in ("one", "two")
+        for candidate in ("a", "b")
+    ]
+    png = plot_ratios(ratios, title="t", x_label="x")
+    assert has_colour(png, COLOURS[1])
+    assert has_colour(png, COLOURS[2])
+    assert pixels(png).shape[0] > pixels(plot_ratios(ratios[:2], title="t", x_label="x")).shape[0]

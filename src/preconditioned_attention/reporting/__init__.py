@@ -1,7 +1,7 @@
 """Tables, plots and self-contained HTML pages. Knows numbers and words, and nothing else of this package."""
 
 from .html import Callout, Figures, Page, Picture, Section, Text, render_html
-from .plots import Curve, LayerPoints, SeedInterval, plot_bands, plot_intervals, plot_layers
+from .plots import Curve, LayerPoints, Ratio, SeedInterval, plot_bands, plot_intervals, plot_layers, plot_ratios
 from .tables import Table, decimals_for, format_number, print_table
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "LayerPoints",
     "Page",
     "Picture",
+    "Ratio",
     "Section",
     "SeedInterval",
     "Table",
@@ -20,6 +21,7 @@ __all__ = [
     "plot_bands",
     "plot_intervals",
     "plot_layers",
+    "plot_ratios",
     "print_table",
     "render_html",
 ]

@@ -54,6 +54,17 @@ class LayerPoints:
     after: Sequence[float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ratio:
+    """A quantity relative to a reference: its middle and the range it lies in. Equal labels share a line."""
+
+    label: str
+    candidate: str
+    low: float
+    middle: float
+    high: float
+
+
 def _colour(style: int) -> str:
     return COLOURS[style % len(COLOURS)]
 
@@ -127,6 +138,33 @@ def plot_intervals(rows: Sequence[SeedInterval], *, title: str, x_label: str, re
     axes.text(0, 1.0, reference, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=9.5)
     axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", pad=18)
     axes.set_xlabel(x_label, fontsize=10.5)
+    return _png(figure)
+
+
+def plot_ratios(ratios: Sequence[Ratio], *, title: str, x_label: str) -> bytes:
+    """One line per label, one mark and bar per candidate on it; 1 as a rule; a logarithmic axis."""
+    labels = list(dict.fromkeys(ratio.label for ratio in ratios))
+    candidates = list(dict.fromkeys(ratio.candidate for ratio in ratios))
+    figure, axes = _figure(1.4 + 0.34 * len(labels))
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color="#e6e9ed", linewidth=0.8)
+    axes.axvline(1.0, color="#4d4d4d", linewidth=1.2, linestyle="--", zorder=1)
+    for style, candidate in enumerate(candidates, start=1):
+        own = [ratio for ratio in ratios if ratio.candidate == candidate]
+        y = [labels.index(ratio.label) + 0.22 * (style - (len(candidates) + 1) / 2) for ratio in own]
+        for ratio, position in zip(own, y, strict=True):
+            axes.plot([ratio.low, ratio.high], [position] * 2, color=_colour(style), linewidth=2)
+        marker = MARKERS[style % len(MARKERS)]
+        middles = [ratio.middle for ratio in own]
+        axes.plot(middles, y, linestyle="", marker=marker, color=_colour(style), markersize=5, label=candidate)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
+    axes.set_yticks(range(len(labels)), labels, fontsize=9)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold")
+    axes.set_xlabel(x_label, fontsize=10.5)
+    figure.legend(frameon=False, fontsize=9, ncols=max(1, len(candidates)), loc="outside lower center")
     return _png(figure)
 
 

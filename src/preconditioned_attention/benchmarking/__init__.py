@@ -1,0 +1,24 @@
+"""Paired measurement of time and memory against plain attention."""
+
+from .attention import Row, measure_shape
+from .correctness import WrongResultError, check_result
+from .memory import saved_bytes
+from .results import rows_to_csv
+from .shapes import SHAPES, Shape
+from .steps import STEPS, measure_step
+from .timing import Timing, time_paired
+
+__all__ = [
+    "SHAPES",
+    "STEPS",
+    "Row",
+    "Shape",
+    "Timing",
+    "WrongResultError",
+    "check_result",
+    "measure_shape",
+    "measure_step",
+    "rows_to_csv",
+    "saved_bytes",
+    "time_paired",
+]

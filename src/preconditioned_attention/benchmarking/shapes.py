@@ -1,0 +1,30 @@
+"""The shapes that are measured: what attention looks like in the models that people train and run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """q is (batch, heads, length, head_dim); k and v have ``keys`` tokens."""
+
+    name: str
+    batch: int
+    heads: int
+    length: int
+    keys: int
+    head_dim: int
+    is_causal: bool = False
+    trains: bool = True  # False: measured forward only, as in decoding
+
+
+SHAPES: tuple[Shape, ...] = (
+    Shape(name="swin-window", batch=128, heads=4, length=49, keys=49, head_dim=32),
+    Shape(name="vit-b", batch=4, heads=12, length=197, keys=197, head_dim=64),
+    Shape(name="gpt2-train", batch=1, heads=12, length=1024, keys=1024, head_dim=64, is_causal=True),
+    Shape(name="long-1k", batch=2, heads=8, length=1024, keys=1024, head_dim=64),
+    Shape(name="long-4k", batch=1, heads=4, length=4096, keys=4096, head_dim=64),
+    Shape(name="long-16k", batch=1, heads=1, length=16384, keys=16384, head_dim=64),
+    Shape(name="decode", batch=4, heads=12, length=1, keys=2048, head_dim=64, trains=False),
+)

@@ -1,0 +1,75 @@
+"""Paired, interleaved timing: the candidates take turns, so that a machine's drift in speed falls on all of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Candidate = Callable[[], object]
+
+WARMUP_TURNS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Seconds of one candidate, and the quantiles of its ratio to the first candidate, turn by turn."""
+
+    turns: int
+    median_seconds: float
+    ratio_p20: float
+    ratio_p50: float
+    ratio_p80: float
+
+
+def time_paired(candidates: Mapping[str, Candidate], *, seconds: float, least_turns: int = 7) -> dict[str, Timing]:
+    """Run every candidate once a turn, the first being what the others are compared with.
+
+    Args:
+        candidates: name to a function without arguments.
+        seconds: turns are taken until this much time has gone by.
+        least_turns: how many are taken at least; two more come before and do not count.
+
+    Raises:
+        ValueError: no candidate, or fewer than one turn.
+    """
+    if not candidates or least_turns < 1:
+        raise ValueError(f"time_paired needs a candidate and a turn at least; got {len(candidates)} and {least_turns}")
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    start = time.perf_counter()
+    turns = -WARMUP_TURNS
+    while turns < least_turns or time.perf_counter() - start < seconds:
+        for name, candidate in candidates.items():
+            elapsed = _seconds(candidate)
+            if turns >= 0:
+                taken[name].append(elapsed)
+        turns += 1
+    reference = taken[next(iter(candidates))]
+    return {name: _timing(own, reference) for name, own in taken.items()}
+
+
+def _seconds(candidate: Candidate) -> float:
+    if not torch.cuda.is_available():
+        start = time.perf_counter()
+        candidate()
+        return time.perf_counter() - start
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    candidate()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def _timing(own: list[float], reference: list[float]) -> Timing:
+    ratios = [a / b for a, b in zip(own, reference, strict=True)]
+    p20, p50, p80 = (_quantile(ratios, q) for q in (0.2, 0.5, 0.8))
+    return Timing(turns=len(own), median_seconds=statistics.median(own), ratio_p20=p20, ratio_p50=p50, ratio_p80=p80)
+
+
+def _quantile(values: list[float], q: float) -> float:
+    return torch.tensor(values, dtype=torch.float64).quantile(q).item()
