@@ -1,6 +1,8 @@
 """The README's code runs, and its first line of code comes early."""
 
+import json
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,14 @@ def test_the_first_runnable_line_comes_within_fifteen() -> None:
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (Path(__file__).parent.parent / target).exists(), target
+
+
+def test_the_numbers_are_those_of_the_results() -> None:
+    folder = Path(__file__).parent.parent / "docs" / "results" / "digits"
+    arms = json.loads((folder / "results.json").read_text())["arms"]
+    for name, arm in arms.items():
+        cells = [name, f"{arm['learning_rate']:g}", f"{statistics.mean(arm['test']):.4f}", ""]
+        if name != "plain":
+            difference = arm["difference"]
+            cells[3] = f"{difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
+        assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in README
