@@ -86,8 +86,8 @@ def _precondition_in_one_pass(a: Tensor, lse: Tensor, eps: float) -> Rows | None
     least, most = torch.finfo(norms.dtype).smallest_normal ** 0.5 * 2.0**20, torch.finfo(norms.dtype).max
     if not high < most or (eps < least and not low > least):  # `not <`: also when one is NaN
         return None
-    zero = norms <= eps
     if low <= eps:
+        zero = norms <= eps
         y = torch.where(zero, flat, y)
         norms = torch.where(zero, 1.0, norms)
     norms_BHN = norms.view(a.transpose(1, 2).shape[:-1]).transpose(1, 2)
