@@ -9,16 +9,17 @@ from preconditioned_attention.benchmarking import timing as timing_module
 def test_candidates_take_turns_and_the_first_is_the_reference() -> None:
     calls: list[str] = []
     timings = time_paired({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, seconds=0.0, least_turns=3)
-    assert calls == ["a", "b"] * (3 + timing_module.WARMUP_TURNS)
+    assert calls[::2] == ["b", "a"] * 2 + ["b"]
+    assert calls[1::2] == ["a", "b"] * 2 + ["a"]
     assert timings["a"].turns == timings["b"].turns == 3
     assert timings["a"].ratio_p20 == timings["a"].ratio_p50 == timings["a"].ratio_p80 == 1.0
 
 
 def test_quantiles_are_of_the_paired_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine slows down threefold between the turns; the ratio does not see it."""
-    speeds = iter([1.0, 2.0] * timing_module.WARMUP_TURNS + [1.0, 2.0, 3.0, 6.0, 9.0, 18.0])
-    monkeypatch.setattr(timing_module, "_seconds", lambda candidate: next(speeds))
-    timing = time_paired({"a": int, "b": int}, seconds=0.0, least_turns=3)["b"]
+    speeds = {"a": iter([1.0, 1.0, 1.0, 3.0, 9.0]), "b": iter([2.0, 2.0, 2.0, 6.0, 18.0])}
+    monkeypatch.setattr(timing_module, "_seconds", lambda candidate: next(speeds[candidate()]))
+    timing = time_paired({"a": lambda: "a", "b": lambda: "b"}, seconds=0.0, least_turns=3)["b"]
     assert (timing.ratio_p20, timing.ratio_p50, timing.ratio_p80) == (2.0, 2.0, 2.0)
     assert timing.median_seconds == 6.0
 

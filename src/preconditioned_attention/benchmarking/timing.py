@@ -42,7 +42,8 @@ def time_paired(candidates: Mapping[str, Candidate], *, seconds: float, least_tu
     start = time.perf_counter()
     turns = -WARMUP_TURNS
     while turns < least_turns or time.perf_counter() - start < seconds:
-        for name, candidate in candidates.items():
+        # Back and forth, so that nobody always follows the same neighbour.
+        for name, candidate in list(candidates.items())[:: 1 if turns % 2 else -1]:
             elapsed = _seconds(candidate)
             if turns >= 0:
                 taken[name].append(elapsed)

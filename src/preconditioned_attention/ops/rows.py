@@ -82,16 +82,18 @@ def _precondition_in_one_pass(a: Tensor, lse: Tensor, eps: float) -> Rows | None
     """None if a row's norm is so large or so small that its square needs care."""
     flat = _flat(a)
     y, norms = torch._weight_norm_interface(flat, torch.ones(len(flat), 1, dtype=a.dtype), 0)
-    low, high = torch.aminmax(norms)
-    least, most = torch.finfo(norms.dtype).smallest_normal ** 0.5 * 2.0**20, torch.finfo(norms.dtype).max
-    if not high < most or (eps < least and not low > least):  # `not <`: also when one is NaN
+    low, high = (extreme.item() for extreme in torch.aminmax(norms))
+    info = torch.finfo(norms.dtype)
+    least = info.smallest_normal**0.5 * 2.0**20
+    if not high < info.max or (eps < least and not low > least):  # `not <`: also when one is NaN
         return None
     if low <= eps:
         zero = norms <= eps
         y = torch.where(zero, flat, y)
         norms = torch.where(zero, 1.0, norms)
-    norms_BHN = norms.view(a.transpose(1, 2).shape[:-1]).transpose(1, 2)
-    return Rows(_unflat(y, a), lse + norms_BHN.log(), norms_BHN)
+    norms = norms.view(a.shape[0], a.shape[2], a.shape[1])
+    lse = norms.log().add_(lse.transpose(1, 2))
+    return Rows(_unflat(y, a), lse.transpose(1, 2), norms.transpose(1, 2))
 
 
 def _norm_dtype(x: Tensor) -> torch.dtype:
