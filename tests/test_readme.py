@@ -1,5 +1,6 @@
 """The README's code runs, and its first line of code comes early."""
 
+import csv
 import json
 import re
 import statistics
@@ -42,3 +43,13 @@ def test_the_numbers_are_those_of_the_results() -> None:
             difference = arm["difference"]
             cells[3] = f"{difference['mean']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
         assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in README
+
+
+def test_the_costs_are_those_of_the_benchmark() -> None:
+    path = Path(__file__).parent.parent / "benchmarks" / "results" / "cpu-epyc-2core.csv"
+    with path.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["dtype"] == "float32" and row["measured"] != "forward"]
+    ratios = {(row["shape"], row["mode"], row["candidate"]): f"{float(row['ratio_p50']):.3f}" for row in rows}
+    for shape in ("swin-window", "vit-b", "gpt2-train", "long-1k", "step-vit-s"):
+        cells = [ratios.get((shape, mode, arm), "-") for mode in ("eager", "compiled") for arm in ("full", "stop")]
+        assert f"| {' | '.join(cells)} |" in README, shape
