@@ -74,23 +74,22 @@ def _range_scale(x: Tensor) -> Tensor:
 
 
 class RowScale(NamedTuple):
-    """A batch of rows taken apart: `||x_i|| = norm_i / scale_i`, without overflow or underflow on the way."""
+    """A batch of rows taken apart, without overflow or underflow on the way: `y_i = scaled_i / divisor_i`."""
 
-    rows: Tensor  # x in at least float32, (..., d)
-    scaled: Tensor  # x times the scale, (..., d)
+    scaled: Tensor  # x times the scale, in at least float32, (..., d)
     scale: Tensor  # a power of two per row, (..., 1)
-    norm: Tensor  # the norm of the scaled row, (..., 1); of no meaning for zero rows
-    zero: Tensor  # whether the row counts as zero, (..., 1)
+    divisor: Tensor  # the norm of the scaled row, or the scale for zero rows, which so stay as they are, (..., 1)
 
 
 def row_scale(x: Tensor, eps: float) -> RowScale:
-    """Norms of the rows of ``x`` and which of them count as zero, `||x_i|| <= eps`."""
+    """What makes unit rows of the rows of ``x``, and leaves those as they are whose norm is at most ``eps``."""
     rows = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = _range_scale(rows)
     scaled = rows * scale
-    zero = _norm(scaled.detach()) <= eps * scale
-    # The norm of a row that stays as it is gets a harmless input, so that no derivative of it is ever 0/0.
-    return RowScale(rows, scaled, scale, _norm(torch.where(zero, torch.ones_like(scaled), scaled)), zero)
+    squared = scaled.square().sum(dim=-1, keepdim=True)
+    zero = squared.detach().sqrt() <= eps * scale
+    norm = squared.clamp_min(torch.finfo(rows.dtype).tiny).sqrt()  # at 0 the root has no derivative
+    return RowScale(scaled, scale, torch.where(zero, scale, norm))
 
 
 def equilibrate(
@@ -128,15 +127,10 @@ def equilibrate(
     eps = default_eps(x.dtype) if eps is None else eps
 
     parts = row_scale(x, eps)
-    norm = parts.norm.detach() if gradient == "stop" else parts.norm
-    y = torch.where(parts.zero, parts.rows, parts.scaled / norm)
+    y = parts.scaled / (parts.divisor.detach() if gradient == "stop" else parts.divisor)
     if gain is not None:
         y = y * gain.to(y.dtype).view(-1, 1, 1)
     return y.to(x.dtype)
-
-
-def _norm(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
 
 
 def row_norms(x: Tensor) -> Tensor:
@@ -148,4 +142,4 @@ def row_norms(x: Tensor) -> Tensor:
     check_rows(x, "x")
     rows = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = _range_scale(rows)
-    return (_norm(rows * scale) / scale).squeeze(-1)
+    return torch.linalg.vector_norm(rows * scale, dim=-1) / scale.squeeze(-1)

@@ -49,7 +49,8 @@ def test_rows_that_need_care(dtype: torch.dtype, place: str, path: str) -> None:
     a[0, 1, 2] = value
     lse = torch.randn(1, 2, 4, dtype=wide(dtype))
     y, new_lse, norms = precondition_rows(a, lse, default_eps(dtype))
-    torch.testing.assert_close(y, equilibrate(a), rtol=torch.finfo(dtype).eps, atol=0)
+    rounding = torch.finfo(dtype).eps + 4 * torch.finfo(wide(dtype)).eps  # the results', and the norms'
+    torch.testing.assert_close(y, equilibrate(a), rtol=rounding, atol=0)
     assert y.isfinite().all()
     assert new_lse.isfinite().all()
     if place == "largest":

@@ -51,9 +51,9 @@ def precondition_rows(a: Tensor, lse: Tensor, eps: float) -> Rows:
         if rows is not None:
             return rows
     parts = row_scale(a.transpose(1, 2), eps)  # in the order in which the rows lie in memory, to keep that layout
-    y = torch.where(parts.zero, parts.rows, parts.scaled / parts.norm).to(a.dtype).transpose(1, 2)
-    log_norms = torch.where(parts.zero, 0.0, parts.norm.log() - parts.scale.log())
-    norms = torch.where(parts.zero, 1.0, parts.norm / parts.scale)
+    y = (parts.scaled / parts.divisor).to(a.dtype).transpose(1, 2)
+    log_norms = parts.divisor.log() - parts.scale.log()  # 0 for zero rows
+    norms = parts.divisor / parts.scale
     log_norms, norms = (x.squeeze(-1).transpose(1, 2).to(lse.dtype) for x in (log_norms, norms))
     return Rows(y, lse + log_norms, norms)
 
