@@ -69,6 +69,8 @@ def preconditioned_attention(
     check_choice("gradient", gradient, GRADIENTS)
     check_eps(eps)
     check_gain(gain, q.shape[-3] if q.dim() >= 3 else None)
+    if attn_mask is not None and is_causal:
+        raise ValueError("attn_mask and is_causal=True exclude each other; put the causal mask into attn_mask")
     call = Call(
         q=q,
         k=k,

@@ -29,12 +29,17 @@ class Call:
     def under_autocast(self) -> Call:
         """The call as `scaled_dot_product_attention` would see it under autocast: float32 becomes the low precision."""
         device = self.q.device.type
-        if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        if not _autocast_is_available(device) or not torch.is_autocast_enabled(device):
             return self
         dtype = torch.get_autocast_dtype(device)
         q, k, v = (_lowered(x, dtype) for x in (self.q, self.k, self.v))
         mask = self.attn_mask
         return replace(self, q=q, k=k, v=v, attn_mask=None if mask is None else _lowered(mask, dtype))
+
+
+@torch.compiler.assume_constant_result  # torch 2.11 cannot trace the question
+def _autocast_is_available(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:

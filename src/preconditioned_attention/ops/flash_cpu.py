@@ -72,8 +72,6 @@ def _mask_refusal(call: Call) -> str | None:
     mask = call.attn_mask
     if mask is None:
         return None
-    if call.is_causal:
-        return "attn_mask and is_causal=True exclude each other"
     if mask.requires_grad:
         return "the kernel returns no gradient of the mask"
     full = (call.q.shape[0], call.q.shape[1], call.q.shape[2], call.k.shape[2])

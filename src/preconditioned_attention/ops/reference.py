@@ -21,8 +21,6 @@ def attend(call: Call) -> Tensor:
 
     A query that may attend to no key has a zero row.
     """
-    if call.attn_mask is not None and call.is_causal:
-        raise ValueError("attn_mask and is_causal=True exclude each other; pass the causal mask inside attn_mask")
     q, k, v = call.q, _per_query_head(call.k, call), _per_query_head(call.v, call)
     dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
