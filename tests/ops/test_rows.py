@@ -6,7 +6,7 @@ from torch import Tensor
 
 from preconditioned_attention.equilibration import default_eps, equilibrate
 from preconditioned_attention.ops import rows as rows_module
-from preconditioned_attention.ops.rows import eps_is_negligible, precondition_rows, tangent
+from preconditioned_attention.ops.rows import eps_is_negligible, precondition_rows_, tangent
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -31,14 +31,14 @@ def wide(dtype: torch.dtype) -> torch.dtype:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_lse_and_norms(dtype: torch.dtype, path: str) -> None:
     a, lse = heads(dtype, 2, 5, 3, 8), torch.randn(2, 3, 5, dtype=wide(dtype))
-    y, new_lse, norms = precondition_rows(a, lse, default_eps(dtype))
+    y, new_lse = a.clone(), lse.clone()
+    norms = precondition_rows_(y, new_lse, default_eps(dtype))
     exact = a.double().norm(dim=-1)
     rounding = torch.finfo(dtype).eps + 4 * torch.finfo(wide(dtype)).eps  # the result's, and the norm's
     assert (y.dtype, new_lse.dtype, norms.dtype) == (dtype, wide(dtype), wide(dtype))
     torch.testing.assert_close(y.double(), a.double() / exact[..., None], rtol=rounding, atol=rounding / 100)
     torch.testing.assert_close(norms.double(), exact, rtol=4 * torch.finfo(wide(dtype)).eps, atol=0)
     torch.testing.assert_close(new_lse.double(), lse.double() + exact.log(), rtol=1e-6, atol=1e-6)
-    assert y.transpose(1, 2).is_contiguous(), "merging the heads must stay a view"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -48,7 +48,8 @@ def test_rows_that_need_care(dtype: torch.dtype, place: str, path: str) -> None:
     value = {"zero": 0.0, "below eps": default_eps(dtype) / 8, "largest": torch.finfo(dtype).max / 2}[place]
     a[0, 1, 2] = value
     lse = torch.randn(1, 2, 4, dtype=wide(dtype))
-    y, new_lse, norms = precondition_rows(a, lse, default_eps(dtype))
+    y, new_lse = a.clone(), lse.clone()
+    norms = precondition_rows_(y, new_lse, default_eps(dtype))
     rounding = torch.finfo(dtype).eps + 4 * torch.finfo(wide(dtype)).eps  # the results', and the norms'
     torch.testing.assert_close(y, equilibrate(a), rtol=rounding, atol=0)
     assert y.isfinite().all()
@@ -64,15 +65,16 @@ def test_rows_that_need_care(dtype: torch.dtype, place: str, path: str) -> None:
 
 def test_a_custom_eps_below_what_squares_can_hold(path: str) -> None:
     a = torch.full((1, 1, 2, 4), 1e-30)
-    assert torch.equal(precondition_rows(a, torch.zeros(1, 1, 2), 1e-35).y, torch.full((1, 1, 2, 4), 0.5))
+    precondition_rows_(a, torch.zeros(1, 1, 2), 1e-35)
+    assert torch.equal(a, torch.full((1, 1, 2, 4), 0.5))
 
 
 def test_nan_is_not_hidden(path: str) -> None:
     a = torch.randn(1, 2, 3, 4)
     a[0, 1, 2, 3] = math.nan
-    y = precondition_rows(a, torch.zeros(1, 2, 3), 1e-12).y
-    assert y[0, 1, 2].isnan().all()
-    assert y.isnan().sum() == 4
+    precondition_rows_(a, torch.zeros(1, 2, 3), 1e-12)
+    assert a[0, 1, 2].isnan().all()
+    assert a.isnan().sum() == 4
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -97,4 +99,4 @@ def test_which_eps_may_be_neglected() -> None:
 
 
 def test_empty(path: str) -> None:
-    assert precondition_rows(torch.zeros(0, 2, 3, 4), torch.zeros(0, 2, 3), 1e-12).y.shape == (0, 2, 3, 4)
+    assert precondition_rows_(torch.zeros(0, 2, 3, 4), torch.zeros(0, 2, 3), 1e-12).shape == (0, 2, 3)

@@ -29,7 +29,8 @@ class Call:
     def under_autocast(self) -> Call:
         """The call as `scaled_dot_product_attention` would see it under autocast: float32 becomes the low precision."""
         device = self.q.device.type
-        if not _autocast_is_available(device) or not torch.is_autocast_enabled(device):
+        known = device in ("cpu", "cuda")  # asking about these is quicker than asking whether one may ask
+        if not (known or _autocast_is_available(device)) or not torch.is_autocast_enabled(device):
             return self
         dtype = torch.get_autocast_dtype(device)
         q, k, v = (_lowered(x, dtype) for x in (self.q, self.k, self.v))

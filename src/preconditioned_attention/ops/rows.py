@@ -21,41 +21,47 @@ a view. Everything here keeps that.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 import torch
 from torch import Tensor
 
-from ..equilibration import row_scale
+from ..equilibration import default_eps, row_scale
 
 FLOAT16_FLOOR = 2.0**-10
 
 
-class Rows(NamedTuple):
-    """What the forward pass makes of `A` and `L`; ``norms`` is 1 for zero rows."""
-
-    y: Tensor  # (B, H, N, d)
-    lse: Tensor  # lambda, (B, H, N)
-    norms: Tensor  # r, (B, H, N)
-
-
 def eps_is_negligible(eps: float, dtype: torch.dtype) -> bool:
     """Whether leaving `Y <dY, Y>` in the gradient of zero rows stays well below the rounding of ``dtype``."""
-    return eps * eps <= torch.finfo(dtype).eps / 8
+    return eps == default_eps(dtype) or eps * eps <= torch.finfo(dtype).eps / 8
 
 
-def precondition_rows(a: Tensor, lse: Tensor, eps: float) -> Rows:
-    """`(A, L) -> (Y, lambda, r)`; ``a`` is (B, H, N, d), ``lse`` is (B, H, N), in at least float32."""
-    if _one_pass_serves(a):
-        rows = _precondition_in_one_pass(a, lse, eps)
-        if rows is not None:
-            return rows
-    parts = row_scale(a.transpose(1, 2), eps)  # in the order in which the rows lie in memory, to keep that layout
-    y = (parts.scaled / parts.divisor).to(a.dtype).transpose(1, 2)
-    log_norms = parts.divisor.log() - parts.scale.log()  # 0 for zero rows
-    norms = parts.divisor / parts.scale
-    log_norms, norms = (x.squeeze(-1).transpose(1, 2).to(lse.dtype) for x in (log_norms, norms))
-    return Rows(y, lse + log_norms, norms)
+def precondition_rows_(a: Tensor, lse: Tensor, eps: float) -> Tensor:
+    """`(A, L) -> (Y, lambda)` in place; returns the norms `r`, 1 for zero rows.
+
+    Args:
+        a: what a kernel has just written and nobody else holds, ``(B, H, N, d)``, in any layout.
+        lse: ``(B, H, N)``, in at least float32; may be a view of something longer.
+        eps: rows with a norm of at most this stay as they are.
+    """
+    norms = _in_one_pass_(a, eps) if _one_pass_serves(a) else None
+    norms, log_norms = _by_the_formula_(a, eps) if norms is None else (norms, norms.log())
+    if a.dtype == torch.float16:
+        log_norms = log_norms.clamp_min(math.log(FLOAT16_FLOOR))
+    lse += log_norms.to(lse.dtype)
+    return norms
+
+
+def cotangents(dy: Tensor, y: Tensor, norms: Tensor | None, *, full: bool) -> tuple[Tensor, Tensor]:
+    """What the kernel's backward pass is handed as `dout` and `out`; (B, H, N, d) each.
+
+    ``norms`` may be None where the table above does without: ``full``, and a dtype without a floor.
+    """
+    dout = tangent(dy, y) if full else dy
+    out = y if full else (y * _per_row(norms)).to(y.dtype)
+    if y.dtype == torch.float16:
+        dout = (dout * (_per_row(norms).clamp_min(FLOAT16_FLOOR) / _per_row(norms))).to(dout.dtype)
+    return dout, out
 
 
 def tangent(dy: Tensor, y: Tensor) -> Tensor:
@@ -64,36 +70,47 @@ def tangent(dy: Tensor, y: Tensor) -> Tensor:
         flat_dy, flat_y = _flat(dy), _flat(y)
         ones = torch.ones(len(flat_y), 1, dtype=_norm_dtype(y))
         out = torch.ops.aten._weight_norm_interface_backward(flat_dy, flat_y, ones.to(y.dtype), ones, 0)[0]
-        return _unflat(out, y)
-    wide = torch.promote_types(y.dtype, torch.float32)
+        return out.view(y.transpose(1, 2).shape).transpose(1, 2)
+    wide = _norm_dtype(y)
     along = (dy.to(wide) * y.to(wide)).sum(dim=-1, keepdim=True)
     return (dy.to(wide) - y.to(wide) * along).to(y.dtype)
 
 
 def _one_pass_serves(x: Tensor) -> bool:
-    """PyTorch's fused weight normalisation does a row's norm and its scaling in one pass over memory; CPU, eager.
+    """Whether PyTorch's fused CPU operators do the row work; a compiler fuses the plain formula itself.
 
-    A compiler fuses the plain formula itself, and fake tensors have no values to look at.
+    Fake tensors have no values to look at.
     """
     return not torch.compiler.is_compiling() and type(x) is Tensor and x.device.type == "cpu" and x.numel() > 0
 
 
-def _precondition_in_one_pass(a: Tensor, lse: Tensor, eps: float) -> Rows | None:
-    """None if a row's norm is so large or so small that its square needs care."""
-    flat = _flat(a)
-    y, norms = torch._weight_norm_interface(flat, torch.ones(len(flat), 1, dtype=a.dtype), 0)
+def _in_one_pass_(a: Tensor, eps: float) -> Tensor | None:
+    """None, and nothing done, if a row's norm is so large or so small that its square needs care."""
+    # In the order of memory, (B, N, H, d) as flash writes it: PyTorch's loops are three times slower on the view.
+    rows = a.transpose(1, 2)
+    norms = torch.linalg.vector_norm(rows, dim=-1, dtype=_norm_dtype(a))
     low, high = (extreme.item() for extreme in torch.aminmax(norms))
     info = torch.finfo(norms.dtype)
     least = info.smallest_normal**0.5 * 2.0**20
     if not high < info.max or (eps < least and not low > least):  # `not <`: also when one is NaN
         return None
     if low <= eps:
-        zero = norms <= eps
-        y = torch.where(zero, flat, y)
-        norms = torch.where(zero, 1.0, norms)
-    norms = norms.view(a.shape[0], a.shape[2], a.shape[1])
-    lse = norms.log().add_(lse.transpose(1, 2))
-    return Rows(_unflat(y, a), lse.transpose(1, 2), norms.transpose(1, 2))
+        norms = torch.where(norms <= eps, 1.0, norms)
+    rows.div_(norms.unsqueeze(-1))
+    return norms.transpose(1, 2)
+
+
+def _by_the_formula_(a: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norms and their logarithms, which are finite even where a norm is not."""
+    parts = row_scale(a, eps)
+    a.copy_(parts.scaled / parts.divisor)
+    norms, log_norms = parts.divisor / parts.scale, parts.divisor.log() - parts.scale.log()
+    return norms.squeeze(-1), log_norms.squeeze(-1)
+
+
+def _per_row(norms: Tensor | None) -> Tensor:
+    assert norms is not None
+    return norms.unsqueeze(-1)
 
 
 def _norm_dtype(x: Tensor) -> torch.dtype:
@@ -101,9 +118,5 @@ def _norm_dtype(x: Tensor) -> torch.dtype:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """(B, H, N, d) as the rows of one matrix, in the order in which they lie in memory."""
+    """(B, H, N, d) as the rows of one matrix, in the order in which flash kernels lay them out."""
     return x.transpose(1, 2).reshape(-1, x.shape[-1])
-
-
-def _unflat(rows: Tensor, like: Tensor) -> Tensor:
-    return rows.view(like.transpose(1, 2).shape).transpose(1, 2)
