@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from preconditioned_attention.equilibration import default_eps, equilibrate
-from preconditioned_attention.ops import rows as rows_module
+from preconditioned_attention.ops import rows_torch
 from preconditioned_attention.ops.rows import eps_is_negligible, precondition_rows_, tangent
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -15,7 +15,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 def path(request, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both ways to do the row work: the fused operator and the formula that a compiler sees."""
     if request.param == "plain":
-        monkeypatch.setattr(rows_module, "_one_pass_serves", lambda x: False)
+        monkeypatch.setattr(rows_torch, "_one_pass_serves", lambda x: False)
     return request.param
 
 

@@ -1,0 +1,84 @@
+"""The row work as operators of PyTorch's dispatcher, `torch.ops.preconditioned_attention`: CPU, GPU and fake tensors.
+
+What calls them works under FakeTensorMode, `make_fx`, `torch.export` and `torch.compile`. They have no derivative:
+`renormalised` calls them inside an autograd function. `torch.library.Library` costs 3 microseconds a call where
+`torch.library.custom_op` costs 10.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import rows_torch
+
+_LIBRARY = torch.library.Library("preconditioned_attention", "DEF")
+_LIBRARY.define("precondition_rows_(Tensor(a!) a, Tensor(b!) lse, float eps) -> Tensor")
+_LIBRARY.define("cotangents(Tensor dy, Tensor y, Tensor? norms, bool full) -> Tensor[]")
+
+precondition_rows_: Any = torch.ops.preconditioned_attention.precondition_rows_.default
+"""`(a, lse, eps) -> norms`, as :func:`.rows.precondition_rows_`; the norms are contiguous."""
+
+cotangents: Any = torch.ops.preconditioned_attention.cotangents.default
+"""`(dy, y, norms, full)`: what of :func:`.rows.cotangents` is neither ``dy`` nor ``y``, in the layout of ``y``."""
+
+
+def launch_once(x: Tensor) -> bool:
+    """Whether the operators do the work on ``x`` in one launch each, and no compiler is there to do as well."""
+    return x.is_cuda and type(x) is Tensor and not torch.compiler.is_compiling() and _kernels(x.device) is not None
+
+
+@functools.cache
+def _kernels(device: torch.device) -> ModuleType | None:
+    """The kernels for this GPU; None where Triton is not installed or does not know the GPU."""
+    if find_spec("triton") is None:
+        return None
+    from . import rows_triton
+
+    return rows_triton if rows_triton.available(device) else None
+
+
+def _precondition_rows_by_torch(a: Tensor, lse: Tensor, eps: float) -> Tensor:
+    return rows_torch.precondition_rows_(a, lse, eps).contiguous()
+
+
+def _precondition_rows_on_gpu(a: Tensor, lse: Tensor, eps: float) -> Tensor:
+    kernels = _kernels(a.device)
+    if kernels is None:
+        return _precondition_rows_by_torch(a, lse, eps)
+    norms: Tensor = kernels.precondition_rows_(a, lse, eps)
+    return norms
+
+
+def _precondition_rows_fake(a: Tensor, lse: Tensor, eps: float) -> Tensor:
+    return a.new_empty(a.shape[:3], dtype=torch.promote_types(a.dtype, torch.float32))
+
+
+def _cotangents_by_torch(dy: Tensor, y: Tensor, norms: Tensor | None, full: bool) -> list[Tensor]:
+    results = rows_torch.cotangents(dy, y, norms, full=full)
+    return [torch.empty_like(y).copy_(x) for x in results if x is not dy and x is not y]
+
+
+def _cotangents_on_gpu(dy: Tensor, y: Tensor, norms: Tensor | None, full: bool) -> list[Tensor]:
+    kernels = _kernels(y.device)
+    if kernels is None:
+        return _cotangents_by_torch(dy, y, norms, full)
+    results: list[Tensor] = kernels.cotangents(dy, y, norms, full=full)
+    return results
+
+
+def _cotangents_fake(dy: Tensor, y: Tensor, norms: Tensor | None, full: bool) -> list[Tensor]:
+    return [torch.empty_like(y) for _ in range(2 if y.dtype == torch.float16 and not full else 1)]
+
+
+_LIBRARY.impl("precondition_rows_", _precondition_rows_by_torch, "CPU")
+_LIBRARY.impl("precondition_rows_", _precondition_rows_on_gpu, "CUDA")
+_LIBRARY.impl("cotangents", _cotangents_by_torch, "CPU")
+_LIBRARY.impl("cotangents", _cotangents_on_gpu, "CUDA")
+torch.library.register_fake(precondition_rows_, _precondition_rows_fake, lib=_LIBRARY)
+torch.library.register_fake(cotangents, _cotangents_fake, lib=_LIBRARY)

@@ -1,0 +1,89 @@
+"""The row work of `rows` in PyTorch: the formula, which a compiler fuses, and the fused CPU operators of eager mode."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..equilibration import row_scale
+
+FLOAT16_FLOOR = 2.0**-10
+
+
+def precondition_rows_(a: Tensor, lse: Tensor, eps: float) -> Tensor:
+    """As :func:`.rows.precondition_rows_`."""
+    norms = _in_one_pass_(a, eps) if _one_pass_serves(a) else None
+    norms, log_norms = _by_the_formula_(a, eps) if norms is None else (norms, norms.log())
+    if a.dtype == torch.float16:
+        log_norms = log_norms.clamp_min(math.log(FLOAT16_FLOOR))
+    lse += log_norms.to(lse.dtype)
+    return norms
+
+
+def cotangents(dy: Tensor, y: Tensor, norms: Tensor | None, *, full: bool) -> tuple[Tensor, Tensor]:
+    """As :func:`.rows.cotangents`."""
+    dout = tangent(dy, y) if full else dy
+    out = y if full else (y * _per_row(norms)).to(y.dtype)
+    if y.dtype == torch.float16:
+        dout = (dout * (_per_row(norms).clamp_min(FLOAT16_FLOOR) / _per_row(norms))).to(dout.dtype)
+    return dout, out
+
+
+def tangent(dy: Tensor, y: Tensor) -> Tensor:
+    """`G = dY - Y <dY, Y>`, the part of ``dy`` that moves the rows; (B, H, N, d) each."""
+    if _one_pass_serves(y):
+        flat_dy, flat_y = _flat(dy), _flat(y)
+        ones = torch.ones(len(flat_y), 1, dtype=_norm_dtype(y))
+        out = torch.ops.aten._weight_norm_interface_backward(flat_dy, flat_y, ones.to(y.dtype), ones, 0)[0]
+        return out.view(y.transpose(1, 2).shape).transpose(1, 2)
+    wide = _norm_dtype(y)
+    along = (dy.to(wide) * y.to(wide)).sum(dim=-1, keepdim=True)
+    return (dy.to(wide) - y.to(wide) * along).to(y.dtype)
+
+
+def _one_pass_serves(x: Tensor) -> bool:
+    """Whether PyTorch's fused CPU operators do the row work; a compiler fuses the plain formula itself.
+
+    Fake tensors have no values to look at.
+    """
+    return not torch.compiler.is_compiling() and type(x) is Tensor and x.device.type == "cpu" and x.numel() > 0
+
+
+def _in_one_pass_(a: Tensor, eps: float) -> Tensor | None:
+    """None, and nothing done, if a row's norm is so large or so small that its square needs care."""
+    # In the order of memory, (B, N, H, d) as flash writes it: PyTorch's loops are three times slower on the view.
+    rows = a.transpose(1, 2)
+    norms = torch.linalg.vector_norm(rows, dim=-1, dtype=_norm_dtype(a))
+    low, high = (extreme.item() for extreme in torch.aminmax(norms))
+    info = torch.finfo(norms.dtype)
+    least = info.smallest_normal**0.5 * 2.0**20
+    if not high < info.max or (eps < least and not low > least):  # `not <`: also when one is NaN
+        return None
+    if low <= eps:
+        norms = torch.where(norms <= eps, 1.0, norms)
+    rows.div_(norms.unsqueeze(-1))
+    return norms.transpose(1, 2)
+
+
+def _by_the_formula_(a: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norms and their logarithms, which are finite even where a norm is not."""
+    parts = row_scale(a, eps)
+    a.copy_(parts.scaled / parts.divisor)
+    norms, log_norms = parts.divisor / parts.scale, parts.divisor.log() - parts.scale.log()
+    return norms.squeeze(-1), log_norms.squeeze(-1)
+
+
+def _per_row(norms: Tensor | None) -> Tensor:
+    assert norms is not None
+    return norms.unsqueeze(-1)
+
+
+def _norm_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """(B, H, N, d) as the rows of one matrix, in the order in which flash kernels lay them out."""
+    return x.transpose(1, 2).reshape(-1, x.shape[-1])
