@@ -8,9 +8,9 @@ from torch import Tensor
 
 def diagonal_product(rows: Tensor, *, eps: float = 1e-12, constant: bool = False, gain: Tensor | None = None) -> Tensor:
     """`C A` with the diagonal matrix `C` built in full, zero rows left as they are."""
-    norms = (rows**2).sum(dim=-1) ** 0.5
-    zero = norms.detach() <= eps
-    c = torch.where(zero, torch.ones_like(norms), 1 / torch.where(zero, torch.ones_like(norms), norms))
+    zero = (rows.detach() ** 2).sum(dim=-1) ** 0.5 <= eps
+    norms = (torch.where(zero[..., None], torch.ones_like(rows), rows) ** 2).sum(dim=-1) ** 0.5
+    c = torch.where(zero, torch.ones_like(norms), 1 / norms)
     out = torch.diag_embed(c.detach() if constant else c) @ rows
     return out if gain is None else out * gain[:, None, None]
 

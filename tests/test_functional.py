@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from preconditioned_attention import preconditioned_attention
-from preconditioned_attention.config import BACKENDS
+from preconditioned_attention import equilibrate, preconditioned_attention
 from tests.explicit import attention_rows, diagonal_product, relative_error
 
 GRADIENTS = ["full", "stop"]
+ON_THE_CPU = ["auto", "flash", "composition", "reference"]
 
 
 def causal(length: int, keys: int) -> Tensor:
@@ -44,7 +44,7 @@ CASES = {
 REFUSED = {("flash", "value width"), ("flash", "float mask")}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_THE_CPU)
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("case", CASES)
 def test_against_the_diagonal_matrix(case: str, gradient: str, backend: str) -> None:
@@ -84,7 +84,7 @@ def test_gradient_of_an_additive_mask() -> None:
     assert relative_error(actual, expected) <= 1e-12
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ON_THE_CPU)
 @pytest.mark.parametrize("additive", [False, True])
 @pytest.mark.parametrize("gradient", GRADIENTS)
 def test_fully_masked_rows_stay_zero(gradient: str, additive: bool, backend: str) -> None:
@@ -207,11 +207,37 @@ def test_bad_arguments_are_named(change: dict, error: type[Exception], words: st
         preconditioned_attention(**arguments)
 
 
-def test_tensors_that_do_not_go_together_raise() -> None:
+@pytest.mark.parametrize("backend", ON_THE_CPU)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda q, k, v: {"k": k.float()}, "q, k and v must have one dtype; got torch.float64, torch.float32"),
+        (lambda q, k, v: {"v": v.to("meta")}, "q, k and v must be on one device; got cpu, cpu and meta"),
+        (lambda q, k, v: {"k": k[..., :5]}, "q and k must have one head dimension"),
+        (lambda q, k, v: {"k": k[..., :3, :]}, "k and v must have one length"),
+        (lambda q, k, v: {"k": k[:, :3], "v": v[:, :3]}, "Heads that share keys need enable_gqa=True"),
+        (lambda q, k, v: {"k": k[:, :3], "v": v[:, :3], "enable_gqa": True}, "multiple of .* got 4, 3 and 3"),
+        (
+            lambda q, k, v: {"attn_mask": torch.zeros(5, 7, dtype=torch.float64)},
+            r"broadcast to the scores, \(2, 4, 7, 7\); got .*\(5, 7\)",
+        ),
+        (
+            lambda q, k, v: {"attn_mask": torch.zeros(6, dtype=torch.float64)},
+            r"must broadcast to the scores, .* got shape \(6,\)",
+        ),
+        (lambda q, k, v: {"attn_mask": torch.zeros(7, 7, dtype=torch.int32)}, "boolean .* got torch.int32"),
+        (lambda q, k, v: {"attn_mask": torch.zeros(7, 7, device="meta")}, "must be on the device of q, cpu; got meta"),
+    ],
+)
+def test_tensors_that_do_not_go_together_raise(change, message: str, backend: str) -> None:
     q, k, v = inputs()
-    with pytest.raises(RuntimeError):
-        preconditioned_attention(q, k.float(), v)
-    with pytest.raises(RuntimeError):
-        preconditioned_attention(q, k[..., :5], v)
-    with pytest.raises(ValueError, match="multiple of the key and value heads; got 4 and 3"):
-        preconditioned_attention(q, k[:, :3], v[:, :3], enable_gqa=True, backend="reference")
+    with pytest.raises(ValueError, match=message):
+        preconditioned_attention(**{"q": q, "k": k, "v": v} | change(q, k, v), backend=backend)
+
+
+def test_what_plain_attention_broadcasts_is_broadcast() -> None:
+    q, k, v = inputs()
+    mask = torch.randn(2, 1, 1, 7, dtype=q.dtype)
+    for a, b, c, m in [(q, k[:1], v[:1], mask), (q, k[:, :1], v[:, :1], None), (q[0, 0], k[0, 0], v[0, 0], mask[0, 0])]:
+        expected = equilibrate(F.scaled_dot_product_attention(a, b, c, m))
+        assert relative_error(preconditioned_attention(a, b, c, m), expected) <= 1e-13

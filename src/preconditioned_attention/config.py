@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 Gradient = Literal["full", "stop"]
 Placement = Literal["pre_skip", "post_skip"]
-Backend = Literal["auto", "flash", "composition", "reference"]
+Backend = Literal["auto", "flash", "efficient", "cudnn", "composition", "reference"]
 
 GRADIENTS: tuple[str, ...] = get_args(Gradient)
 PLACEMENTS: tuple[str, ...] = get_args(Placement)

@@ -2,33 +2,75 @@
 
 from __future__ import annotations
 
+import logging
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from ..config import BACKENDS, Backend, check_choice
-from . import composition, flash_cpu, reference
+from . import composition, cuda, cudnn, efficient, flash_cpu, flash_cuda, reference
 from .call import Call
 
 _BACKENDS: dict[str, ModuleType] = {
-    "flash": flash_cpu,
+    "efficient": efficient,
+    "cudnn": cudnn,
     "composition": composition,
     "reference": reference,
 }
-_AUTO = ("flash", "composition")  # the fastest first; the last serves every call
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
 
 
 def attend(call: Call, backend: Backend) -> Tensor:
-    """Compute `C Attn(q, k, v)` with the named backend; ``"auto"`` takes the fastest that serves the call.
+    """Compute `C Attn(q, k, v)` with the named backend.
+
+    ``"auto"`` takes the kernel that plain attention would take, re-normalised, and where there is none plain
+    attention followed by the scaling of its rows; it logs why, once.
 
     Raises:
-        ValueError: ``backend`` is not one of the known names, or it cannot serve the call; the message says why.
+        ValueError: ``backend`` is not one of the known names, or it cannot serve the call, or the tensors do not go
+            together; the message says why.
     """
     check_choice("backend", backend, BACKENDS)
     call = call.under_autocast()
     if backend == "auto":
-        return next(_BACKENDS[name] for name in _AUTO if _BACKENDS[name].refusal(call) is None).attend(call)
-    reason = _BACKENDS[backend].refusal(call)
+        return _auto(call)
+    module = _module(backend, call)
+    reason = module.refusal(call)
     if reason is not None:
+        call.check()
         raise ValueError(f"backend={backend!r} cannot serve this call: {reason}. Use backend='auto'")
-    return _BACKENDS[backend].attend(call)
+    return module.attend(call)
+
+
+def _auto(call: Call) -> Tensor:
+    reasons = []
+    for name in _candidates(call):
+        module = _module(name, call)
+        reason = module.refusal(call)
+        if reason is None:
+            return module.attend(call)
+        reasons.append(f"{name}: {reason}")
+    call.check()  # before anything is said about backends
+    _say_once("; ".join(reasons) or f"PyTorch has no fused kernel for it on {call.q.device.type}")
+    return composition.attend(call)
+
+
+def _module(name: str, call: Call) -> ModuleType:
+    if name == "flash":
+        return flash_cuda if call.q.device.type == "cuda" else flash_cpu
+    return _BACKENDS[name]
+
+
+def _candidates(call: Call) -> tuple[str, ...]:
+    if call.q.device.type == "cuda":
+        return cuda.candidates(call)
+    return ("flash",) if call.q.device.type == "cpu" else ()
+
+
+@torch.compiler.assume_constant_result  # so that a trace says it too
+def _say_once(reason: str) -> None:
+    if reason not in _said:
+        _said.add(reason)
+        _log.warning("computed as plain attention and a scaling of its rows, which costs more memory: %s", reason)

@@ -26,6 +26,25 @@ class Call:
     gain: Tensor | None
     eps: float
 
+    def check(self) -> None:
+        """Raise ``ValueError`` if the tensors do not go together. What a fused kernel serves needs no check."""
+        q, k, v, mask = self.q, self.k, self.v, self.attn_mask
+        if not q.dtype == k.dtype == v.dtype:
+            raise ValueError(f"q, k and v must have one dtype; got {q.dtype}, {k.dtype} and {v.dtype}")
+        if not q.device == k.device == v.device:
+            raise ValueError(f"q, k and v must be on one device; got {q.device}, {k.device} and {v.device}")
+        if q.is_nested or k.is_nested or v.is_nested:
+            return
+        if q.shape[-1] != k.shape[-1]:
+            raise ValueError(f"q and k must have one head dimension; got {q.shape[-1]} and {k.shape[-1]}")
+        if k.shape[-2] != v.shape[-2]:
+            raise ValueError(f"k and v must have one length; got {k.shape[-2]} and {v.shape[-2]}")
+        if self.enable_gqa:
+            _check_groups(q, k, v)
+        batch = _batch(q, k, self.enable_gqa)
+        if mask is not None:
+            _check_mask(mask, q, (*batch, q.shape[-2], k.shape[-2]))
+
     def under_autocast(self) -> Call:
         """The call as `scaled_dot_product_attention` would see it under autocast: float32 becomes the low precision."""
         device = self.q.device.type
@@ -45,3 +64,37 @@ def _autocast_is_available(device: str) -> bool:
 
 def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
+
+
+def _check_groups(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if min(q.dim(), k.dim(), v.dim()) < 3:
+        raise ValueError("enable_gqa needs a head axis: q, k and v of shape (..., num_heads, tokens, head_dim)")
+    heads, key_heads, value_heads = q.shape[-3], k.shape[-3], v.shape[-3]
+    if key_heads != value_heads or key_heads == 0 or heads % key_heads:
+        raise ValueError(
+            f"enable_gqa needs a number of query heads that is a multiple of the key and value heads; "
+            f"got {heads}, {key_heads} and {value_heads}"
+        )
+
+
+def _batch(q: Tensor, k: Tensor, grouped: bool) -> tuple[int, ...]:
+    """The batch and head axes of the scores."""
+    keys = (*k.shape[:-3], q.shape[-3]) if grouped else k.shape[:-2]
+    try:
+        return tuple(torch.broadcast_shapes(q.shape[:-2], keys))
+    except RuntimeError:
+        raise ValueError(
+            f"batch and head axes of q and k must be equal or broadcast; got {tuple(q.shape[:-2])} and "
+            f"{tuple(k.shape[:-2])}. Heads that share keys need enable_gqa=True"
+        ) from None
+
+
+def _check_mask(mask: Tensor, q: Tensor, scores: tuple[int, ...]) -> None:
+    if mask.dtype not in (torch.bool, torch.float32, q.dtype):
+        raise ValueError(f"attn_mask must be boolean (True: attend), float32 or {q.dtype} as q; got {mask.dtype}")
+    if mask.device != q.device:
+        raise ValueError(f"attn_mask must be on the device of q, {q.device}; got {mask.device}")
+    own = tuple(mask.shape)
+    fits = all(m in (1, s) for m, s in zip(own[::-1], scores[::-1], strict=False))
+    if not 2 <= len(own) <= len(scores) or not fits:
+        raise ValueError(f"attn_mask must broadcast to the scores, {scores}; got shape {own}")

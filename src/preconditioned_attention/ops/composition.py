@@ -16,6 +16,7 @@ def refusal(call: Call) -> str | None:
 
 def attend(call: Call) -> Tensor:
     """`equilibrate(scaled_dot_product_attention(q, k, v))`."""
+    call.check()
     out = F.scaled_dot_product_attention(
         call.q,
         call.k,

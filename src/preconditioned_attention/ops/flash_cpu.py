@@ -9,11 +9,9 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .call import Call
-from .renormalised import Options, additive, renormalised
-from .rows import eps_is_negligible
+from .renormalised import Inputs, Options, Saved, additive, common_refusal, renormalised
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -25,22 +23,11 @@ def refusal(call: Call) -> str | None:
     The conditions are those under which PyTorch picks the kernel for plain attention, `torch.func` transforms,
     subclasses and an eps that is too large aside.
     """
-    q, k, v = call.q, call.k, call.v
     if not _flash_enabled():
         return "flash attention is switched off (torch.nn.attention.sdpa_kernel)"
-    if not (q.device.type == "cpu" and k.device.type == "cpu" and v.device.type == "cpu"):
-        return "q, k and v must be on the CPU"
-    if torch._C._are_functorch_transforms_active():
-        return "torch.func transforms are not served"
-    if any(type(x) is not Tensor and is_traceable_wrapper_subclass(x) for x in (q, k, v)):
-        return "tensor subclasses are not served"
-    if q.is_nested or k.is_nested or v.is_nested:
-        return "nested tensors are not served"
     if call.dropout_p > 0:
         return "the kernel has no dropout"
-    if not eps_is_negligible(call.eps, q.dtype):
-        return f"eps={call.eps} is too large for {q.dtype}: the gradient of zero rows would show it"
-    return _shape_refusal(call) or _mask_refusal(call)
+    return common_refusal(call, "cpu") or _shape_refusal(call) or _mask_refusal(call)
 
 
 @torch.compiler.assume_constant_result
@@ -75,33 +62,26 @@ def _mask_refusal(call: Call) -> str | None:
         return None
     if mask.requires_grad:
         return "the kernel returns no gradient of the mask"
+    if mask.device.type != "cpu" or mask.dtype not in (torch.bool, torch.float32, call.q.dtype):
+        return f"attn_mask must be on the CPU, and boolean, float32 or {call.q.dtype} as q; got {mask.dtype}"
     full = (call.q.shape[0], call.q.shape[1], call.q.shape[2], call.k.shape[2])
     if mask.dim() not in (2, 4) or any(m not in (1, f) for m, f in zip(mask.shape, full[-mask.dim() :], strict=True)):
         return f"attn_mask must have two or four axes and broadcast to {full}; got {tuple(mask.shape)}"
     return None
 
 
-def _kernel_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: Options) -> tuple[Tensor, ...]:
-    is_causal, scale, _ = options
-    a, lse = _forward(q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale)
+def _kernel_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
+    q, k, v, bias = inputs
+    a, lse = _forward(q, k, v, 0.0, options.is_causal, attn_mask=bias, scale=options.scale)
     return a, lse
 
 
-def _kernel_backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    state: tuple[Tensor, ...],
-    options: Options,
-    wanted: tuple[bool, ...],
-) -> tuple[Tensor | None, ...]:
-    is_causal, scale, _ = options
-    grads: tuple[Tensor, ...] = _backward(dout, q, k, v, out, lse, 0.0, is_causal, attn_mask=bias, scale=scale)
-    return grads
+def _kernel_backward(dout: Tensor, inputs: Inputs, saved: Saved, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v, bias = inputs
+    dq, dk, dv = _backward(
+        dout, q, k, v, saved.out, saved.lse, 0.0, options.is_causal, attn_mask=bias, scale=options.scale
+    )
+    return dq, dk, dv
 
 
 _attend = renormalised(_kernel_forward, _kernel_backward)

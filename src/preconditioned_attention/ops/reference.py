@@ -21,6 +21,7 @@ def attend(call: Call) -> Tensor:
 
     A query that may attend to no key has a zero row.
     """
+    call.check()
     q, k, v = call.q, _per_query_head(call.k, call), _per_query_head(call.v, call)
     dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
@@ -37,11 +38,6 @@ def _per_query_head(x: Tensor, call: Call) -> Tensor:
     q = call.q
     if not call.enable_gqa or x.shape[-3] == q.shape[-3]:
         return x
-    if q.shape[-3] % x.shape[-3]:
-        raise ValueError(
-            f"enable_gqa needs a number of query heads that is a multiple of the key and value heads; "
-            f"got {q.shape[-3]} and {x.shape[-3]}"
-        )
     return x.repeat_interleave(q.shape[-3] // x.shape[-3], dim=-3)
 
 

@@ -3,44 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .call import Call
-from .rows import cotangents, precondition_rows_
+from .rows import cotangents, eps_is_negligible, precondition_rows_
 
 
 class Options(NamedTuple):
-    """What a kernel is told beside its tensors."""
+    """What a kernel is told beside its tensors, in both directions."""
 
     is_causal: bool
     scale: float | None
     dropout_p: float
 
 
-class KernelForward(Protocol):
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: Options) -> tuple[Tensor, ...]:
-        """`(A, L, *state)`; ``L`` in whatever shape the kernel has for it, ``state`` what its backward pass wants."""
+class Inputs(NamedTuple):
+    """What a kernel attends with; ``bias`` is an additive mask."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
 
 
-class KernelBackward(Protocol):
-    def __call__(
-        self,
-        dout: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Tensor | None,
-        out: Tensor,
-        lse: Tensor,
-        state: tuple[Tensor, ...],
-        options: Options,
-        wanted: tuple[bool, ...],
-    ) -> tuple[Tensor | None, ...]:
-        """The gradients of q, k, v and the bias; ``wanted`` says which are needed."""
+class Saved(NamedTuple):
+    """What a kernel's backward pass is handed beside `dout` and the inputs; see the table in `rows`."""
+
+    out: Tensor
+    lse: Tensor  # lambda, in the shape in which the kernel gave L
+    state: tuple[Tensor | None, ...]  # what else the kernel gave: the state of its random numbers
+    wanted: tuple[bool, ...]  # which of q, k, v and bias need a gradient
+
+
+# Inputs and options -> (A, L, *state). L is (B, H, N), or has an axis of size 1 more, or is padded at its end.
+KernelForward = Callable[[Inputs, Options], tuple[Any, ...]]
+# dout, inputs, what was saved, options -> the gradients of q, k, v and, where the kernel has one, of the bias.
+KernelBackward = Callable[[Tensor, Inputs, Saved, Options], tuple[Tensor | None, ...]]
 
 
 def renormalised(kernel_forward: KernelForward, kernel_backward: KernelBackward) -> Callable[[Call], Tensor]:
@@ -62,7 +65,7 @@ def renormalised(kernel_forward: KernelForward, kernel_backward: KernelBackward)
             eps: float,
             full: bool,
         ) -> Tensor:
-            a, lse, *state = kernel_forward(q, k, v, bias, options)
+            a, lse, *state = kernel_forward(Inputs(q, k, v, bias), options)
             norms = precondition_rows_(a, _of_rows(lse, q.shape[2]), eps)
             kept = None if full and q.dtype != torch.float16 else norms
             ctx.save_for_backward(q, k, v, bias, a, lse, kept, *state)
@@ -74,8 +77,8 @@ def renormalised(kernel_forward: KernelForward, kernel_backward: KernelBackward)
         def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
             q, k, v, bias, y, lse, norms, *state = ctx.saved_tensors
             dout, out = cotangents(dy, y, norms, full=ctx.full)
-            wanted = ctx.needs_input_grad[:4]
-            grads = kernel_backward(dout, q, k, v, bias, out, lse, tuple(state), ctx.options, wanted)
+            saved = Saved(out, lse, tuple(state), ctx.needs_input_grad[:4])
+            grads = kernel_backward(dout, Inputs(q, k, v, bias), saved, ctx.options)
             return *grads, *(None,) * (7 - len(grads))
 
     def attend(call: Call) -> Tensor:
@@ -97,6 +100,22 @@ def _of_rows(lse: Tensor, queries: int) -> Tensor:
     if lse.dim() == 4:
         lse = lse.squeeze(-1)
     return lse if lse.shape[2] == queries else lse[..., :queries]
+
+
+def common_refusal(call: Call, device: str) -> str | None:
+    """Why no re-normalised kernel on ``device`` can serve the call, or None."""
+    q, k, v = call.q, call.k, call.v
+    if not (q.device.type == device and k.device.type == device and v.device.type == device):
+        return f"q, k and v must be on {device}; got {q.device}, {k.device} and {v.device}"
+    if torch._C._are_functorch_transforms_active():
+        return "torch.func transforms are not served"
+    if any(type(x) is not Tensor and is_traceable_wrapper_subclass(x) for x in (q, k, v)):
+        return "tensor subclasses are not served"
+    if q.is_nested or k.is_nested or v.is_nested:
+        return "nested tensors are not served"
+    if not eps_is_negligible(call.eps, q.dtype):
+        return f"eps={call.eps} is too large for {q.dtype}: the gradient of zero rows would show it"
+    return None
 
 
 def additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
