@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from preconditioned_attention.benchmarking import time_paired
+from preconditioned_attention.benchmarking import time_against_first, time_paired
 from preconditioned_attention.benchmarking import timing as timing_module
 
 
@@ -31,3 +31,13 @@ def test_goes_on_until_the_time_is_up() -> None:
 def test_nothing_to_time() -> None:
     with pytest.raises(ValueError, match="a candidate and a turn at least; got 0 and 7"):
         time_paired({}, seconds=1.0)
+
+
+def test_every_candidate_is_paired_with_the_first_alone() -> None:
+    calls: list[str] = []
+    candidates = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    timings = time_against_first(candidates, seconds=0.0)
+    assert list(timings) == ["a", "b", "c"]
+    assert timings["a"].ratio_p50 == 1.0
+    assert set(calls[: len(calls) // 2]) == {"a", "b"}
+    assert set(calls[len(calls) // 2 :]) == {"a", "c"}

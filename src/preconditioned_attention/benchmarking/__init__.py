@@ -6,7 +6,7 @@ from .memory import saved_bytes
 from .results import rows_to_csv
 from .shapes import SHAPES, Shape
 from .steps import STEPS, measure_step
-from .timing import Timing, time_paired
+from .timing import Timing, time_against_first, time_paired
 
 __all__ = [
     "SHAPES",
@@ -20,5 +20,6 @@ __all__ = [
     "measure_step",
     "rows_to_csv",
     "saved_bytes",
+    "time_against_first",
     "time_paired",
 ]

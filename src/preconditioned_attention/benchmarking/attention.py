@@ -14,7 +14,7 @@ from ..functional import preconditioned_attention
 from .correctness import check_result
 from .memory import saved_bytes
 from .shapes import Shape
-from .timing import time_paired
+from .timing import time_against_first
 
 CHECKED_TOKENS = 512  # the float64 reference is quadratic in memory: longer shapes are checked on their first tokens
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -60,8 +60,8 @@ def measure_shape(shape: Shape, dtype: torch.dtype, *, compiled: bool, device: s
     weight = torch.randn_like(q).transpose(1, 2).contiguous().transpose(1, 2)  # as the merge of the heads gives it
     for measured in ("forward", "forward+backward") if shape.trains else ("forward",):
         run = _forward if measured == "forward" else partial(_forward_backward, weight=weight)
-        timings = time_paired({name: partial(run, f, q, k, v) for name, f in candidates.items()}, seconds=seconds)
-        for name, timing in timings.items():
+        runs = {name: partial(run, f, q, k, v) for name, f in candidates.items()}
+        for name, timing in time_against_first(runs, seconds=seconds).items():
             yield Row(
                 shape=shape.name, batch=shape.batch, heads=shape.heads, length=shape.length, keys=shape.keys,
                 head_dim=shape.head_dim, dtype=str(dtype).removeprefix("torch."),

@@ -15,13 +15,13 @@ from ..conversion import precondition_
 from .attention import Row, peak_bytes
 from .memory import saved_bytes
 from .shapes import Shape
-from .timing import time_paired
+from .timing import time_against_first
 
 Loss = Callable[[nn.Module], Tensor]
 
 
-def _vit_small(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
-    model = require("timm", extra="vision").create_model("vit_small_patch16_224", num_classes=1000)
+def _vit(size: str, shape: Shape, device: str) -> tuple[nn.Module, Loss]:
+    model = require("timm", extra="vision").create_model(f"vit_{size}_patch16_224", num_classes=1000)
     images, labels = torch.randn(shape.batch, 3, 224, 224, device=device), torch.arange(shape.batch, device=device)
     return model.to(device), lambda model: nn.functional.cross_entropy(model(images), labels)
 
@@ -34,7 +34,8 @@ def _gpt2_small(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
 
 
 STEPS: dict[Shape, Callable[[Shape, str], tuple[nn.Module, Loss]]] = {
-    Shape(name="step-vit-s", batch=8, heads=6, length=197, keys=197, head_dim=64): _vit_small,
+    Shape(name="step-vit-s", batch=8, heads=6, length=197, keys=197, head_dim=64): partial(_vit, "small"),
+    Shape(name="step-vit-b", batch=2, heads=12, length=197, keys=197, head_dim=64): partial(_vit, "base"),
     Shape(name="step-gpt2", batch=1, heads=12, length=512, keys=512, head_dim=64, is_causal=True): _gpt2_small,
 }
 
@@ -54,7 +55,7 @@ def measure_step(shape: Shape, *, device: str, seconds: float) -> Iterator[Row]:
         models[gradient] = copy.deepcopy(plain)
         precondition_(models[gradient], PreconditionConfig(gradient=gradient), strict=True)
     steps = {name: partial(_step, model, _optimizer(model), loss) for name, model in models.items()}
-    for name, timing in time_paired(steps, seconds=seconds).items():
+    for name, timing in time_against_first(steps, seconds=seconds).items():
         yield Row(
             shape=shape.name, batch=shape.batch, heads=shape.heads, length=shape.length, keys=shape.keys,
             head_dim=shape.head_dim, dtype="float32", mode="eager", measured="training step", candidate=name,

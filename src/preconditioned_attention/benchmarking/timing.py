@@ -25,6 +25,20 @@ class Timing:
     ratio_p80: float
 
 
+def time_against_first(candidates: Mapping[str, Candidate], *, seconds: float) -> dict[str, Timing]:
+    """:func:`time_paired` of every candidate with the first, two at a time.
+
+    More than two in one rotation would tell how each gets on with what its neighbours leave behind: an allocator's
+    pages, a cache. ``seconds`` is the time of one pair.
+    """
+    (first, reference), *others = candidates.items()
+    timings: dict[str, Timing] = {}
+    for name, candidate in others:
+        pair = time_paired({first: reference, name: candidate}, seconds=seconds)
+        timings = {first: pair[first]} | timings | {name: pair[name]}
+    return timings
+
+
 def time_paired(candidates: Mapping[str, Candidate], *, seconds: float, least_turns: int = 7) -> dict[str, Timing]:
     """Run every candidate once a turn, the first being what the others are compared with.
 
