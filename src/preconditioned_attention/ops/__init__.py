@@ -1,6 +1,12 @@
-"""How preconditioned attention is computed: `api` chooses, one file per backend computes."""
+"""How preconditioned attention is computed.
 
-from .api import attend
+`containers` is where a call comes in, `api` chooses a backend, one file per backend computes; `varlen` chooses for
+packed sequences.
+"""
+
 from .call import Call
+from .containers import attend
+from .varlen import attend_packed
+from .varlen_call import Packed
 
-__all__ = ["Call", "attend"]
+__all__ = ["Call", "Packed", "attend", "attend_packed"]

@@ -1,0 +1,41 @@
+"""Where a call comes in: tensors that hold tensors are taken apart, attended and put together again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from ..config import Backend
+from . import api, nested
+from .call import Call
+
+
+def attend(call: Call, backend: Backend) -> Tensor:
+    """Compute `C Attn(q, k, v)`; nested and distributed q, k and v give a nested or distributed result.
+
+    Raises:
+        ValueError: see `api`, `nested` and `dtensor`.
+    """
+    tensors = (call.q, call.k, call.v)
+    if _is_plain(call.q) and _is_plain(call.k) and _is_plain(call.v):  # the usual case, at the least cost
+        return api.attend(call, backend)
+    if any(x.is_nested for x in tensors):
+        return nested.attend(call, backend)
+    if _any_distributed(tensors):
+        from . import dtensor  # it imports torch.distributed.tensor, which most programs never need
+
+        return dtensor.attend(call, backend)
+    return api.attend(call, backend)
+
+
+def _is_plain(x: Tensor) -> bool:
+    return type(x) is Tensor and not x.is_nested
+
+
+def _any_distributed(tensors: tuple[Tensor, ...]) -> bool:
+    if not (torch.distributed.is_available() and any(is_traceable_wrapper_subclass(x) for x in tensors)):
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(x, DTensor) for x in tensors)

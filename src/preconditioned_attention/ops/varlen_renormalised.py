@@ -1,0 +1,99 @@
+"""One autograd function for every flash-type kernel over packed sequences: `renormalised`, for tensors (T, H, d)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+from .renormalised import Options
+from .rows import cotangents, precondition_rows_
+from .varlen_call import Packed, as_dense, as_packed
+
+
+class PackedInputs(NamedTuple):
+    """What a kernel attends with: q (T_q, H, d), k and v (T_k, H_kv, d), and where the sequences begin."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cu_seq_q: Tensor
+    cu_seq_k: Tensor
+
+
+class PackedOptions(NamedTuple):
+    """What a kernel is told beside its tensors, in both directions."""
+
+    max_q: int
+    max_k: int
+    shared: Options
+
+
+class PackedSaved(NamedTuple):
+    """What a kernel's backward pass is handed beside `dout` and the inputs; see the table in `rows`."""
+
+    out: Tensor
+    lse: Tensor
+    state: tuple[Tensor, ...]
+
+
+# Inputs and options -> (A, L, *state); A is (T_q, H, d), L is (H, T_q).
+PackedForward = Callable[[PackedInputs, PackedOptions], tuple[Tensor, ...]]
+# dout, inputs, what was saved, options -> the gradients of q, k and v.
+PackedBackward = Callable[[Tensor, PackedInputs, PackedSaved, PackedOptions], tuple[Tensor, Tensor, Tensor]]
+
+
+def renormalised_packed(kernel_forward: PackedForward, kernel_backward: PackedBackward) -> Callable[[Packed], Tensor]:
+    """`packed -> C Attn(q, k, v)`, differentiable once, by the two halves of a kernel for packed sequences.
+
+    What is saved is what plain attention with the same kernel saves, and one number per row more where
+    ``gradient="stop"`` or float16 needs the norms.
+    """
+
+    class RenormalisedPacked(Function):
+        @staticmethod
+        def forward(
+            ctx: Any,
+            q: Tensor,
+            k: Tensor,
+            v: Tensor,
+            cu_seq_q: Tensor,
+            cu_seq_k: Tensor,
+            options: PackedOptions,
+            eps: float,
+            full: bool,
+        ) -> Tensor:
+            inputs = PackedInputs(q, k, v, cu_seq_q, cu_seq_k)
+            a, lse, *state = kernel_forward(inputs, options)
+            norms = precondition_rows_(as_dense(a), lse.unsqueeze(0), eps)
+            kept = None if full and q.dtype != torch.float16 else norms
+            ctx.save_for_backward(*inputs, a, lse, kept, *state)
+            ctx.options, ctx.full = options, full
+            return a
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+            *tensors, y, lse, norms = ctx.saved_tensors[:8]
+            dout, out = cotangents(as_dense(dy), as_dense(y), norms, full=ctx.full)
+            saved = PackedSaved(as_packed(out), lse, ctx.saved_tensors[8:])
+            grads = kernel_backward(as_packed(dout), PackedInputs(*tensors), saved, ctx.options)
+            return *grads, None, None, None, None, None
+
+    def attend(packed: Packed) -> Tensor:
+        call = packed.call
+        q, k, v = call.q, call.k, call.v
+        # One tensor in two places would stop torch.compile at the Function: a view of it is another tensor.
+        k = k.view_as(k) if k is q else k
+        v = v.view_as(v) if v is call.k or v is q else v
+        options = PackedOptions(packed.max_q, packed.max_k, Options(call.is_causal, call.scale, call.dropout_p))
+        cu_seqs = (packed.cu_seq_q, packed.cu_seq_k)
+        out: Tensor = RenormalisedPacked.apply(q, k, v, *cu_seqs, options, call.eps, call.gradient == "full")
+        if call.gain is None:
+            return out
+        return (out * call.gain.to(torch.promote_types(out.dtype, torch.float32)).view(-1, 1)).to(out.dtype)
+
+    return attend
