@@ -148,6 +148,18 @@ def test_stays_converted_when_the_implementation_is_switched(name: str) -> None:
     assert all(weights is not None for weights in out.attentions)
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_switched_to_flex_attention(name: str) -> None:
+    """transformers compiles it, which on the CPU means without gradients and not in float64."""
+    model, given = build(name), inputs(name, padded=True)
+    precondition_(model)
+    expected = model(**given)[0]
+    model.float().set_attn_implementation("flex_attention")
+    with torch.no_grad():
+        out = model(**given)[0]
+    assert relative_error(out.double(), expected) <= 1e-6
+
+
 def test_only_the_converted_model_is() -> None:
     other, model, given = build("bert"), build("bert"), inputs("bert")
     before = other(**given)[0]
