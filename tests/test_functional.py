@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck
 
 from preconditioned_attention import equilibrate, preconditioned_attention
@@ -241,3 +242,46 @@ def test_what_plain_attention_broadcasts_is_broadcast() -> None:
     for a, b, c, m in [(q, k[:1], v[:1], mask), (q, k[:, :1], v[:, :1], None), (q[0, 0], k[0, 0], v[0, 0], mask[0, 0])]:
         expected = equilibrate(F.scaled_dot_product_attention(a, b, c, m))
         assert relative_error(preconditioned_attention(a, b, c, m), expected) <= 1e-13
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_exports_with_a_dynamic_length(gradient: str) -> None:
+    class Attention(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return preconditioned_attention(q, k, v, is_causal=True, gradient=gradient)
+
+    length = torch.export.Dim("length", min=2)
+    example = tuple(x.detach() for x in inputs())
+    exported = torch.export.export(Attention(), example, dynamic_shapes=[{2: length}] * 3).module()
+    q, k, v = (x.detach() for x in inputs(length=11, keys=11))
+    assert relative_error(exported(q, k, v), preconditioned_attention(q, k, v, is_causal=True)) <= 1e-13
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_fake_tensors_have_the_right_shape_and_layout(device: str) -> None:
+    """Nothing is computed, so no GPU is needed; only the autograd engine wants one."""
+    with FakeTensorMode():
+        q, k, v = (torch.empty(2, 5, 4, 16, device=device).transpose(1, 2).requires_grad_() for _ in range(3))
+        out = preconditioned_attention(q, k, v)
+        plain = F.scaled_dot_product_attention(q, k, v)
+        if device == "cpu":
+            out.sum().backward()
+            assert q.grad.shape == q.shape
+    assert (out.shape, out.stride(), out.dtype, out.device) == (plain.shape, plain.stride(), plain.dtype, plain.device)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_autocast_with_gradients(gradient: str) -> None:
+    """Float32 leaves under autocast get the gradients of their bfloat16 copies."""
+    q, k, v = (x.detach().float().requires_grad_() for x in inputs())
+    weight = torch.randn(2, 4, 7, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = preconditioned_attention(q, k, v, gradient=gradient)
+    assert out.dtype == torch.bfloat16
+    low = [x.detach().bfloat16().requires_grad_() for x in (q, k, v)]
+    expected = preconditioned_attention(*low, gradient=gradient)
+    assert torch.equal(out, expected)
+    grads = torch.autograd.grad((out * weight).sum(), (q, k, v))
+    for actual, wanted in zip(grads, torch.autograd.grad((expected * weight).sum(), low), strict=True):
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, wanted.float())
