@@ -11,6 +11,7 @@ from preconditioned_attention import preconditioned_attention
 from preconditioned_attention.equilibration import default_eps
 from preconditioned_attention.ops import Call, flash_cpu
 from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.ops.budgets import budgets, packed
 
 FLASH = SDPBackend.FLASH_ATTENTION.value
 GRADIENTS = ["full", "stop"]
@@ -20,12 +21,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 def call(q: Tensor, k: Tensor, v: Tensor, **options) -> Call:
     defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
     return Call(q=q, k=k, v=v, gradient="full", gain=None, eps=default_eps(q.dtype), **defaults | options)
-
-
-def packed(batch: int, heads: int, length: int, d: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """q, k and v as one projection gives them: views of one tensor, heads not contiguous."""
-    qkv = torch.randn(batch, length, 3, heads, d, dtype=torch.float64).to(dtype)
-    return [x.detach().requires_grad_() for x in qkv.permute(2, 0, 3, 1, 4)]
 
 
 def test_serves_where_pytorch_would_take_its_flash_kernel() -> None:
@@ -83,32 +78,6 @@ def test_under_torch_func(gradient: str) -> None:
     assert relative_error(grad, expected) <= 1e-12
 
 
-def budgets(inputs: list[Tensor], weight: Tensor, mask: Tensor | None, gradient: str, **options):
-    """Relative errors of our output and gradients in low precision, and what each may be at most.
-
-    The yardstick is what rounding does to plain attention and to its composition with the row scaling, whichever
-    is larger; twice that, and one rounding unit.
-    """
-    exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
-    rows = attention_rows(*exact_inputs, mask=mask)
-    exact = {"plain": rows, "ours": diagonal_product(rows, constant=gradient == "stop")}
-    low = {
-        "plain": F.scaled_dot_product_attention(*inputs, **options),
-        "composition": preconditioned_attention(*inputs, **options, gradient=gradient, backend="composition"),
-        "ours": preconditioned_attention(*inputs, **options, gradient=gradient, backend="flash"),
-    }
-    errors = {}
-    for name, out in low.items():
-        wanted = exact["plain" if name == "plain" else "ours"]
-        exact_grads = torch.autograd.grad((wanted * weight).sum(), exact_inputs, retain_graph=True)
-        grads = torch.autograd.grad((out * weight.to(out.dtype)).sum(), inputs)
-        pairs = zip([out, *grads], [wanted, *exact_grads], strict=True)
-        errors[name] = [(actual.double() - wanted).norm() / wanted.norm().clamp_min(1e-30) for actual, wanted in pairs]
-    unit = torch.finfo(inputs[0].dtype).eps
-    allowed = [2 * max(p, c) + unit for p, c in zip(errors["plain"], errors["composition"], strict=True)]
-    return list(zip(errors["ours"], allowed, strict=True))
-
-
 SHAPES = [(7, 24), (49, 48), (197, 64), (49, 80), (7, 128), (49, 256)]
 MASKS = ["none", "causal", "boolean", "float"]
 GRID = [(*shape, mask) for shape in SHAPES for mask in MASKS] + [(1000, 64, "none"), (1000, 64, "causal")]
@@ -128,7 +97,7 @@ def test_error_budget(length: int, d: int, kind: str, dtype: torch.dtype, gradie
     }[kind]
     options = {"none": {}, "causal": {"is_causal": True}}.get(kind, {"attn_mask": mask})
     exact_mask = mask.double() if kind == "float" else mask
-    for error, allowed in budgets(inputs, weight, exact_mask, gradient, **options):
+    for error, allowed in budgets(inputs, weight, exact_mask, gradient, "flash", **options):
         assert error <= allowed
 
 
@@ -140,7 +109,7 @@ def test_error_budget_of_short_and_long_values(size: float, dtype: torch.dtype, 
     q, k, v = packed(1, 2, 197, 64, dtype)
     weight = torch.randn(1, 2, 197, 64, dtype=torch.float64).to(dtype).double()
     inputs = [q, k, (v.detach() * size).requires_grad_()]
-    for error, allowed in budgets(inputs, weight, None, gradient):
+    for error, allowed in budgets(inputs, weight, None, gradient, "flash"):
         assert error <= allowed
 
 
