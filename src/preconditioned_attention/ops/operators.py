@@ -25,7 +25,7 @@ precondition_rows_: Any = torch.ops.preconditioned_attention.precondition_rows_.
 """`(a, lse, eps) -> norms`, as :func:`.rows.precondition_rows_`; the norms are contiguous."""
 
 cotangents: Any = torch.ops.preconditioned_attention.cotangents.default
-"""`(dy, y, norms, full)`: what of :func:`.rows.cotangents` is neither ``dy`` nor ``y``, in the layout of ``y``."""
+"""`(dy, y, norms, full)`: `dout`, unless it is ``dy``, and `out` of :func:`.rows.cotangents`, laid out as ``y``."""
 
 
 def launch_once(x: Tensor) -> bool:
@@ -61,7 +61,7 @@ def _precondition_rows_fake(a: Tensor, lse: Tensor, eps: float) -> Tensor:
 
 def _cotangents_by_torch(dy: Tensor, y: Tensor, norms: Tensor | None, full: bool) -> list[Tensor]:
     results = rows_torch.cotangents(dy, y, norms, full=full)
-    return [torch.empty_like(y).copy_(x) for x in results if x is not dy and x is not y]
+    return [torch.empty_like(y).copy_(x) for x in results if x is not dy]
 
 
 def _cotangents_on_gpu(dy: Tensor, y: Tensor, norms: Tensor | None, full: bool) -> list[Tensor]:
@@ -73,7 +73,7 @@ def _cotangents_on_gpu(dy: Tensor, y: Tensor, norms: Tensor | None, full: bool) 
 
 
 def _cotangents_fake(dy: Tensor, y: Tensor, norms: Tensor | None, full: bool) -> list[Tensor]:
-    return [torch.empty_like(y) for _ in range(2 if y.dtype == torch.float16 and not full else 1)]
+    return [torch.empty_like(y) for _ in range(2 if full or y.dtype == torch.float16 else 1)]
 
 
 _LIBRARY.impl("precondition_rows_", _precondition_rows_by_torch, "CPU")

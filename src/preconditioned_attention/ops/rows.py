@@ -56,16 +56,9 @@ def cotangents(dy: Tensor, y: Tensor, norms: Tensor | None, *, full: bool) -> tu
     ``norms`` may be None where the table above does without: ``full``, and a dtype without a floor.
     """
     if not operators.launch_once(y):
-        dout, out = rows_torch.cotangents(dy, y, norms, full=full)
-    else:
-        new = operators.cotangents(dy, y, norms, full)
-        dout, out = new[0] if full or len(new) == 2 else dy, new[-1]
-    return dout, _nothing(y) if full else out
-
-
-def _nothing(y: Tensor) -> Tensor:
-    """Zeros for `out`, so that the kernel's delta is 0; the CPU kernel takes a row of them for all rows."""
-    return y.new_zeros(1, 1, 1, y.shape[-1]).expand(y.shape) if y.device.type == "cpu" else torch.zeros_like(y)
+        return rows_torch.cotangents(dy, y, norms, full=full)
+    *changed, out = operators.cotangents(dy, y, norms, full)
+    return (changed[0] if changed else dy), out
 
 
 tangent = rows_torch.tangent

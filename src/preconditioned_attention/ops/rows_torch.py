@@ -25,10 +25,15 @@ def precondition_rows_(a: Tensor, lse: Tensor, eps: float) -> Tensor:
 def cotangents(dy: Tensor, y: Tensor, norms: Tensor | None, *, full: bool) -> tuple[Tensor, Tensor]:
     """As :func:`.rows.cotangents`."""
     dout = tangent(dy, y) if full else dy
-    out = y if full else (y * _per_row(norms)).to(y.dtype)
+    out = _nothing(y) if full else (y * _per_row(norms)).to(y.dtype)
     if y.dtype == torch.float16:
         dout = (dout * (_per_row(norms).clamp_min(FLOAT16_FLOOR) / _per_row(norms))).to(dout.dtype)
     return dout, out
+
+
+def _nothing(y: Tensor) -> Tensor:
+    """Zeros in the shape of ``y``; the CPU kernel takes a row of them for all rows."""
+    return y.new_zeros(1, 1, 1, y.shape[-1]).expand(y.shape) if y.device.type == "cpu" else torch.zeros_like(y)
 
 
 def tangent(dy: Tensor, y: Tensor) -> Tensor:

@@ -37,24 +37,23 @@ def precondition_rows_(a: Tensor, lse: Tensor, eps: float) -> Tensor:
 
 
 def cotangents(dy: Tensor, y: Tensor, norms: Tensor | None, *, full: bool) -> list[Tensor]:
-    """What of `dout` and `out` is neither ``dy`` nor ``y``, in this order; see :func:`.rows.cotangents`."""
+    """`dout`, unless it is ``dy``, and `out`; see :func:`.rows.cotangents`."""
     batch, heads, tokens, width = y.shape
     floor = FLOAT16_FLOOR if y.dtype == torch.float16 else None
     assert norms is not None or (full and floor is None)
     dout = torch.empty_like(y) if full or floor is not None else None
-    out = None if full else torch.empty_like(y)
-    results = [x for x in (dout, out) if x is not None]
+    out = torch.empty_like(y)
     if y.numel() > 0:
         grid, blocks = _launch(batch, heads, tokens, width)
         norms = None if norms is None else norms.contiguous()
         with torch.cuda.device_of(y):
             _cotangents_kernel[grid](
-                *(dy, y, norms, dout, out, *dy.stride(), *y.stride(), *results[0].stride(), heads, tokens),
+                *(dy, y, norms, dout, out, *dy.stride(), *y.stride(), *out.stride(), heads, tokens),
                 FULL=full,
                 FLOOR=floor,
                 **blocks,
             )
-    return results
+    return [out] if dout is None else [dout, out]
 
 
 @functools.cache
@@ -180,7 +179,7 @@ def _cotangents_kernel(  # type: ignore[no-untyped-def]
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """`dout` and `out` of the table in `rows`, each only if there is a tensor for it; both have the same strides."""
+    """`dout`, if there is a tensor for it, and `out` of the table in `rows`; both have the same strides."""
     b, h, n = _place(heads, tokens, BLOCK_N)
     d = tl.arange(0, BLOCK_D).to(tl.int64)
     is_row = n < tokens
@@ -190,8 +189,8 @@ def _cotangents_kernel(  # type: ignore[no-untyped-def]
 
     if norms is not None:
         norm = tl.load(norms + (b * heads + h) * tokens + n, mask=is_row, other=1.0)
-    if out is not None:
-        tl.store(out + results, (row * norm[:, None]).to(out.dtype.element_ty), mask=is_entry)
+    unnormalised = tl.zeros_like(row) if FULL else row * norm[:, None]
+    tl.store(out + results, unnormalised.to(out.dtype.element_ty), mask=is_entry)
     if dout is not None:
         seen = dy + b * dy_b + h * dy_h + n[:, None] * dy_n + d[None, :] * dy_d
         cotangent = _widened(tl.load(seen, mask=is_entry, other=0.0))
