@@ -193,3 +193,28 @@ def test_what_does_not_fit_is_refused(change, error, message: str, backend: str)
     given = {"q": q, "k": k, "v": v, "cu_seq_q": cu_seq_q, "cu_seq_k": cu_seq_k, "max_q": 5, "max_k": 7}
     with pytest.raises(error, match=message):
         preconditioned_varlen_attention(**(given | {"enable_gqa": True, "backend": backend} | change))
+
+
+@pytest.mark.parametrize("gradient", ["full", "stop"])
+def test_compiles_to_one_graph_for_all_lengths(gradient: str) -> None:
+    def attend(q, k, v, cu_seq):
+        return preconditioned_varlen_attention(q, k, v, cu_seq, cu_seq, 6, 6, is_causal=True, gradient=gradient)
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    for lengths in ([3, 4, 5], [6, 2, 4], [6, 0, 5]):
+        qkv = [torch.randn(sum(lengths), 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+        out, expected = compiled(*qkv, cumulative(lengths)), attend(*qkv, cumulative(lengths))
+        assert relative_error(out, expected) <= 1e-14
+        weight = torch.randn_like(out)
+        grads, wanted = (torch.autograd.grad((y * weight).sum(), qkv) for y in (out, expected))
+        assert all(relative_error(a, b) <= 1e-13 for a, b in zip(grads, wanted, strict=True))
+
+
+def test_exports() -> None:
+    class Packed(torch.nn.Module):
+        def forward(self, x: Tensor, cu_seq: Tensor) -> Tensor:
+            return preconditioned_varlen_attention(x, x, x, cu_seq, cu_seq, 6, 6)
+
+    x = torch.randn(12, 2, 8, dtype=torch.float64)
+    program = torch.export.export(Packed(), (x, cumulative([3, 4, 5]))).module()
+    assert relative_error(program(x, cumulative([6, 2, 4])), Packed()(x, cumulative([6, 2, 4]))) <= 1e-14

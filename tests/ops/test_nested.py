@@ -125,3 +125,18 @@ def test_equal_lengths_need_not_come_from_the_same_offsets() -> None:
     out = preconditioned_attention(q, k, v, is_causal=True)
     expected = explicit_ragged(values, values, values, offsets, offsets, is_causal=True)
     assert relative_error(tokens(out), expected) <= 1e-14
+
+
+def test_compiles_to_one_graph_for_all_lengths() -> None:
+    def attend(values: Tensor, offsets: Tensor) -> Tensor:
+        x = jagged(values, offsets)
+        return tokens(preconditioned_attention(x, x, x, is_causal=True))
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    for lengths in ([3, 5, 2], [1, 0, 7, 2]):
+        values, offsets = packed(lengths, 2)
+        out, expected = compiled(values, offsets), attend(values, offsets)
+        assert relative_error(out, expected) <= 1e-14
+        weight = torch.randn_like(out)
+        (grad,), (wanted,) = (torch.autograd.grad((y * weight).sum(), values) for y in (out, expected))
+        assert relative_error(grad, wanted) <= 1e-13

@@ -57,11 +57,11 @@ def _attend_jagged(call: Call, backend: Backend) -> Tensor:
         call=replace(call, q=q.values(), k=k.values(), v=v.values()),
         cu_seq_q=q.offsets().to(torch.int32),
         cu_seq_k=k.offsets().to(torch.int32),
-        max_q=q._get_max_seqlen(),  # as `scaled_dot_product_attention` asks: known, or computed once
-        max_k=k._get_max_seqlen(),
+        max_q=_longest(q),
+        max_k=_longest(k),
     )
     out = attend_packed(packed, backend)
-    jagged = torch.nested.nested_tensor_from_jagged(out, offsets=q.offsets(), max_seqlen=packed.max_q)
+    jagged = torch.nested.nested_tensor_from_jagged(out, offsets=q.offsets(), max_seqlen=q._maybe_max_seqlen)
     return jagged.transpose(1, 2)
 
 
@@ -74,6 +74,12 @@ def _tokens_first(x: Any, name: str) -> Any:  # of a class that PyTorch does not
         )
     x = x.transpose(1, 2)
     return x if x.lengths() is None else x.contiguous()
+
+
+def _longest(x: Any) -> int:
+    """What no sequence is longer than; GPU kernels want it exact, and PyTorch keeps it once it has been computed."""
+    longest: int = len(x.values()) if x.device.type == "cpu" else x._get_max_seqlen()
+    return longest
 
 
 def _same_lengths(a: Any, b: Any) -> bool:

@@ -1,4 +1,8 @@
-"""CPU flash attention over packed sequences, re-normalised: the dense kernel once per sequence, the row work once."""
+"""CPU flash attention over packed sequences, re-normalised: the dense kernel once per sequence, the row work once.
+
+The loop over the sequences looks at their lengths, which a compiler cannot trace: both halves are operators of
+PyTorch's dispatcher, `torch.ops.preconditioned_attention`, without a derivative of their own.
+"""
 
 from __future__ import annotations
 
@@ -13,50 +17,108 @@ from .varlen_renormalised import PackedInputs, PackedOptions, PackedSaved, renor
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
+_PACKED = "Tensor q, Tensor k, Tensor v, Tensor cu_seq_q, Tensor cu_seq_k"
+_OPTIONS = "SymInt max_q, SymInt max_k, bool is_causal, float? scale"
+_LIBRARY = torch.library.Library("preconditioned_attention", "FRAGMENT")
+_LIBRARY.define(f"varlen_flash({_PACKED}, {_OPTIONS}) -> (Tensor, Tensor)")
+_LIBRARY.define(
+    f"varlen_flash_backward(Tensor dout, {_PACKED}, Tensor out, Tensor lse, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
+)
 
-def _sequences(inputs: PackedInputs, options: PackedOptions) -> Iterator[tuple[slice, slice]]:
+
+def _varlen_flash(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    is_causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    inputs = PackedInputs(q, k, v, cu_seq_q, cu_seq_k)
+    a, lse = (x.zero_() for x in _empty_results(*inputs, max_q, max_k, is_causal, scale))
+    for mine, theirs in _sequences(inputs, max_q, max_k):
+        part = as_dense(q[mine]), as_dense(k[theirs]), as_dense(v[theirs])
+        upper_left, mask = _causality(*part[:2], is_causal)
+        rows, part_lse = _forward(*part, 0.0, upper_left, attn_mask=mask, scale=scale)
+        a[mine] = as_packed(rows)
+        lse[:, mine] = part_lse.squeeze(0)
+    return a, lse
+
+
+def _varlen_flash_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    max_q: int,
+    max_k: int,
+    is_causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    inputs = PackedInputs(q, k, v, cu_seq_q, cu_seq_k)
+    dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))
+    for mine, theirs in _sequences(inputs, max_q, max_k):
+        part = as_dense(q[mine]), as_dense(k[theirs]), as_dense(v[theirs])
+        upper_left, mask = _causality(*part[:2], is_causal)
+        rows = as_dense(out[mine]), lse[:, mine].unsqueeze(0)
+        grads = _backward(as_dense(dout[mine]), *part, *rows, 0.0, upper_left, attn_mask=mask, scale=scale)
+        dq[mine], dk[theirs], dv[theirs] = (as_packed(grad) for grad in grads)
+    return dq, dk, dv
+
+
+def _empty_results(q: Tensor, *_others: object) -> tuple[Tensor, Tensor]:
+    """Where A (T, H, d) and L (H, T) go, laid out as the dense kernel does."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(q.shape), q.new_empty(q.shape[:2], dtype=wide).transpose(0, 1)
+
+
+def _empty_gradients(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *_others: object) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _sequences(inputs: PackedInputs, max_q: int, max_k: int) -> Iterator[tuple[slice, slice]]:
     """Queries and keys of every sequence that has both; the rows and gradients of the others are zero."""
-    queries = boundaries(inputs.cu_seq_q, len(inputs.q), "q", options.max_q)
-    keys = boundaries(inputs.cu_seq_k, len(inputs.k), "k", options.max_k)
+    queries = boundaries(inputs.cu_seq_q, len(inputs.q), "q", max_q)
+    keys = boundaries(inputs.cu_seq_k, len(inputs.k), "k", max_k)
     for (q_begin, q_end), (k_begin, k_end) in zip(queries, keys, strict=True):
         if q_begin < q_end and k_begin < k_end:
             yield slice(q_begin, q_end), slice(k_begin, k_end)
 
 
-def _causality(queries: int, keys: int, dtype: torch.dtype, is_causal: bool) -> tuple[bool, Tensor | None]:
+def _causality(q: Tensor, k: Tensor, is_causal: bool) -> tuple[bool, Tensor | None]:
     """The kernel's own causal mask is aligned to the upper left: other lengths need one that is written out."""
+    queries, keys = q.shape[2], k.shape[2]
     if not is_causal or queries == keys:
         return is_causal, None
-    return False, torch.full((queries, keys), -torch.inf, dtype=dtype).triu(keys - queries + 1)
+    return False, torch.full((queries, keys), -torch.inf, dtype=q.dtype).triu(keys - queries + 1)
+
+
+_LIBRARY.impl("varlen_flash", _varlen_flash, "CPU")
+_LIBRARY.impl("varlen_flash_backward", _varlen_flash_backward, "CPU")
+torch.library.register_fake("preconditioned_attention::varlen_flash", _empty_results, lib=_LIBRARY)
+torch.library.register_fake("preconditioned_attention::varlen_flash_backward", _empty_gradients, lib=_LIBRARY)
 
 
 def _kernel_forward(inputs: PackedInputs, options: PackedOptions) -> tuple[Tensor, Tensor]:
-    q, k, v = (as_dense(x) for x in inputs[:3])
-    (tokens, heads, d), wide = inputs.q.shape, torch.promote_types(q.dtype, torch.float32)
-    a = q.new_zeros(tokens, heads, d)
-    lse = q.new_zeros(tokens, heads, dtype=wide).T  # as the kernel lays it out
-    is_causal, scale, _ = options.shared
-    for mine, theirs in _sequences(inputs, options):
-        part = q[:, :, mine], k[:, :, theirs], v[:, :, theirs]
-        upper_left, mask = _causality(part[0].shape[2], part[1].shape[2], q.dtype, is_causal)
-        out, part_lse = _forward(*part, 0.0, upper_left, attn_mask=mask, scale=scale)
-        a[mine] = as_packed(out)
-        lse[:, mine] = part_lse.squeeze(0)
+    max_q, max_k, (is_causal, scale, _) = options
+    a, lse = torch.ops.preconditioned_attention.varlen_flash.default(*inputs, max_q, max_k, is_causal, scale)
     return a, lse
 
 
 def _kernel_backward(
     dout: Tensor, inputs: PackedInputs, saved: PackedSaved, options: PackedOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dk, dv = (x.new_zeros(x.shape) for x in inputs[:3])
-    q, k, v, do, out = (as_dense(x) for x in (*inputs[:3], dout, saved.out))
-    is_causal, scale, _ = options.shared
-    for mine, theirs in _sequences(inputs, options):
-        part = q[:, :, mine], k[:, :, theirs], v[:, :, theirs]
-        upper_left, mask = _causality(part[0].shape[2], part[1].shape[2], q.dtype, is_causal)
-        rows = out[:, :, mine], saved.lse[None, :, mine]
-        grads = _backward(do[:, :, mine], *part, *rows, 0.0, upper_left, attn_mask=mask, scale=scale)
-        dq[mine], dk[theirs], dv[theirs] = (as_packed(grad) for grad in grads)
+    max_q, max_k, (is_causal, scale, _) = options
+    dq, dk, dv = torch.ops.preconditioned_attention.varlen_flash_backward.default(
+        dout, *inputs, saved.out, saved.lse, max_q, max_k, is_causal, scale
+    )
     return dq, dk, dv
 
 

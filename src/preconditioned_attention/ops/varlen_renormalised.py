@@ -90,8 +90,9 @@ def renormalised_packed(kernel_forward: PackedForward, kernel_backward: PackedBa
         k = k.view_as(k) if k is q else k
         v = v.view_as(v) if v is call.k or v is q else v
         options = PackedOptions(packed.max_q, packed.max_k, Options(call.is_causal, call.scale, call.dropout_p))
-        cu_seqs = (packed.cu_seq_q, packed.cu_seq_k)
-        out: Tensor = RenormalisedPacked.apply(q, k, v, *cu_seqs, options, call.eps, call.gradient == "full")
+        at_q, at_k = packed.cu_seq_q, packed.cu_seq_k
+        at_k = at_k.view_as(at_k) if at_k is at_q else at_k
+        out: Tensor = RenormalisedPacked.apply(q, k, v, at_q, at_k, options, call.eps, call.gradient == "full")
         if call.gain is None:
             return out
         return (out * call.gain.to(torch.promote_types(out.dtype, torch.float32)).view(-1, 1)).to(out.dtype)
