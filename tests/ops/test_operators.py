@@ -1,3 +1,4 @@
+import subprocess
 import sys
 from itertools import product
 
@@ -122,7 +123,19 @@ def test_the_cpu_takes_the_short_way(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not operators.launch_once(torch.empty(1, 1, 1, 1, device="cuda"))
 
 
-def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cpu_needs_no_triton() -> None:
+    script = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, preconditioned_attention as pa\n"
+        "q = torch.randn(1, 2, 5, 8, requires_grad=True)\n"
+        "pa.preconditioned_attention(q, q, q).sum().backward()\n"
+        "print(q.grad.isfinite().all().item())"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "True"
+
+
+def test_gpus_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "triton", None)
     assert operators._kernels.__wrapped__(torch.device("cuda", 0)) is None

@@ -78,12 +78,16 @@ def test_nan_is_not_hidden(path: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["kernel", "expanded", "other"])
+@pytest.mark.parametrize("layout", ["kernel", "expanded", "one number", "gaps", "other"])
 def test_tangent(dtype: torch.dtype, layout: str, path: str) -> None:
     y = equilibrate(heads(dtype, 2, 5, 3, 8))
     dy = heads(dtype, 2, 5, 3, 8)
     if layout == "expanded":
         dy = dy[:, :, :1, :1].expand(y.shape)
+    elif layout == "one number":
+        dy = dy[:1, :1, :1, :1].expand(y.shape)
+    elif layout == "gaps":
+        y, dy = (torch.cat([x, x], dim=-1)[..., : x.shape[-1]] for x in (y, dy))
     elif layout == "other":
         dy = dy.contiguous()
     g = tangent(dy, y)

@@ -18,8 +18,9 @@ from torch import Tensor
 from . import rows_torch
 
 _LIBRARY = torch.library.Library("preconditioned_attention", "DEF")
-_LIBRARY.define("precondition_rows_(Tensor(a!) a, Tensor(b!) lse, float eps) -> Tensor")
-_LIBRARY.define("cotangents(Tensor dy, Tensor y, Tensor? norms, bool full) -> Tensor[]")
+_COMPILES = torch.Tag.pt2_compliant_tag
+_LIBRARY.define("precondition_rows_(Tensor(a!) a, Tensor(b!) lse, float eps) -> Tensor", tags=_COMPILES)
+_LIBRARY.define("cotangents(Tensor dy, Tensor y, Tensor? norms, bool full) -> Tensor[]", tags=_COMPILES)
 
 precondition_rows_: Any = torch.ops.preconditioned_attention.precondition_rows_.default
 """`(a, lse, eps) -> norms`, as :func:`.rows.precondition_rows_`; the norms are contiguous."""

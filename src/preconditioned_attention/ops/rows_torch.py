@@ -90,5 +90,8 @@ def _norm_dtype(x: Tensor) -> torch.dtype:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """(B, H, N, d) as the rows of one matrix, in the order in which flash kernels lay them out."""
-    return x.transpose(1, 2).reshape(-1, x.shape[-1])
+    """(B, H, N, d) as the rows of one matrix, in the order in which flash kernels lay them out.
+
+    Contiguous, because the fused operator reads it as if it were: `sum().backward()` hands over one number, expanded.
+    """
+    return x.transpose(1, 2).reshape(-1, x.shape[-1]).contiguous()

@@ -3,7 +3,8 @@
 Importing this file imports Triton; `operators` does so at the first call that can use it.
 
 A program takes some tokens of one head of one sample, (N, D) = (tokens of the block, head dimension rounded up to a
-power of two). Offsets are 64-bit numbers: attention outputs of more than 2**31 entries exist.
+power of two). Offsets are 64-bit numbers: attention outputs of more than 2**31 entries exist. What is written in
+capitals is compiled in: as a constant, unlike as an argument, ``eps`` keeps its 64 bits.
 """
 
 from __future__ import annotations
