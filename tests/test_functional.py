@@ -285,3 +285,11 @@ def test_autocast_with_gradients(gradient: str) -> None:
     for actual, wanted in zip(grads, torch.autograd.grad((expected * weight).sum(), low), strict=True):
         assert actual.dtype == torch.float32
         assert torch.equal(actual, wanted.float())
+
+
+def test_autocast_decides_what_counts_as_a_zero_row() -> None:
+    """Rows of norm 1e-5 are below what float16 keeps a direction of, and above what bfloat16 does."""
+    q = torch.full((1, 1, 1, 4), 5e-6)
+    for dtype, norm in ((torch.float16, 1e-5), (torch.bfloat16, 1.0)):
+        with torch.autocast("cpu", dtype=dtype):
+            assert preconditioned_attention(q, q, q).float().norm().item() == pytest.approx(norm, rel=0.02)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .config import GRADIENTS, Backend, Gradient, check_choice, check_eps
 from .equilibration import check_gain, check_rows, default_eps
-from .ops import Call, attend
+from .ops import Call, attend, attended_dtype
 
 
 def preconditioned_attention(
@@ -82,6 +82,6 @@ def preconditioned_attention(
         enable_gqa=enable_gqa,
         gradient=gradient,
         gain=gain,
-        eps=default_eps(q.dtype) if eps is None else eps,
+        eps=default_eps(attended_dtype(q)) if eps is None else eps,
     )
     return attend(call, backend)

@@ -8,7 +8,7 @@ from torch import Tensor
 from ._checks import check_integer
 from .config import GRADIENTS, Backend, Gradient, check_choice, check_eps
 from .equilibration import check_gain, check_rows, default_eps
-from .ops import Call, Packed, attend_packed
+from .ops import Call, Packed, attend_packed, attended_dtype
 
 
 def preconditioned_varlen_attention(
@@ -85,7 +85,7 @@ def preconditioned_varlen_attention(
         enable_gqa=enable_gqa,
         gradient=gradient,
         gain=gain,
-        eps=default_eps(q.dtype) if eps is None else eps,
+        eps=default_eps(attended_dtype(q)) if eps is None else eps,
     )
     longest = {"max_q": check_integer("max_q", max_q, minimum=0), "max_k": check_integer("max_k", max_k, minimum=0)}
     return attend_packed(Packed(call=call, cu_seq_q=cu_seq_q, cu_seq_k=cu_seq_k, **longest), backend)

@@ -4,9 +4,9 @@
 packed sequences.
 """
 
-from .call import Call
+from .call import Call, attended_dtype
 from .containers import attend
 from .varlen import attend_packed
 from .varlen_call import Packed
 
-__all__ = ["Call", "Packed", "attend", "attend_packed"]
+__all__ = ["Call", "Packed", "attend", "attend_packed", "attended_dtype"]

@@ -47,14 +47,25 @@ class Call:
 
     def under_autocast(self) -> Call:
         """The call as `scaled_dot_product_attention` would see it under autocast: float32 becomes the low precision."""
-        device = self.q.device.type
-        known = device in ("cpu", "cuda")  # asking about these is quicker than asking whether one may ask
-        if not (known or _autocast_is_available(device)) or not torch.is_autocast_enabled(device):
+        dtype = _autocast_dtype(self.q.device.type)
+        if dtype is None:
             return self
-        dtype = torch.get_autocast_dtype(device)
         q, k, v = (_lowered(x, dtype) for x in (self.q, self.k, self.v))
         mask = self.attn_mask
         return replace(self, q=q, k=k, v=v, attn_mask=None if mask is None else _lowered(mask, dtype))
+
+
+def attended_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which `scaled_dot_product_attention` would attend to ``x``, autocast considered."""
+    dtype = _autocast_dtype(x.device.type)
+    return x.dtype if dtype is None or x.dtype == torch.float64 else dtype
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    known = device in ("cpu", "cuda")  # asking about these is quicker than asking whether one may ask
+    if not (known or _autocast_is_available(device)) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 @torch.compiler.assume_constant_result  # torch 2.11 cannot trace the question
