@@ -293,3 +293,19 @@ def test_autocast_decides_what_counts_as_a_zero_row() -> None:
     for dtype, norm in ((torch.float16, 1e-5), (torch.bfloat16, 1.0)):
         with torch.autocast("cpu", dtype=dtype):
             assert preconditioned_attention(q, q, q).float().norm().item() == pytest.approx(norm, rel=0.02)
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_a_compiled_call_serves_other_shapes(gradient: str) -> None:
+    """The second shape makes the compiler take all sizes as unknown; the heads are not contiguous."""
+    torch.compiler.reset()
+    attend = torch.compile(
+        lambda q, k, v: preconditioned_attention(q, k, v, gradient=gradient), fullgraph=True, backend="aot_eager"
+    )
+    for shape in [(4, 9, 3, 8), (2, 7, 4, 16), (3, 5, 2, 24)]:
+        q, k, v = (torch.randn(shape).transpose(1, 2).requires_grad_() for _ in range(3))
+        weight = torch.randn(shape).transpose(1, 2)
+        actual = torch.autograd.grad(attend(q, k, v), (q, k, v), weight)
+        out = preconditioned_attention(q, k, v, gradient=gradient, backend="reference")
+        for a, e in zip(actual, torch.autograd.grad(out, (q, k, v), weight), strict=True):
+            assert relative_error(a, e) <= 1e-5

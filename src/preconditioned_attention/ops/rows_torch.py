@@ -33,7 +33,7 @@ def cotangents(dy: Tensor, y: Tensor, norms: Tensor | None, *, full: bool) -> tu
 
 def _nothing(y: Tensor) -> Tensor:
     """Zeros in the shape of ``y``; the CPU kernel takes a row of them for all rows."""
-    return y.new_zeros(1, 1, 1, y.shape[-1]).expand(y.shape) if y.device.type == "cpu" else torch.zeros_like(y)
+    return torch.zeros_like(y[:1, :1, :1]).expand_as(y) if y.device.type == "cpu" else torch.zeros_like(y)
 
 
 def tangent(dy: Tensor, y: Tensor) -> Tensor:
