@@ -8,7 +8,7 @@ from torch import Tensor
 from ._checks import check_integer
 from .config import GRADIENTS, Backend, Gradient, check_choice, check_eps
 from .equilibration import check_gain, check_rows, default_eps
-from .ops import Call, Packed, attend_packed, attended_dtype, attended_dtype
+from .ops import Call, Packed, attend_packed, attended_dtype
 
 
 def preconditioned_varlen_attention(
