@@ -60,3 +60,20 @@ def test_strides_of_the_whole_follow_those_of_a_part(order: tuple[int, ...]) -> 
     whole = [2, 6, 4, 5]
     expected = torch.empty([whole[axis] for axis in order]).permute(back)
     assert _strides_like(part, whole) == expected.stride()
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("gradient", ["full", "stop"])
+def test_compiles_to_one_graph(gradient: str) -> None:
+    mesh = init_device_mesh("cpu", (1,))
+    x = distribute_tensor(torch.randn(2, 4, 5, 8, dtype=torch.float64, requires_grad=True), mesh, [Shard(1)])
+    gain = distribute_tensor(torch.randn(4, dtype=torch.float64, requires_grad=True), mesh, [Replicate()])
+
+    def attend(x: DTensor, gain: DTensor) -> DTensor:
+        return preconditioned_attention(x, x, x, gradient=gradient, gain=gain)
+
+    out, expected = torch.compile(attend, fullgraph=True, backend="aot_eager")(x, gain), attend(x, gain)
+    assert out.placements == (Shard(1),)
+    grads, wanted = (torch.autograd.grad(y.square().cos().sum(), (x, gain)) for y in (out, expected))
+    for actual, exact in zip((out, *grads), (expected, *wanted), strict=True):
+        assert (actual - exact).full_tensor().abs().max() <= 1e-13

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.nn import Parameter
 
 from ..config import Backend
 from . import api, nested
@@ -34,7 +34,8 @@ def _is_plain(x: Tensor) -> bool:
 
 
 def _any_distributed(tensors: tuple[Tensor, ...]) -> bool:
-    if not (torch.distributed.is_available() and any(is_traceable_wrapper_subclass(x) for x in tensors)):
+    # Asked by type: is_traceable_wrapper_subclass denies it of a DTensor under torch.compile.
+    if not torch.distributed.is_available() or all(type(x) in (Tensor, Parameter) for x in tensors):
         return False
     from torch.distributed.tensor import DTensor
 

@@ -8,6 +8,7 @@ summed over the processes that share it.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -75,7 +76,7 @@ def _check_placements(q: DTensor, k: DTensor, v: DTensor, dropout_p: float) -> N
             f"q, k and v must have the same placements, each Replicate() or Shard() of a batch or head axis (0 to "
             f"{heads}); got {placements}. Use x.redistribute(placements=...)"
         )
-    shards = math.prod(q.device_mesh.size(i) for i, p in enumerate(q.placements) if p == Shard(heads))
+    shards = math.prod([q.device_mesh.size(i) for i, p in enumerate(q.placements) if p == Shard(heads)])
     if q.shape[heads] != k.shape[heads] and k.shape[heads] % shards:
         raise ValueError(
             f"the {k.shape[heads]} heads of k and v must divide among the {shards} processes that share them "
@@ -114,6 +115,6 @@ def _local_part(x: Tensor, q: DTensor, axes: dict[int, int]) -> Tensor:
 def _strides_like(x: Tensor, shape: Sequence[int]) -> tuple[int, ...]:
     """The strides of a dense tensor of ``shape`` with its axes in the order in which ``x`` has them in memory."""
     inner_first = sorted(range(x.dim()), key=lambda axis: (x.stride(axis), -axis))
-    steps = accumulate((shape[axis] for axis in inner_first[:-1]), int.__mul__, initial=1)
+    steps = accumulate((shape[axis] for axis in inner_first[:-1]), operator.mul, initial=1)
     by_axis = dict(zip(inner_first, steps, strict=True))
     return tuple(by_axis[axis] for axis in range(x.dim()))
