@@ -120,6 +120,8 @@ def test_public_names() -> None:
         "layers",
         "precondition_",
         "preconditioned_attention",
+        "preconditioned_flex_attention",
+        "preconditioned_varlen_attention",
         "register_adapter",
         "restore_",
     ]

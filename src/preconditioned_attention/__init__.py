@@ -11,7 +11,9 @@ from .config import PreconditionConfig
 from .conversion import ConversionReport, is_preconditioned, precondition_, register_adapter, restore_
 from .diagnostics import ConditionMonitor
 from .equilibration import equilibrate
+from .flex import preconditioned_flex_attention
 from .functional import preconditioned_attention
+from .varlen import preconditioned_varlen_attention
 
 __all__ = [
     "ConditionMonitor",
@@ -24,6 +26,8 @@ __all__ = [
     "layers",
     "precondition_",
     "preconditioned_attention",
+    "preconditioned_flex_attention",
+    "preconditioned_varlen_attention",
     "register_adapter",
     "restore_",
 ]

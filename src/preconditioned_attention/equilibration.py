@@ -44,7 +44,7 @@ def check_rows(x: object, name: str) -> None:
             f"{name} must be float16, bfloat16, float32 or float64; got {x.dtype}. "
             f"Convert it first, for example {name}.float()"
         )
-    if x.dim() < 1 or x.shape[-1] < 1:
+    if x.dim() < 1 or x.size(-1) < 1:  # nested tensors have no shape
         raise ValueError(f"{name} must have rows of at least one entry along its last axis; got shape {tuple(x.shape)}")
 
 

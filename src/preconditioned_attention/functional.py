@@ -43,16 +43,21 @@ def preconditioned_attention(
         gain: None, or one factor per query head, ``(H,)``: `C_ii = g_h / ||A_i||`.
         eps: rows with a norm of at most this stay as they are; fully masked rows stay zero. None: 2**-14 in
             float16, 1e-12 otherwise.
-        backend: ``"auto"``: the fastest that serves the call; ``"flash"``: PyTorch's flash kernel, re-normalised (on
-            the CPU so far); ``"composition"``: the kernel that PyTorch picks, then the rows are scaled;
-            ``"reference"``: the definition written out, quadratic in memory, for tests.
+        backend: ``"flash"`` (CPU and CUDA), ``"efficient"`` and ``"cudnn"`` (CUDA): that kernel of PyTorch's,
+            re-normalised: a pass over the rows each way, and nothing quadratic; ``"composition"``: the kernel that PyTorch
+            picks, then the rows are scaled; ``"reference"``: the definition written out, quadratic in memory, for
+            tests. ``"auto"``: the kernel that PyTorch picks (`torch.nn.attention.sdpa_kernel` respected),
+            re-normalised where that is possible, otherwise the composition; the log says once why.
 
     Returns:
         ``(B, ..., H, L, d_v)``, every row of unit norm (times its gain) or, if it was zero, unchanged.
 
     Raises:
-        TypeError, ValueError: an argument of the method's does not fit; the message names it.
-        RuntimeError: what `scaled_dot_product_attention` raises for tensors that do not go together.
+        TypeError, ValueError: an argument does not fit, the tensors do not go together, or the backend cannot serve
+            the call; the message says what was expected and what came.
+
+    Nested tensors (jagged or strided) and distributed tensors (`torch.distributed.tensor.DTensor`, sharded along batch
+    or heads) are served alike.
 
     Source: H. Saratchandran, "Preconditioned Attention: Enhancing Efficiency in Transformers", AISTATS 2026,
     arXiv 2603.27153.
@@ -68,7 +73,7 @@ def preconditioned_attention(
             raise ValueError(f"{name} must have shape (..., tokens, head_dim); got {tuple(x.shape)}")
     check_choice("gradient", gradient, GRADIENTS)
     check_eps(eps)
-    check_gain(gain, q.shape[-3] if q.dim() >= 3 else None)
+    check_gain(gain, q.size(-3) if q.dim() >= 3 else None)
     if attn_mask is not None and is_causal:
         raise ValueError("attn_mask and is_causal=True exclude each other; put the causal mask into attn_mask")
     call = Call(
