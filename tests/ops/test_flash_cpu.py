@@ -239,3 +239,12 @@ def test_inference_saves_nothing_and_agrees() -> None:
         assert torch.equal(preconditioned_attention(q, k, v), expected)
     with torch.inference_mode():
         assert torch.equal(preconditioned_attention(q, k, v), expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_operator_that_compilers_see(masked: bool) -> None:
+    q, k, v = (x.detach() for x in packed(2, 3, 7, 8, torch.float32))
+    bias = torch.randn(7, 7) if masked else None
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)
+    arguments = (torch.randn_like(out), q, k, v, out, lse, False, bias, 0.5)
+    torch.library.opcheck(torch.ops.preconditioned_attention.flash_cpu_backward.default, arguments)

@@ -146,3 +146,12 @@ def test_gpus_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(y, equilibrate(a))
     dout, _ = operators._cotangents_on_gpu(a, y, norms, True)
     torch.testing.assert_close(dout, rows_torch.tangent(a, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_one_row_of_zeros_for_all_rows(dtype: torch.dtype) -> None:
+    y = torch.randn(2, 5, 3, 8).to(dtype).transpose(1, 2)
+    opcheck(torch.ops.preconditioned_attention.row_of_zeros.default, (y,))
+    zeros = torch.ops.preconditioned_attention.row_of_zeros(y)
+    assert (zeros.shape, zeros.stride(), zeros.dtype) == (y.shape, (0, 0, 0, 1), dtype)
+    assert not zeros.any()

@@ -16,6 +16,14 @@ from .renormalised import Inputs, Options, Saved, additive, common_refusal, reno
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
+# Inductor copies what it hands to PyTorch's operator into one layout; to one of ours it hands what there is.
+_LIBRARY = torch.library.Library("preconditioned_attention", "FRAGMENT")
+_LIBRARY.define(
+    "flash_cpu_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, bool is_causal, "
+    "Tensor? bias, float? scale) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
+)
+
 
 def refusal(call: Call) -> str | None:
     """Why this backend cannot serve the call, or None.
@@ -76,11 +84,30 @@ def _kernel_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     return a, lse
 
 
+def _flash_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    bias: Tensor | None,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = _backward(dout, q, k, v, out, lse, 0.0, is_causal, attn_mask=bias, scale=scale)
+    return dq, dk, dv
+
+
+_LIBRARY.impl("flash_cpu_backward", _flash_backward, "CPU")
+torch.library.register_fake("preconditioned_attention::flash_cpu_backward", _flash_backward, lib=_LIBRARY)
+
+
 def _kernel_backward(dout: Tensor, inputs: Inputs, saved: Saved, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+    compiling = torch.compiler.is_compiling()
+    operator = torch.ops.preconditioned_attention.flash_cpu_backward.default if compiling else _flash_backward
     q, k, v, bias = inputs
-    dq, dk, dv = _backward(
-        dout, q, k, v, saved.out, saved.lse, 0.0, options.is_causal, attn_mask=bias, scale=options.scale
-    )
+    dq, dk, dv = operator(dout, q, k, v, saved.out, saved.lse, options.is_causal, bias, options.scale)
     return dq, dk, dv
 
 

@@ -32,17 +32,28 @@ def cotangents(dy: Tensor, y: Tensor, norms: Tensor | None, *, full: bool) -> tu
 
 
 def _nothing(y: Tensor) -> Tensor:
-    """Zeros in the shape of ``y``; the CPU kernel takes a row of them for all rows."""
-    return torch.zeros_like(y[:1, :1, :1]).expand_as(y) if y.device.type == "cpu" else torch.zeros_like(y)
+    """Zeros in the shape of ``y``. The CPU kernel takes a row of them for all rows; a compiler would write them all."""
+    if y.device.type != "cpu":
+        return torch.zeros_like(y)
+    if torch.compiler.is_compiling():
+        zeros: Tensor = torch.ops.preconditioned_attention.row_of_zeros.default(y)
+        return zeros
+    return row_of_zeros(y)
+
+
+def row_of_zeros(y: Tensor) -> Tensor:
+    """One row of zeros, expanded to the shape of ``y``."""
+    return y.new_zeros(1, 1, 1, y.shape[-1]).expand(y.shape)
 
 
 def tangent(dy: Tensor, y: Tensor) -> Tensor:
     """`G = dY - Y <dY, Y>`, the part of ``dy`` that moves the rows; (B, H, N, d) each."""
     if _one_pass_serves(y):
-        flat_dy, flat_y = _flat(dy), _flat(y)
+        rows = y.transpose(1, 2)
+        flat_dy, flat_y = _flat(dy.transpose(1, 2)), _flat(rows)
         ones = torch.ones(len(flat_y), 1, dtype=_norm_dtype(y))
         out = torch.ops.aten._weight_norm_interface_backward(flat_dy, flat_y, ones.to(y.dtype), ones, 0)[0]
-        return out.view(y.transpose(1, 2).shape).transpose(1, 2)
+        return out.view(rows.shape).transpose(1, 2)
     wide = _norm_dtype(y)
     along = (dy.to(wide) * y.to(wide)).sum(dim=-1, keepdim=True)
     return (dy.to(wide) - y.to(wide) * along).to(y.dtype)
@@ -90,8 +101,8 @@ def _norm_dtype(x: Tensor) -> torch.dtype:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """(B, H, N, d) as the rows of one matrix, in the order in which flash kernels lay them out.
+    """(B, N, H, d), the order in which flash kernels lay the rows out, as the rows of one matrix.
 
     Contiguous, because the fused operator reads it as if it were: `sum().backward()` hands over one number, expanded.
     """
-    return x.transpose(1, 2).reshape(-1, x.shape[-1]).contiguous()
+    return x.contiguous().view(-1, x.shape[-1])
