@@ -44,9 +44,9 @@ def preconditioned_attention(
         eps: rows with a norm of at most this stay as they are; fully masked rows stay zero. None: 2**-14 in
             float16, 1e-12 otherwise.
         backend: ``"flash"`` (CPU and CUDA), ``"efficient"`` and ``"cudnn"`` (CUDA): that kernel of PyTorch's,
-            re-normalised: a pass over the rows each way, and nothing quadratic; ``"composition"``: the kernel that PyTorch
-            picks, then the rows are scaled; ``"reference"``: the definition written out, quadratic in memory, for
-            tests. ``"auto"``: the kernel that PyTorch picks (`torch.nn.attention.sdpa_kernel` respected),
+            re-normalised: a pass over the rows each way, and nothing quadratic; ``"composition"``: the kernel that
+            PyTorch picks, then the rows are scaled; ``"reference"``: the definition written out, quadratic in memory,
+            for tests. ``"auto"``: the kernel that PyTorch picks (`torch.nn.attention.sdpa_kernel` respected),
             re-normalised where that is possible, otherwise the composition; the log says once why.
 
     Returns:

@@ -1,10 +1,12 @@
 import copy
 
+import pytest
 import timm
 import torch
+from torch import Tensor
 
 from preconditioned_attention import PreconditionConfig, equilibrate, precondition_, restore_
-from preconditioned_attention.conversion.mechanisms import RowHook
+from preconditioned_attention.conversion.mechanisms import Layout, OutputHook, RowHook
 from preconditioned_attention.layers import Preconditioner
 
 
@@ -17,7 +19,7 @@ def test_row_hook_splits_by_head_dim_and_applies_the_gain_per_head() -> None:
     with torch.no_grad():
         c.gain.copy_(torch.tensor([1.0, 2.0, 3.0]))
     merged = torch.randn(2, 5, 12, dtype=torch.float64)
-    out, rest = RowHook(c, head_dim=4)(torch.nn.Identity(), (merged, "rest"))
+    out, rest = RowHook(c, Layout(4))(torch.nn.Identity(), (merged, "rest"))
     assert rest == "rest"
     expected = torch.cat([(h + 1) * equilibrate(merged[..., 4 * h : 4 * h + 4]) for h in range(3)], dim=-1)
     torch.testing.assert_close(out, expected, rtol=1e-14, atol=0)
@@ -38,3 +40,47 @@ def test_pre_hook_equals_class_swap_and_comes_off() -> None:
     torch.testing.assert_close(twin(x), swapped(x), rtol=1e-12, atol=1e-14)
     restore_(twin)
     assert torch.equal(twin(x), before)
+
+
+def rows(*, heads: int, tokens: int, d: int) -> tuple[Tensor, Preconditioner, Tensor]:
+    """Heads' outputs (B, H, N, d), a preconditioner with another gain per head, and what it makes of them."""
+    c = Preconditioner(PreconditionConfig(gain=1.0), num_heads=heads, dtype=torch.float64)
+    with torch.no_grad():
+        c.gain.copy_(torch.arange(1.0, heads + 1))
+    x = torch.randn(2, heads, tokens, d, dtype=torch.float64)
+    return x, c, equilibrate(x, gain=c.gain.detach())
+
+
+def merged(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+LAYOUTS = {
+    "merged": (Layout(4), merged),
+    "merged, more axes": (Layout(4), lambda x: merged(x)[:, None]),
+    "channels": (Layout(4, "channels"), lambda x: x.transpose(2, 3).reshape(2, 12, 2, 3)),
+    "split": (Layout(4, "split"), lambda x: x),
+    "tokens": (Layout(4, "tokens"), lambda x: x.transpose(1, 2)),
+    "interleaved": (Layout(4, interleaved=True), lambda x: x.permute(0, 2, 3, 1).flatten(2)),
+    "part": (Layout(4, width=12), lambda x: torch.cat([merged(x), torch.ones(2, 6, 5, dtype=x.dtype)], dim=-1)),
+    "part of channels": (
+        Layout(4, "channels", width=12),
+        lambda x: torch.cat([x.transpose(2, 3).reshape(2, 12, 2, 3), torch.ones(2, 5, 2, 3, dtype=x.dtype)], dim=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_finds_the_rows(name: str) -> None:
+    layout, arrange = LAYOUTS[name]
+    x, c, expected = rows(heads=3, tokens=6, d=4)
+    torch.testing.assert_close(layout.apply(c, arrange(x)), arrange(expected), rtol=1e-14, atol=0)
+
+
+def test_output_hook_takes_the_first_of_a_tuple() -> None:
+    x, c, expected = rows(heads=3, tokens=6, d=4)
+    hook = OutputHook(c, Layout(4, "split"))
+    torch.testing.assert_close(hook(torch.nn.Identity(), (), x), expected, rtol=1e-14, atol=0)
+    out, weights = hook(torch.nn.Identity(), (), (x, "weights"))
+    torch.testing.assert_close(out, expected, rtol=1e-14, atol=0)
+    assert weights == "weights"

@@ -1,16 +1,22 @@
 """For those who have a model: convert it in place, see what happened, and bring it back."""
 
-from .convert import is_preconditioned, precondition_, restore_
+from .convert import is_preconditioned, precondition_, restore_, survey
 from .registry import Adapter, HeadShape, register_adapter
 from .report import ConversionEntry, ConversionReport
+from .unweighted import build_without_weights
+from .verify import Verification, VerificationError
 
 __all__ = [
     "Adapter",
     "ConversionEntry",
     "ConversionReport",
     "HeadShape",
+    "Verification",
+    "VerificationError",
+    "build_without_weights",
     "is_preconditioned",
     "precondition_",
     "register_adapter",
     "restore_",
+    "survey",
 ]

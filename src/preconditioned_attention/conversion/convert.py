@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -67,11 +68,17 @@ def precondition_(
     config = PreconditionConfig() if config is None else config
     _check_arguments(model, config, filter_fn)
     sites = list(_survey(model, config, filter_fn))
-    report = ConversionReport(tuple(site.entry for site in sites))
+    report = ConversionReport(tuple(site.entry for site in sites), weakref.ref(model))
     _check_plan(report, sites, config, strict)
     chosen = [site for site in sites if site.entry.status == "converted"]
     attach_all([(site.module, site.adapter) for site in chosen if site.adapter], _factory(config, marker))
     return report
+
+
+def survey(model: nn.Module, config: PreconditionConfig | None = None) -> ConversionReport:
+    """What :func:`precondition_` would do to ``model``: its report, and nothing changed."""
+    config = PreconditionConfig() if config is None else config
+    return ConversionReport(tuple(site.entry for site in _survey(model, config, None)), weakref.ref(model))
 
 
 def restore_(model: nn.Module) -> int:

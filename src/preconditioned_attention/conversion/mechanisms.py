@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ..layers import Preconditioner
@@ -47,38 +49,118 @@ class ClassSwap(Adapter):
         module.__class__ = self.original
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the heads' outputs lie in the tensor that a hook sees.
+
+    Args:
+        head_dim: the width of one head's output.
+        form: ``"merged"``: ``(..., N, H d)``; ``"channels"``: ``(B, H d, ...)`` with the tokens behind, as in images;
+            ``"split"``: ``(..., H, N, d)``, not merged yet; ``"tokens"``: ``(..., N, H, d)``.
+        interleaved: merged entry by entry, ``d`` before ``H``, where the usual order is head by head.
+        width: only the first so many of the merged entries are attention's; None: all of them.
+    """
+
+    head_dim: int
+    form: Literal["merged", "channels", "split", "tokens"] = "merged"
+    interleaved: bool = False
+    width: int | None = None
+
+    def apply(self, preconditioner: Preconditioner, x: Tensor) -> Tensor:
+        """`C` on every head's rows of ``x``; shape and layout stay."""
+        if self.form == "split":
+            return preconditioner(x)
+        if self.form == "tokens":
+            return preconditioner(x.transpose(-3, -2)).transpose(-3, -2)
+        if self.form == "channels":
+            merged = x.flatten(2).transpose(1, 2)
+            return self._on_merged(preconditioner, merged).transpose(1, 2).reshape(x.shape)
+        return self._on_merged(preconditioner, x)
+
+    def _on_merged(self, preconditioner: Preconditioner, x: Tensor) -> Tensor:
+        if self.width is not None:
+            own, other = x[..., : self.width], x[..., self.width :]
+            return torch.cat([replace(self, width=None)._on_merged(preconditioner, own), other], dim=-1)
+        sizes = (self.head_dim, -1) if self.interleaved else (-1, self.head_dim)
+        heads = x.unflatten(-1, sizes)
+        heads = heads.movedim(-1, -3) if self.interleaved else heads.transpose(-3, -2)
+        heads = preconditioner(heads)
+        return (heads.movedim(-3, -1) if self.interleaved else heads.transpose(-3, -2)).flatten(-2)
+
+
 class RowHook:
-    """A forward pre-hook for the first module that sees the merged heads ``(..., N, H d)``.
+    """A forward pre-hook for the first module that sees the heads' outputs, as its first argument.
 
     A class, not a closure, so that a converted model can be pickled and copied: the copy's hook holds the copy's
     preconditioner.
     """
 
-    def __init__(self, preconditioner: Preconditioner, head_dim: int) -> None:
+    def __init__(self, preconditioner: Preconditioner, layout: Layout) -> None:
         self.preconditioner = preconditioner
-        self.head_dim = head_dim
+        self.layout = layout
 
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Split the heads, precondition, merge them again."""
-        merged, *rest = args
-        heads = merged.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
-        return self.preconditioner(heads).transpose(-3, -2).flatten(-2), *rest
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Precondition the first argument."""
+        first, *rest = args
+        return self.layout.apply(self.preconditioner, first), *rest
+
+
+class OutputHook:
+    """A forward hook for a module that returns the heads' outputs, alone or first in a tuple."""
+
+    def __init__(self, preconditioner: Preconditioner, layout: Layout) -> None:
+        self.preconditioner = preconditioner
+        self.layout = layout
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Precondition what comes out."""
+        if isinstance(output, Tensor):
+            return self.layout.apply(self.preconditioner, output)
+        first, *rest = output
+        return self.layout.apply(self.preconditioner, first), *rest
 
 
 class PreHook(Adapter):
-    """A :class:`RowHook` on the child named ``point``, the first module that sees the merged heads."""
+    """A :class:`RowHook` on the child named ``point``, the first module that sees the heads' outputs."""
 
     mechanism = "pre-hook"
     point: ClassVar[str]
 
-    def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
-        """Hook the attachment point."""
+    def layout(self, module: nn.Module) -> Layout:
+        """Where the heads lie; merged head by head along the last axis unless a subclass says otherwise."""
         head_dim = self.shape(module).head_dim
         assert head_dim is not None, "a pre-hook splits the heads by their width"
-        module.get_submodule(self.point).register_forward_pre_hook(RowHook(preconditioner, head_dim))
+        return Layout(head_dim)
+
+    def points(self, module: nn.Module) -> tuple[str, ...]:
+        """The children to hook; several where several streams leave one attention."""
+        return (self.point,)
+
+    def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
+        """Hook the attachment points."""
+        for point in self.points(module):
+            hook = RowHook(preconditioner, self.layout(module))
+            module.get_submodule(point).register_forward_pre_hook(hook)
 
     def detach(self, module: nn.Module) -> None:
-        """Find the hook by its type (a copied model has no handles) and remove it."""
-        hooks = module.get_submodule(self.point)._forward_pre_hooks
-        for key in [key for key, hook in hooks.items() if isinstance(hook, RowHook)]:
+        """Find the hooks by their type (a copied model has no handles) and remove them."""
+        for point in self.points(module):
+            hooks = module.get_submodule(point)._forward_pre_hooks
+            for key in [key for key, hook in hooks.items() if isinstance(hook, RowHook)]:
+                del hooks[key]
+
+
+class PostHook(PreHook):
+    """An :class:`OutputHook` on the module itself, which returns the heads' outputs."""
+
+    mechanism = "forward hook"
+
+    def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
+        """Hook the module."""
+        module.register_forward_hook(OutputHook(preconditioner, self.layout(module)))
+
+    def detach(self, module: nn.Module) -> None:
+        """Find the hook by its type and remove it."""
+        hooks = module._forward_hooks
+        for key in [key for key, hook in hooks.items() if isinstance(hook, OutputHook)]:
             del hooks[key]

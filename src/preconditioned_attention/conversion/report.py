@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import nn
+
+from .verify import Verification, verify
 
 Status = Literal["converted", "skipped", "unsupported", "unknown"]
 
@@ -43,6 +49,34 @@ class ConversionReport:
     """Every attention that was seen, in the model's order; `print(report)` shows it as a table."""
 
     entries: tuple[ConversionEntry, ...]
+    model: weakref.ref[nn.Module] | None = field(default=None, repr=False, compare=False)
+
+    def verify(
+        self, *example_inputs: Any, through: Callable[..., object] | None = None, **example_options: Any
+    ) -> tuple[Verification, ...]:
+        """Run the converted model and prove that every attachment fired and let only unit rows (or zero rows) out.
+
+        Args:
+            example_inputs, example_options: what the model is called with. The model runs once, in the mode (train or
+                eval) that it is in, without gradients; in training mode it may update batch statistics.
+            through: what to call instead of the model: a compiled or a wrapped form of it, to see that the conversion
+                has reached it.
+
+        Raises:
+            VerificationError: an attachment did not fire, or let other rows out; the message lists which.
+            ValueError: the model is gone, or has been restored.
+        """
+        model = self.model() if self.model is not None else None
+        if model is None:
+            raise ValueError("the model that this report is about is gone; keep it, and convert it again")
+        modules = {entry.path: model.get_submodule(entry.path) for entry in self.converted}
+        plain = [path for path, module in modules.items() if not hasattr(module, "preconditioner")]
+        if plain:
+            raise ValueError(f"not preconditioned any more: {', '.join(map(repr, plain))}; call precondition_(model)")
+        return verify(modules, model if through is None else through, example_inputs, example_options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"entries": self.entries, "model": None}  # a reference means nothing in another process
 
     @property
     def converted(self) -> tuple[ConversionEntry, ...]:

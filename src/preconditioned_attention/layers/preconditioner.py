@@ -15,6 +15,7 @@ from ..equilibration import equilibrate
 from ..functional import preconditioned_attention
 
 Observer = Callable[[Tensor, Tensor], None]
+Watcher = Callable[[Tensor], None]
 
 _MARKER = "requires_preconditioned_attention"
 _MARKER_VERSION = 1
@@ -51,6 +52,7 @@ class Preconditioner(nn.Module):
         super().__init__()
         self.config = config
         self.observers: list[Observer] = []  # each is shown every A and C A; see diagnostics
+        self.watchers: list[Watcher] = []  # each is shown every C A that leaves, however it was computed
         content = [_MARKER_VERSION, GRADIENTS.index(config.gradient), PLACEMENTS.index(config.placement)]
         self.register_buffer(_MARKER, torch.tensor(content, dtype=torch.int64, device=device), persistent=marker)
         if config.gain is None:
@@ -65,7 +67,7 @@ class Preconditioner(nn.Module):
         out = equilibrate(rows, gradient=self.config.gradient, eps=self.config.eps, gain=self.gain)
         for observer in self.observers:
             observer(rows, out)
-        return out
+        return self._watched(out)
 
     def attend(
         self,
@@ -87,7 +89,7 @@ class Preconditioner(nn.Module):
                 q, k, v, attn_mask, dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
             )
             return self(rows)
-        return preconditioned_attention(
+        out = preconditioned_attention(
             q,
             k,
             v,
@@ -101,6 +103,12 @@ class Preconditioner(nn.Module):
             eps=self.config.eps,
             backend=self.config.backend,
         )
+        return self._watched(out)
+
+    def _watched(self, out: Tensor) -> Tensor:
+        for watcher in self.watchers:
+            watcher(out)
+        return out
 
     def extra_repr(self) -> str:
         """The options, for `print(model)`."""

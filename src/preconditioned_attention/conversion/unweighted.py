@@ -1,0 +1,74 @@
+"""Any model of timm or transformers by its name, without its weights: enough to see what a conversion would do."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+def build_without_weights(name: str) -> nn.Module:
+    """The architecture ``name`` on the meta device: nothing is downloaded, nothing allocated.
+
+    Args:
+        name: a model of timm (``"vit_tiny_patch16_224"``), a model type of transformers (``"gpt2"``, with its default
+            configuration), or a folder with a transformers ``config.json``.
+
+    Raises:
+        ValueError: neither library that is installed has a model of that name; the message lists similar ones.
+        ImportError: neither library is installed.
+    """
+    libraries = [library for library in ("timm", "transformers") if find_spec(library)]
+    if not libraries:
+        raise ImportError(
+            "models come from timm or transformers; install one: pip install 'preconditioned-attention[all]'"
+        )
+    with torch.device("meta"):
+        model = (_of_timm(name) if "timm" in libraries else None) or (
+            _of_transformers(name) if "transformers" in libraries else None
+        )
+    if model is None:
+        similar = _similar(name, libraries)
+        hint = f"; similar ones: {', '.join(similar)}" if similar else ""
+        raise ValueError(f"no model named {name!r} in {' or '.join(libraries)}, and no folder with config.json{hint}")
+    return model
+
+
+def _of_timm(name: str) -> nn.Module | None:
+    import timm
+
+    if not timm.is_model(name):
+        return None
+    model: nn.Module = timm.create_model(name, pretrained=False)
+    return model
+
+
+def _of_transformers(name: str) -> nn.Module | None:
+    from transformers import AutoConfig, AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    if (Path(name) / "config.json").is_file():
+        config = AutoConfig.from_pretrained(name, local_files_only=True)
+    elif name in CONFIG_MAPPING_NAMES:
+        config = AutoConfig.for_model(name)
+    else:
+        return None
+    model: nn.Module = AutoModel.from_config(config)
+    return model
+
+
+def _similar(name: str, libraries: list[str]) -> list[str]:
+    from difflib import get_close_matches
+
+    names: list[str] = []
+    if "timm" in libraries:
+        import timm
+
+        names += timm.list_models()
+    if "transformers" in libraries:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        names += CONFIG_MAPPING_NAMES
+    return get_close_matches(name, names, n=5)
