@@ -20,5 +20,5 @@ def test_a_folder_with_a_configuration(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_lists_similar_ones() -> None:
-    with pytest.raises(ValueError, match="similar ones: .*deit_tiny_patch16_224"):
+    with pytest.raises(ValueError, match=r"similar ones: .*deit_tiny_patch16_224"):
         build_without_weights("deit_tinny_patch16_224")

@@ -65,7 +65,7 @@ def test_rows_of_another_length_are_found(monkeypatch: pytest.MonkeyPatch) -> No
     report = precondition_(model)
     c = model.blocks[1].attn.preconditioner
     monkeypatch.setattr(type(c), "_watched", lambda self, out: [w(out * 1.001) for w in self.watchers] and out)
-    with pytest.raises(VerificationError, match="a row's norm is off by 0.001, and rounding explains"):
+    with pytest.raises(VerificationError, match=r"a row's norm is off by 0\.001, and rounding explains"):
         report.verify(IMAGES)
 
 
@@ -92,7 +92,7 @@ def test_the_model_must_be_there_and_converted() -> None:
     model = vit()
     report = precondition_(model)
     restore_(model)
-    with pytest.raises(ValueError, match="not preconditioned any more: 'blocks.0.attn', 'blocks.1.attn'"):
+    with pytest.raises(ValueError, match=r"not preconditioned any more: 'blocks\.0\.attn', 'blocks\.1\.attn'"):
         report.verify(IMAGES)
     assert pickle.loads(pickle.dumps(report)).entries == report.entries
     with pytest.raises(ValueError, match="is gone"):
