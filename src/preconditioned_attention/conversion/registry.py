@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeVar
 
@@ -13,14 +13,24 @@ from torch import nn
 
 from ..layers import Preconditioner
 
-Kind = Literal["softmax", "class", "pooling", "channel", "linear"]
+# "other": attention that leaves no rows of heads to equilibrate; its adapters refuse and say why.
+Kind = Literal["softmax", "class", "pooling", "channel", "linear", "other"]
 
 # Adapter file -> the module without which no model can hold a class of that library. The file is imported once
 # that module is there, so that converting a timm model never imports transformers.
 _ADAPTER_FILES = {
     "torch_nn": "torch",
     "timm": "timm.layers",
+    "timm_zoo": "timm.models",
+    "timm_swaps": "timm.models",
+    "timm_iformer": "timm.models.iformer",
+    "torchvision": "torchvision.models",
     "transformers": "transformers.modeling_utils",
+    "transformers_own": "transformers.modeling_utils",
+    "diffusers": "diffusers.models",
+    "x_transformers": "x_transformers",
+    "open_clip": "open_clip",
+    "flash_attn": "flash_attn",
 }
 
 
@@ -48,6 +58,7 @@ class Adapter(ABC):
     kind: ClassVar[Kind] = "softmax"
     mechanism: ClassVar[str]
     value_skip: ClassVar[bool] = False  # whether it adds a skip to its output and honours config.placement
+    definition: ClassVar[str] = ""  # what counts as a head's output, where that is a choice of ours
 
     def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
         """Whether ``cls``, which is ``registered`` or inherits from it, runs the forward that this adapter knows."""
@@ -68,6 +79,30 @@ class Adapter(ABC):
     @abstractmethod
     def detach(self, module: nn.Module) -> None:
         """Undo :meth:`attach`."""
+
+
+class Refused(Adapter):
+    """Attention that is known and cannot be converted; subclasses say why."""
+
+    kind: ClassVar[Kind] = "other"
+    mechanism = "none"
+    reason: ClassVar[str]
+
+    def refusal(self, module: nn.Module) -> str:
+        """The reason."""
+        return self.reason
+
+    def shape(self, module: nn.Module) -> HeadShape:
+        """Nothing is asked about it."""
+        return HeadShape(None, None)
+
+    def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
+        """Never called: what is refused is not converted."""
+        raise AssertionError("a refused module must not be converted")
+
+    def detach(self, module: nn.Module) -> None:
+        """Never called."""
+        raise AssertionError("a refused module was never converted")
 
 
 AdapterClass = TypeVar("AdapterClass", bound=type[Adapter])
@@ -135,3 +170,16 @@ def _load_adapters() -> None:
     for file, needed in _ADAPTER_FILES.items():
         if needed in sys.modules:
             importlib.import_module(f".adapters.{file}", __package__)
+
+
+def registered_adapters() -> Iterator[tuple[str, Adapter]]:
+    """``(class name, adapter)`` of every class registered by name, of the libraries that are imported."""
+    _load_adapters()
+    for name, adapters in _adapters.items():
+        for adapter in adapters:
+            yield name, adapter
+
+
+def adapter_libraries() -> tuple[str, ...]:
+    """The modules of other libraries whose attention this package knows, installed or not."""
+    return tuple(dict.fromkeys(_ADAPTER_FILES.values()))
