@@ -1,5 +1,19 @@
 """Modules for those who build models."""
 
+from .channel_group import ChannelGroupAttention
+from .cross_covariance import CrossCovarianceAttention
+from .linear import LinearAttention
+from .multihead import MultiheadAttention
+from .nystrom import NystromAttention
 from .preconditioner import Preconditioner
+from .window import WindowAttention
 
-__all__ = ["Preconditioner"]
+__all__ = [
+    "ChannelGroupAttention",
+    "CrossCovarianceAttention",
+    "LinearAttention",
+    "MultiheadAttention",
+    "NystromAttention",
+    "Preconditioner",
+    "WindowAttention",
+]
