@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train one arm of a recipe; stops and resumes",
     "compare": "train with and without preconditioning, several seeds, and report the differences",
     "inspect": "what a conversion would do to a model of timm or transformers, without its weights",
+    "support": "which attention classes are converted, and how",
     "bench": "time and memory against plain attention, on this machine",
 }
 """The name of a command is that of its module here and of the function in it; the module loads when it is asked for."""

@@ -3,6 +3,7 @@
 from .convert import is_preconditioned, precondition_, restore_, survey
 from .registry import Adapter, HeadShape, register_adapter
 from .report import ConversionEntry, ConversionReport
+from .support import SupportedClass, support_page
 from .unweighted import build_without_weights
 from .verify import Verification, VerificationError
 
@@ -11,6 +12,7 @@ __all__ = [
     "ConversionEntry",
     "ConversionReport",
     "HeadShape",
+    "SupportedClass",
     "Verification",
     "VerificationError",
     "build_without_weights",
@@ -18,5 +20,6 @@ __all__ = [
     "precondition_",
     "register_adapter",
     "restore_",
+    "support_page",
     "survey",
 ]

@@ -18,7 +18,7 @@ from .report import ConversionEntry, ConversionReport, Status
 FilterFn = Callable[[nn.Module, str], bool]
 
 # The option that asks for a kind of attention; softmax attention needs none.
-_KIND_OPTIONS: dict[Kind, str] = {
+KIND_OPTIONS: dict[Kind, str] = {
     "class": "class_attention",
     "pooling": "pooling",
     "channel": "channel",
@@ -191,7 +191,7 @@ def _known_site(
     path: str, module: nn.Module, adapter: Adapter, config: PreconditionConfig, filter_fn: FilterFn | None
 ) -> _Site:
     shape = adapter.shape(module)
-    option = _KIND_OPTIONS.get(adapter.kind)
+    option = KIND_OPTIONS.get(adapter.kind)
     refusal = adapter.refusal(module)
     status: Status
     if filter_fn is not None and not filter_fn(module, path):

@@ -1,0 +1,102 @@
+"""Converted models in the hands of other tools: none of them may lose a preconditioner, or apply it twice."""
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torch.distributed as dist
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+
+from preconditioned_attention import precondition_
+from preconditioned_attention.conversion import ConversionReport
+from tests.explicit import relative_error
+
+MODELS = {"class swap": "vit_tiny_patch16_224", "pre-hook": "vit_relpos_base_patch16_224"}
+IMAGES = torch.randn(2, 3, 32, 32)
+
+
+def converted(mechanism: str) -> tuple[nn.Module, ConversionReport]:
+    small = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
+    model = timm.create_model(MODELS[mechanism], **small).eval()
+    report = precondition_(model)
+    assert {entry.mechanism for entry in report.entries} == {mechanism}
+    return model, report
+
+
+@pytest.fixture(params=MODELS)
+def mechanism(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_dynamic_quantisation(mechanism: str) -> None:
+    """It replaces the projections, in a copy; the rows that reach them are still unit rows."""
+    model, _ = converted(mechanism)
+    expected = model(IMAGES)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    seen: list[Tensor] = []
+    for block in quantized.blocks:
+        block.attn.preconditioner.watchers.append(lambda out: seen.append(out.norm(dim=-1)))
+    assert relative_error(quantized(IMAGES), expected) < 0.2
+    assert len(seen) == 2
+    assert all(torch.allclose(norms, torch.ones_like(norms)) for norms in seen)
+
+
+def test_gradient_checkpointing(mechanism: str) -> None:
+    model, report = converted(mechanism)
+    parameter = model.patch_embed.proj.weight
+    (expected,) = torch.autograd.grad(model(IMAGES).square().sum(), parameter)
+    model.set_grad_checkpointing()
+    model.train()
+    (actual,) = torch.autograd.grad(model(IMAGES).square().sum(), parameter)
+    assert relative_error(actual, expected) <= 1e-5
+    report.verify(IMAGES)
+
+
+def test_intermediate_features(mechanism: str) -> None:
+    model, report = converted(mechanism)
+    blocks = [
+        model.forward_intermediates(IMAGES, intermediates_only=True, norm=True)[-1],
+        model.forward_features(IMAGES),
+    ]
+    assert relative_error(blocks[0].flatten(2).mT, blocks[1][:, -4:]) <= 1e-6
+    report.verify(IMAGES, through=lambda x: model.forward_intermediates(x))
+
+
+def test_reparameterised_models() -> None:
+    """What timm fuses lies beside the attachment points."""
+    model = timm.create_model("fastvit_mci0", num_classes=3).eval()
+    report = precondition_(model)
+    images = torch.randn(1, 3, 64, 64)
+    expected = model(images)
+    fused = reparameterize_model(model, inplace=True)
+    assert fused is model
+    report.verify(images)
+    assert relative_error(fused(images), expected) <= 1e-3
+
+
+def test_safetensors(mechanism: str, tmp_path: Path) -> None:
+    model, _ = converted(mechanism)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    again, _ = converted(mechanism)
+    timm.models.load_checkpoint(again, str(tmp_path / "model.safetensors"))
+    assert torch.equal(again(IMAGES), model(IMAGES))
+
+
+def test_fully_sharded(mechanism: str, tmp_path: Path) -> None:
+    """FSDP2 swaps classes itself, and its hooks stand beside ours; one process is enough to see that."""
+    model, report = converted(mechanism)
+    expected = model(IMAGES)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        for block in model.blocks:
+            fully_shard(block)
+        fully_shard(model)
+        assert relative_error(model(IMAGES), expected) <= 1e-6
+        report.verify(IMAGES)
+        model(IMAGES).sum().backward()
+    finally:
+        dist.destroy_process_group()
