@@ -1,6 +1,7 @@
 """For those who have a model: convert it in place, see what happened, and bring it back."""
 
 from .convert import is_preconditioned, precondition_, restore_, survey
+from .pretrained import from_pretrained
 from .registry import Adapter, HeadShape, register_adapter
 from .report import ConversionEntry, ConversionReport
 from .support import SupportedClass, support_page
@@ -16,6 +17,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "build_without_weights",
+    "from_pretrained",
     "is_preconditioned",
     "precondition_",
     "register_adapter",

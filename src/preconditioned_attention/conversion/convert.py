@@ -26,6 +26,10 @@ KIND_OPTIONS: dict[Kind, str] = {
 }
 
 
+CONFIG_ENTRY = "preconditioned_attention"
+"""What a conversion is written under in the `config` of a transformers model, which `save_pretrained` saves."""
+
+
 @dataclass(frozen=True)
 class _Site:
     """An attention module, what is to happen to it, and by whom."""
@@ -72,6 +76,9 @@ def precondition_(
     _check_plan(report, sites, config, strict)
     chosen = [site for site in sites if site.entry.status == "converted"]
     attach_all([(site.module, site.adapter) for site in chosen if site.adapter], _factory(config, marker))
+    if _saves_a_config(model):
+        modules = [site.entry.path for site in chosen]
+        setattr(model.config, CONFIG_ENTRY, {"config": config.to_dict(), "modules": modules, "marker": marker})
     return report
 
 
@@ -96,7 +103,14 @@ def restore_(model: nn.Module) -> int:
         raise ValueError("nothing to restore: no module of this model is preconditioned")
     for _, module in converted:
         detach(module)
+    if _saves_a_config(model) and hasattr(model.config, CONFIG_ENTRY):
+        delattr(model.config, CONFIG_ENTRY)
     return len(converted)
+
+
+def _saves_a_config(model: nn.Module) -> bool:
+    """Whether it is a model of transformers, whose configuration is saved beside its weights."""
+    return hasattr(model, "save_pretrained") and hasattr(getattr(model, "config", None), "to_json_string")
 
 
 def is_preconditioned(model: nn.Module) -> bool:
