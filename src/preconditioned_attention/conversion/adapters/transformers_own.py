@@ -1,0 +1,194 @@
+"""transformers: the attention classes that do not look their function up in `ALL_ATTENTION_FUNCTIONS`.
+
+Two tables say where each of them shows its heads' outputs: in what it returns, or to the child that sees them first.
+Gates, norms and projections come after that place. Three classes show them to no module at all; their replacements
+are in `transformers_swaps`, which is imported only when a model holds one of them.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..mechanisms import PostHook, PreHook
+from ..registry import Adapter, HeadShape, Refused, class_name, read_int, register_adapter, register_finder
+
+
+def _named(entries: str) -> list[str]:
+    """Qualified names from words such as ``"wavlm.WavLMAttention"``, with the file's name between where it differs."""
+    names = []
+    for word in entries.split():
+        *folders, cls = word.split(".")
+        names.append(f"transformers.models.{folders[0]}.modeling_{folders[-1]}.{cls}")
+    return names
+
+
+# They return the merged heads, alone or first in a tuple; the projection is in a sibling.
+RETURNED = _named(
+    """
+    big_bird.BigBirdSelfAttention bigbird_pegasus.BigBirdPegasusSelfAttention blip.blip_text.BlipTextSelfAttention
+    bros.BrosSelfAttention canine.CanineSelfAttention clap.ClapAudioSelfAttention cvt.CvtSelfAttention
+    data2vec.data2vec_vision.Data2VecVisionSelfAttention data2vec.data2vec_vision.Data2VecVisionSdpaSelfAttention
+    deberta.DisentangledSelfAttention deberta_v2.DisentangledSelfAttention donut.donut_swin.DonutSwinSelfAttention
+    flava.FlavaSelfAttention git.GitSelfAttention glpn.GLPNEfficientSelfAttention layoutlmv2.LayoutLMv2SelfAttention
+    layoutlmv3.LayoutLMv3SelfAttention led.LEDEncoderSelfAttention longformer.LongformerSelfAttention
+    lxmert.LxmertAttention maskformer.maskformer_swin.MaskFormerSwinSelfAttention
+    megatron_bert.MegatronBertSelfAttention mobilevit.MobileViTSelfAttention perceiver.PerceiverSelfAttention
+    pvt.PvtEfficientSelfAttention rembert.RemBertSelfAttention roformer.RoFormerSelfAttention
+    superglue.SuperGlueSelfAttention swin2sr.Swin2SRSelfAttention swinv2.Swinv2SelfAttention tapas.TapasSelfAttention
+    timesformer.TimesformerSelfAttention vilt.ViltSelfAttention visual_bert.VisualBertSelfAttention
+    """
+)
+
+# The child, or children where several streams leave one attention, that see the merged heads first.
+SEEN_BY: dict[str, tuple[str, ...]] = {
+    name: tuple(points.split())
+    for points, entries in {
+        "activation": "levit.LevitAttention levit.LevitAttentionSubsample",
+        "attention_out": "cpmant.CpmAntAttention",
+        "c_proj": "imagegpt.ImageGPTAttention openai.Attention",
+        "dense": """
+            bloom.BloomAttention falcon.FalconAttention falcon.FalconFlashAttention2
+            gpt_neox_japanese.GPTNeoXJapaneseAttention tvp.TvpAttention
+            """,
+        "linear_out": "fastspeech2_conformer.FastSpeech2ConformerAttention",
+        # Dispatching classes that now and then take a function past the look-up.
+        "o_proj": """
+            edgetam.EdgeTamAttention edgetam_video.EdgeTamVideoAttention sam2.Sam2Attention
+            sam2_video.Sam2VideoAttention sam3.Sam3Attention sam3_lite_text.Sam3LiteTextAttention
+            sam3_tracker.Sam3TrackerAttention sam3_tracker_video.Sam3TrackerVideoAttention
+            """,
+        "output": "kosmos2_5.Kosmos2_5VisionAttention",
+        "to_out.0": "qwen2_5_omni.DiTAttention",
+        "o": "longt5.LongT5LocalAttention mpnet.MPNetSelfAttention",
+        "out_lin": "flaubert.MultiHeadAttention xlm.MultiHeadAttention",
+        "out_proj": """
+            bark.BarkSelfAttention bark.BarkSelfFlashAttention2 clvp.ClvpSelfAttention codegen.CodeGenAttention
+            dab_detr.DetrAttention fsmt.Attention gpt_neo.GPTNeoSelfAttention gpt_neo.GPTNeoFlashAttention2
+            gptj.GPTJAttention gptj.GPTJFlashAttention2 grounding_dino.GroundingDinoMultiheadAttention
+            groupvit.GroupViTAttention led.LEDDecoderAttention mask2former.Mask2FormerAttention
+            mm_grounding_dino.MMGroundingDinoMultiheadAttention mpt.MptAttention mvp.MvpAttention
+            omdet_turbo.OmDetTurboMultiheadAttention oneformer.OneFormerAttention prophetnet.ProphetNetAttention
+            speecht5.SpeechT5Attention table_transformer.TableTransformerAttention trocr.TrOCRAttention
+            xglm.XGLMAttention zoedepth.ZoeDepthMultiheadAttention
+            """,
+        "out_vision_proj out_text_proj": """
+            grounding_dino.GroundingDinoBiMultiHeadAttention mm_grounding_dino.MMGroundingDinoBiMultiHeadAttention
+            """,
+        "output_proj": "dab_detr.DabDetrAttention",
+        "proj": """
+            hiera.HieraMaskUnitAttention mgp_str.MgpstrAttention pvt_v2.PvtV2SelfAttention sam.SamVisionAttention
+            sam.SamVisionSdpaAttention seggpt.SegGptAttention vitdet.VitDetAttention
+            """,
+        "projection": "blip.BlipAttention",
+    }.items()
+    for name in _named(entries)
+}
+
+# Deformable attention, whose merged rows go to `output_proj`.
+DEFORMABLE = _named(
+    """
+    deformable_detr.DeformableDetrMultiscaleDeformableAttention
+    grounding_dino.GroundingDinoMultiscaleDeformableAttention lw_detr.LwDetrMultiscaleDeformableAttention
+    mask2former.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention
+    mm_grounding_dino.MMGroundingDinoMultiscaleDeformableAttention
+    omdet_turbo.OmDetTurboMultiscaleDeformableAttention
+    oneformer.OneFormerPixelDecoderEncoderMultiscaleDeformableAttention
+    rf_detr.RfDetrMultiscaleDeformableAttention rt_detr.RTDetrMultiscaleDeformableAttention
+    rt_detr_v2.RTDetrV2MultiscaleDeformableAttention
+    """
+)
+
+BLOCK_SPARSE = _named("big_bird.BigBirdBlockSparseAttention bigbird_pegasus.BigBirdPegasusBlockSparseAttention")
+NO_ROWS = _named("mobilevitv2.MobileViTV2LinearSelfAttention swiftformer.SwiftFormerEfficientAdditiveAttention")
+
+# Those that `transformers_swaps` replaces.
+SWAPPED = frozenset(
+    _named("nystromformer.NystromformerSelfAttention wavlm.WavLMAttention xlnet.XLNetRelativeAttention")
+)
+
+_NUM_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "num_attn_heads", "attention_heads", "heads")
+# `values_head_dim` and its like before `head_dim`: what counts is the width of the output.
+_HEAD_DIM = (
+    *("attention_head_size", "values_head_dim", "v_channels_per_head", "key_value_proj_dim", "d_head", "dim_head"),
+    "head_dim",
+)
+_WIDTH = ("out_dim_projection", "embed_dim", "d_model", "inner_dim", "hidden_size", "split_size")
+
+
+def own_shape(module: nn.Module) -> HeadShape:
+    """From the attribute names in use across these classes; the width of `proj` or `qkv` where there is none."""
+    num_heads, head_dim, width = (read_int(module, *names) for names in (_NUM_HEADS, _HEAD_DIM, _WIDTH))
+    if width is None:
+        width = read_int(getattr(module, "proj", getattr(module, "qkv", None)), "in_features")
+    if head_dim is None and num_heads and width:
+        head_dim = width // num_heads
+    return HeadShape(num_heads, head_dim)
+
+
+@register_adapter(*RETURNED)
+class ReturnedHeads(PostHook):
+    """Classes that return the merged heads."""
+
+    def shape(self, module: nn.Module) -> HeadShape:
+        """From the module's attributes."""
+        return own_shape(module)
+
+
+@register_adapter(*SEEN_BY)
+class ProjectedHeads(PreHook):
+    """Classes that hand the merged heads to a child."""
+
+    def points(self, module: nn.Module) -> tuple[str, ...]:
+        """From the table."""
+        names = (class_name(base) for base in type(module).__mro__)
+        return next(SEEN_BY[name] for name in names if name in SEEN_BY)
+
+    def shape(self, module: nn.Module) -> HeadShape:
+        """From the module's attributes."""
+        return own_shape(module)
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """Bloom's exact emulation of tensor parallelism, which reads the projection's weight itself."""
+        if getattr(module, "slow_but_exact", False) and getattr(module, "pretraining_tp", 1) > 1:
+            return "pretraining_tp > 1 with slow_but_exact=True goes around `dense`; set slow_but_exact to False"
+        return None
+
+
+@register_adapter(*DEFORMABLE)
+class DeformableHeads(PreHook):
+    """Deformable attention."""
+
+    point = "output_proj"
+    definition = "the sum of the values sampled for a query, weighted by a softmax"
+
+    def shape(self, module: nn.Module) -> HeadShape:
+        """From the module's attributes."""
+        return own_shape(module)
+
+
+@register_adapter(*BLOCK_SPARSE)
+class BlockSparse(Refused):
+    """Attention that the model may replace while it runs."""
+
+    kind = "softmax"
+    reason = (
+        "the model puts another module in this one's place when a sequence is too short for block-sparse attention, "
+        "and the preconditioner would be lost; build the model with attention_type='original_full'"
+    )
+
+
+@register_adapter(*NO_ROWS)
+class NoRows(Refused):
+    """Separable linear and additive attention."""
+
+    reason = "one context vector for all tokens: there is no row per token and head to equilibrate"
+
+
+@register_finder
+def find_swapped(cls: type[nn.Module]) -> Adapter | None:
+    """The class swap for ``cls``, if it is one of the few that need one."""
+    if not any(class_name(base) in SWAPPED for base in cls.__mro__):
+        return None
+    from . import transformers_swaps
+
+    return transformers_swaps.find(cls)
