@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import peft
 import pytest
 import safetensors.torch
 import timm
@@ -11,7 +12,7 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from preconditioned_attention import precondition_
+from preconditioned_attention import precondition_, restore_
 from preconditioned_attention.conversion import ConversionReport
 from tests.explicit import relative_error
 
@@ -19,9 +20,17 @@ MODELS = {"class swap": "vit_tiny_patch16_224", "pre-hook": "vit_relpos_base_pat
 IMAGES = torch.randn(2, 3, 32, 32)
 
 
-def converted(mechanism: str) -> tuple[nn.Module, ConversionReport]:
+def plain(mechanism: str) -> nn.Module:
     small = {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
     model = timm.create_model(MODELS[mechanism], **small).eval()
+    for block in model.blocks:  # small layer scales would hide what attention does
+        if hasattr(block.ls1, "gamma"):
+            nn.init.ones_(block.ls1.gamma)
+    return model
+
+
+def converted(mechanism: str) -> tuple[nn.Module, ConversionReport]:
+    model = plain(mechanism)
     report = precondition_(model)
     assert {entry.mechanism for entry in report.entries} == {mechanism}
     return model, report
@@ -50,7 +59,6 @@ def test_gradient_checkpointing(mechanism: str) -> None:
     parameter = model.patch_embed.proj.weight
     (expected,) = torch.autograd.grad(model(IMAGES).square().sum(), parameter)
     model.set_grad_checkpointing()
-    model.train()
     (actual,) = torch.autograd.grad(model(IMAGES).square().sum(), parameter)
     assert relative_error(actual, expected) <= 1e-5
     report.verify(IMAGES)
@@ -100,3 +108,58 @@ def test_fully_sharded(mechanism: str, tmp_path: Path) -> None:
         model(IMAGES).sum().backward()
     finally:
         dist.destroy_process_group()
+
+
+def lora(model: nn.Module) -> nn.Module:
+    return peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=["qkv", "proj"], r=2, init_lora_weights=False)
+    ).eval()
+
+
+def test_lora_after_a_class_swap() -> None:
+    """Both branches of an adapted projection see unit rows, and merging them changes nothing."""
+    model, report = converted("class swap")
+    adapted = lora(model)
+    report.verify(IMAGES, through=adapted)
+    seen: list[Tensor] = []
+    for block in model.blocks:
+        block.attn.proj.lora_A.default.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    expected = adapted(IMAGES)
+    norms = torch.stack(seen).unflatten(-1, (3, 8)).norm(dim=-1)
+    assert torch.allclose(norms, torch.ones_like(norms))
+    merged = adapted.merge_and_unload()
+    report.verify(IMAGES, through=merged)
+    assert relative_error(merged(IMAGES), expected) <= 1e-5
+
+
+def test_lora_before_a_class_swap() -> None:
+    adapted = lora(plain("class swap"))
+    report = precondition_(adapted)
+    report.verify(IMAGES)
+    expected = adapted(IMAGES)
+    merged = adapted.merge_and_unload()
+    report.verify(IMAGES, through=merged)
+    assert relative_error(merged(IMAGES), expected) <= 1e-5
+
+
+def test_lora_round_a_hooked_projection_is_refused() -> None:
+    """The hook would stay on the inner layer, and LoRA's branch would see the raw rows."""
+    model, _ = converted("pre-hook")
+    adapted = lora(model)
+    with pytest.raises(RuntimeError, match="its 'proj' has been replaced since the conversion, by LoRA"):
+        adapted(IMAGES)
+    restore_(model)
+    precondition_(model).verify(IMAGES)
+
+
+def test_merging_lora_under_a_hooked_projection_is_refused() -> None:
+    adapted = lora(plain("pre-hook"))
+    report = precondition_(adapted)
+    report.verify(IMAGES)
+    expected = adapted(IMAGES)
+    merged = adapted.merge_and_unload()
+    with pytest.raises(RuntimeError, match="by LoRA or its merging"):
+        merged(IMAGES)
+    restore_(merged)
+    precondition_(merged)
+    assert relative_error(merged(IMAGES), expected) <= 1e-5

@@ -105,6 +105,29 @@ class RowHook:
         return self.layout.apply(self.preconditioner, first), *rest
 
 
+class AttachmentGuard:
+    """A forward pre-hook on the attention itself: raises where a hook of ours is no longer at its place.
+
+    Tools that put a layer round a projection (LoRA), or a new one in its place (merging LoRA, quantisation), leave our
+    hook behind, and nothing of ours would run to notice.
+    """
+
+    def __init__(self, points: tuple[str, ...]) -> None:
+        self.points = points
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Look at every attachment point; traced code was looked at when it was traced."""
+        if torch.compiler.is_compiling():
+            return
+        for point in self.points:
+            if not any(isinstance(hook, RowHook) for hook in module.get_submodule(point)._forward_pre_hooks.values()):
+                raise RuntimeError(
+                    f"the preconditioner of this {type(module).__name__} is no longer attached: its {point!r} has been "
+                    "replaced since the conversion, by LoRA or its merging, by quantisation or the like. Call "
+                    "restore_(model), and precondition_(model) after that step"
+                )
+
+
 class OutputHook:
     """A forward hook for a module that returns the heads' outputs, alone or first in a tuple."""
 
@@ -137,17 +160,19 @@ class PreHook(Adapter):
         return (self.point,)
 
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
-        """Hook the attachment points."""
+        """Hook the attachment points, and watch that the hooks stay there."""
         for point in self.points(module):
             hook = RowHook(preconditioner, self.layout(module))
             module.get_submodule(point).register_forward_pre_hook(hook)
+        module.register_forward_pre_hook(AttachmentGuard(self.points(module)))
 
     def detach(self, module: nn.Module) -> None:
-        """Find the hooks by their type (a copied model has no handles) and remove them."""
-        for point in self.points(module):
-            hooks = module.get_submodule(point)._forward_pre_hooks
-            for key in [key for key, hook in hooks.items() if isinstance(hook, RowHook)]:
-                del hooks[key]
+        """Find the hooks by their type (a copied model has no handles), wherever a tool has taken them."""
+        for child in module.modules():
+            for key, hook in list(child._forward_pre_hooks.items()):
+                own = isinstance(hook, RowHook) and hook.preconditioner is module.preconditioner
+                if own or (child is module and isinstance(hook, AttachmentGuard)):
+                    del child._forward_pre_hooks[key]
 
 
 class PostHook(PreHook):
