@@ -1,8 +1,12 @@
+import ast
 import copy
+import importlib
 import io
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +18,10 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.adapters.transformers import REFUSED
+from preconditioned_attention.conversion.adapters.transformers_own import SEEN_BY
+from preconditioned_attention.conversion.registry import find_adapter
+from tests.conversion.adapters.transformers_zoo import DECODERS, DISPATCHING, OWN, PAIRS, SHARED, Case, check
+from tests.conversion.oracle import jitter_
 from tests.explicit import attention_rows, diagonal_product, relative_error
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 40}
@@ -209,11 +217,41 @@ def test_deepcopy_pickle_and_a_fresh_process(tmp_path) -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
 
 
-def test_generation_with_a_cache_equals_generation_without() -> None:
-    model, given = build("gpt2"), tokens(padded=True)
+GENERATORS = {
+    "gpt2": Case("gpt2", DECODERS["gpt2"].config, model="AutoModelForCausalLM"),
+    "llama": Case("llama", SHARED, model="AutoModelForCausalLM"),
+    "t5": Case("t5", PAIRS["t5"].config, model="AutoModelForSeq2SeqLM"),
+}
+CACHES = ["dynamic", "static", "offloaded", "offloaded_static", "quantized"]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generation_with_a_cache_equals_generation_without(name: str, cache: str, beams: int) -> None:
+    if cache == "quantized":
+        pytest.importorskip("optimum.quanto", reason="transformers' quantised cache needs optimum-quanto or hqq")
+    if cache.startswith("offloaded") and not torch.accelerator.is_available():
+        pytest.skip("transformers offloads a cache from an accelerator, and there is none")
+    # far from zero, so that what is generated depends on the attention
+    model, given = jitter_(GENERATORS[name].build(), 0.5), tokens(padded=True)
+    options = {"min_new_tokens": 6, "max_new_tokens": 6, "do_sample": False, "num_beams": beams, "pad_token_id": 0}
+    plain = model.generate(**given, **options)
     precondition_(model)
-    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    assert torch.equal(model.generate(**given, **options), model.generate(**given, **options, use_cache=False))
+    expected = model.generate(**given, **options, use_cache=False)
+    assert not torch.equal(expected, plain), "the conversion shows"
+    assert torch.equal(model.generate(**given, **options, cache_implementation=cache), expected)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_attention_weights_are_those_of_the_plain_model(name: str) -> None:
+    """In the first layer, which sees the same input: the method scales what the weights mix, not the weights."""
+    model, given = build(name, attn_implementation="eager"), inputs(name)
+    plain = model(**given, output_attentions=True).attentions
+    precondition_(model)
+    converted = model(**given, output_attentions=True).attentions
+    assert torch.equal(converted[0], plain[0])
+    assert not torch.equal(converted[1], plain[1])
 
 
 def test_modules_whose_output_is_not_a_heads_rows_are_refused() -> None:
@@ -228,9 +266,86 @@ def test_modules_whose_output_is_not_a_heads_rows_are_refused() -> None:
         precondition_(gpt2)
 
 
-def test_attention_that_does_not_dispatch_is_listed() -> None:
-    model = transformers.AutoModel.from_config(transformers.GPTNeoConfig(
-        hidden_size=24, num_layers=2, num_heads=4, vocab_size=40, attention_types=[[["global", "local"], 1]]
-    ))  # fmt: skip
-    with pytest.raises(ValueError, match=r"nothing to convert[\s\S]*GPTNeoSelfAttention"):
-        precondition_(model)
+def test_attention_that_nobody_knows_is_listed() -> None:
+    config = transformers.LiltConfig(**SIZES, channel_shrink_ratio=2, max_2d_position_embeddings=32)
+    with pytest.raises(ValueError, match=r"nothing to convert[\s\S]*LiltSelfAttention"):
+        precondition_(transformers.LiltModel(config))
+
+
+SLICE = ["modernbert", "deepseek_v3", "whisper", "swin"]  # a quick one of each sort; the rest are slow
+
+
+@pytest.mark.parametrize("name", SLICE)
+def test_tiny_models(name: str) -> None:
+    check(DISPATCHING[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(DISPATCHING) - set(SLICE)))
+def test_more_tiny_models(name: str) -> None:
+    check(DISPATCHING[name])
+
+
+def test_the_zoo_is_wide() -> None:
+    assert len({case.model_type for case in (DISPATCHING | OWN).values()}) >= 60
+
+
+def looks_up(node: ast.AST) -> bool:
+    """Whether code names `ALL_ATTENTION_FUNCTIONS.get_interface`."""
+    return any(isinstance(part, ast.Attribute) and part.attr == "get_interface" for part in ast.walk(node))
+
+
+def dispatching_methods() -> Iterator[tuple[str, str, ast.FunctionDef]]:
+    """Module, class and source of every method in transformers' model files that looks its attention up."""
+    folder = Path(transformers.__file__).parent / "models"
+    for path in sorted(folder.glob("*/modeling_*.py")):
+        source = path.read_text()
+        if "get_interface(" not in source:
+            continue
+        module = f"transformers.models.{path.parent.name}.{path.stem}"
+        for cls in (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)):
+            for method in (node for node in cls.body if isinstance(node, ast.FunctionDef) and looks_up(node)):
+                yield module, cls.name, method
+
+
+def found_function_calls(method: ast.FunctionDef) -> list[ast.Call]:
+    """The calls of the function that the look-up of ``method`` returned."""
+    assigned = [
+        node.target if isinstance(node, ast.AnnAssign) else node.targets[0]
+        for node in ast.walk(method)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and looks_up(node.value)
+    ]
+    names = {target.id for target in assigned if isinstance(target, ast.Name)}
+    calls = (node for node in ast.walk(method) if isinstance(node, ast.Call))
+    return [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in names]
+
+
+@pytest.mark.slow
+def test_every_dispatching_method_is_classified() -> None:
+    """Each is served or refused with a reason; each calls what it found with itself, where the preconditioner is.
+
+    Two methods go on without the look-up under an option that the adapter refuses; those that index the table of
+    functions go by pre-hook.
+    """
+    methods = list(dispatching_methods())
+    refused, hooked, goes_around = set(), set(), set()
+    for module, name, method in methods:
+        cls = getattr(importlib.import_module(module), name)
+        adapter = find_adapter(cls.__new__(cls))
+        assert adapter is not None, (module, name)
+        calls = found_function_calls(method)
+        # several calls: one for flash attention, and one for every part of a packed sequence otherwise
+        alternatives = "is_flash_attention_requested" in ast.unparse(method)
+        assert len(calls) == 1 or (calls and alternatives) or f"{module}.{name}" in REFUSED, (module, name)
+        assert all(isinstance(call.args[0], ast.Name) and call.args[0].id == "self" for call in calls), (module, name)
+        if f"{module}.{name}" in REFUSED:
+            refused.add(name)
+        elif adapter.mechanism != "attention interface":
+            hooked.add(name)
+        elif "reorder_and_upcast_attn" in ast.unparse(method):
+            goes_around.add(name)
+        assert "ALL_ATTENTION_FUNCTIONS[" not in ast.unparse(method) or name in hooked, (module, name)
+    assert refused == {"DiffLlamaAttention", "Florence2VisionChannelAttention"}
+    assert goes_around == {"GPT2Attention", "DecisionTransformerGPT2Attention"}
+    assert hooked == {name.rpartition(".")[2] for name, points in SEEN_BY.items() if points == ("o_proj",)}
+    assert len(methods) >= 400, "the search no longer finds what it should"

@@ -55,7 +55,7 @@ class Interface(Adapter):
             read_int(module, *names) or read_int(getattr(module, "config", None), *names)
             for names in (
                 ("num_heads", "num_attention_heads", "n_heads", "n_head"),
-                ("head_dim", "attention_head_size", "key_value_proj_dim"),
+                ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim"),
                 ("embed_dim", "hidden_size"),
             )
         )
