@@ -3,7 +3,13 @@ import timm
 from torch import Tensor, nn
 
 from preconditioned_attention.conversion import registry
-from preconditioned_attention.conversion.registry import find_adapter, read_int, register_adapter
+from preconditioned_attention.conversion.registry import (
+    Refused,
+    find_adapter,
+    read_int,
+    register_adapter,
+    registered_adapters,
+)
 
 
 class KeepsForward(timm.layers.attention.Attention):
@@ -37,3 +43,17 @@ def test_read_int() -> None:
     assert read_int(module, "num_heads", "out_features", "in_features") == 4
     assert read_int(module, "weight") is None
     assert read_int(None, "num_heads") is None
+
+
+def test_what_is_registered_by_name_is_listed() -> None:
+    listed = [adapter.mechanism for name, adapter in registered_adapters() if name == "timm.layers.attention.Attention"]
+    assert listed == ["class swap", "pre-hook"]
+
+
+def test_what_is_refused_is_never_converted() -> None:
+    adapter = find_adapter(timm.layers.global_context.GlobalContext(8))
+    assert isinstance(adapter, Refused)
+    with pytest.raises(AssertionError, match="must not be converted"):
+        adapter.attach(nn.Linear(2, 2), None)
+    with pytest.raises(AssertionError, match="never converted"):
+        adapter.detach(nn.Linear(2, 2))

@@ -296,3 +296,10 @@ class StateSpaceMixer(Refused):
     """A state space model; the softmax is over tokens, for the state's input."""
 
     reason = "a state space mixer: its softmax weighs what enters the state, and there are no heads' outputs"
+
+
+@register_adapter("timm.layers.global_context.GlobalContext")
+class GlobalContext(Refused):
+    """A gate for the channels of a convolutional network."""
+
+    reason = "global context: one context vector per image gates the channels, and there are no heads' outputs"
