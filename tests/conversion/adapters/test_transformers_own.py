@@ -18,6 +18,7 @@ from preconditioned_attention.conversion.adapters.transformers_own import (
     SWAPPED,
 )
 from preconditioned_attention.conversion.registry import find_adapter
+from tests.conversion.adapters.transformers_modules import MODULES, SINGLE, build
 from tests.conversion.adapters.transformers_zoo import OWN, check
 from tests.conversion.oracle import compare, jitter_, normalising_inside
 from tests.explicit import attention_rows, diagonal_product, relative_error
@@ -201,19 +202,6 @@ def test_attention_between_image_and_text(train: bool) -> None:
     assert torch.equal(module(image, text, None, padding), plain)
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_detection_transformers_attention(train: bool) -> None:
-    query, key = torch.randn(2, 5, 32, dtype=torch.float64), torch.randn(2, 9, 32, dtype=torch.float64)
-    bias = torch.randn(2, 1, 5, 9, dtype=torch.float64)
-    module = grounding_dino.GroundingDinoMultiheadAttention(GROUNDING, num_attention_heads=4).double().train(train)
-    proof = compare(module, query, key, key, bias, config=PreconditionConfig())
-    assert proof.error <= 1e-12 < 1e-3 < proof.effect
-    module = mask2former.Mask2FormerAttention(32, 4).double().train(train)
-    states, place = query.transpose(0, 1), torch.randn(5, 2, 32, dtype=torch.float64)
-    proof = compare(module, states, None, place, config=PreconditionConfig())
-    assert proof.error <= 1e-12 < 1e-3 < proof.effect
-
-
 def deformable(library: str) -> tuple[nn.Module, list]:
     """Deformable attention over two feature maps, 4 x 4 and 2 x 2, and what it is called with."""
     query, values = torch.randn(2, 7, 32, dtype=torch.float64), torch.randn(2, 20, 32, dtype=torch.float64)
@@ -243,3 +231,13 @@ def test_deformable_attention(library: str, train: bool, monkeypatch: pytest.Mon
 
     proof = compare(module, *args, config=PreconditionConfig(), reference=reference)
     assert proof.error <= 1e-12 < 1e-3 < proof.effect
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules(name: str) -> None:
+    module, args = build(name)
+    for train in (False, True):
+        proof = compare(module.train(train), *args, config=PreconditionConfig())
+        assert proof.error <= (1e-5 if name in SINGLE else 1e-10)
+        assert proof.effect > 1e-3
+        assert proof.widths == {proof.report.converted[0].head_dim}
