@@ -114,12 +114,9 @@ def test_the_approximation_itself_becomes_exact_as_the_inverse_converges() -> No
         assert (error <= (residual + 1e-12 / smallest**2) * exact).all()
 
 
-def test_a_matrix_without_full_rank_or_of_zeros() -> None:
-    block = torch.softmax(2 * torch.randn(5, 5, **WIDE), dim=-1)
-    w = F.pad(block, (0, 2, 0, 2))
-    z = iterative_pinv(torch.stack([w, torch.zeros_like(w)]), 20)
-    assert relative_error(z[0], torch.linalg.pinv(w)) <= 1e-9
-    assert torch.equal(z[1], torch.zeros(7, 7, **WIDE))
+def test_a_matrix_without_full_rank() -> None:
+    w = F.pad(torch.softmax(2 * torch.randn(5, 5, **WIDE), dim=-1), (0, 2, 0, 2))
+    assert relative_error(iterative_pinv(w, 20), torch.linalg.pinv(w)) <= 1e-9
 
 
 @pytest.mark.parametrize("mode", ["plain", "full"])
@@ -149,7 +146,7 @@ def test_padding_changes_nothing(length: int, mode: str) -> None:
         padding = torch.arange(length + 7) >= length
         out = layer(torch.cat([x, behind], dim=1), padding.expand(2, -1))
         assert relative_error(out[:, :length], expected) <= 1e-12
-        assert torch.equal(out[:, length + 1 :], layer.proj.bias.expand(2, 6, -1))
+        assert torch.equal(out[:, length:], layer.proj.bias.expand(2, 7, -1))
         before = layer(torch.cat([behind, x], dim=1), padding.flip(0).expand(2, -1))
         assert relative_error(before[:, 7:], expected) <= 1e-12
 
@@ -183,19 +180,17 @@ def test_a_length_that_the_landmarks_do_not_divide() -> None:
     assert relative_error(layer(x), layer.proj(merge(expected))) <= 1e-12
 
 
-def test_low_precision_is_computed_in_float32() -> None:
-    """The iteration in bfloat16 would not converge; under autocast the rest of the layer's rounding is what is left."""
+def test_under_autocast_it_is_computed_in_float32() -> None:
+    """From queries, keys and values in bfloat16 the rows are exact but for their own rounding, once."""
     layer = sharp(NystromAttention(32, 4, num_landmarks=8, precondition=None))
+    layer.proj = nn.Identity()
     x = torch.randn(2, 64, 32)
-    expected = layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = layer(x)
-    assert out.dtype == torch.bfloat16
-    q, k, v = heads(layer, x)
-    rounded = [t.bfloat16().float() for t in (q, k, v)]
-    rows = rows_as_published(*(t.double() for t in rounded), 8, 6).float()
-    attainable = relative_error(layer.proj(merge(rows)), expected)
-    assert relative_error(out.float(), expected) <= 2 * attainable + 2 * torch.finfo(torch.bfloat16).eps
+        parts = heads(layer, x)
+    assert {out.dtype, *(part.dtype for part in parts)} == {torch.bfloat16}
+    expected = merge(rows_as_published(*(part.double() for part in parts), 8, 6))
+    assert relative_error(out.double(), expected) <= torch.finfo(torch.bfloat16).eps / 2
 
 
 def test_what_does_not_fit() -> None:

@@ -66,6 +66,16 @@ def test_the_mask_is_that_of_a_swin_block() -> None:
     assert relative_error(block(x), expected) <= 1e-12
 
 
+def test_attention_dropout_comes_before_the_norm_and_only_in_training() -> None:
+    layer = WindowAttention(16, 3, 2, attn_drop=0.5, dtype=torch.float64)
+    layer.proj = nn.Identity()
+    x = torch.randn(2, 9, 16, dtype=torch.float64)
+    assert (layer(x).unflatten(-1, (2, 8)).norm(dim=-1) - 1).abs().max() <= 1e-14
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+
+
 def test_one_number_is_a_square() -> None:
     layer = WindowAttention(8, 3, 2)
     assert layer.window_size == (3, 3)

@@ -127,25 +127,21 @@ class NystromAttention(AttentionLayer):
         length = q.shape[-2]
         valid = torch.ones(1, length, dtype=torch.bool, device=q.device) if padding is None else ~padding
         segments = _segments(valid, self.num_landmarks).to(q.dtype).unsqueeze(1)  # (B or 1, 1, N, m)
-        counts = segments.sum(dim=-2, keepdim=True)
-        means = (segments / counts.clamp_min(1.0)).transpose(-2, -1)
+        means = (segments / segments.sum(dim=-2, keepdim=True).clamp_min(1.0)).transpose(-2, -1)
         q = q * self.head_dim**-0.5
         q_landmarks, k_landmarks = means @ q, means @ k
-        landmark_rows = _masked_softmax(q_landmarks @ k.transpose(-2, -1), valid[:, None, None, :]) @ v
-        exact = None
-        if padding is not None or length <= self.num_landmarks:
-            exact = segments @ landmark_rows  # where every token is its own landmark, its row is the landmark's
-            if length <= self.num_landmarks:
-                return exact
-        filled = counts > 0
-        w = _masked_softmax(q_landmarks @ k_landmarks.transpose(-2, -1), filled)
-        w = w * filled.transpose(-2, -1)  # landmarks that a short sample leaves empty: zero rows and columns stay zero
-        f = _masked_softmax(q @ k_landmarks.transpose(-2, -1), filled)
+        scores = q_landmarks @ k.transpose(-2, -1)
+        # the smallest number, not -inf: a sample may be padding alone, and its values are zero
+        scores = scores.masked_fill(~valid[:, None, None, :], torch.finfo(scores.dtype).min)
+        landmark_rows = scores.softmax(dim=-1) @ v
+        if length <= self.num_landmarks:
+            return segments @ landmark_rows  # every token is a landmark of its own, and its row the landmark's
+        f, w = ((x @ k_landmarks.transpose(-2, -1)).softmax(dim=-1) for x in (q, q_landmarks))
         approximate = f @ (iterative_pinv(w, self.pinv_iterations) @ landmark_rows)
-        if exact is None:
+        if padding is None:
             return approximate
-        number = valid.sum(dim=-1)[:, None, None, None]
-        return torch.where(number <= self.num_landmarks, exact, approximate.masked_fill(~valid[:, None, :, None], 0.0))
+        few = valid.sum(dim=-1)[:, None, None, None] <= self.num_landmarks
+        return torch.where(few, segments @ landmark_rows, approximate.masked_fill(padding[:, None, :, None], 0.0))
 
 
 def iterative_pinv(w: Tensor, iterations: int) -> Tensor:
@@ -166,9 +162,7 @@ def iterative_pinv(w: Tensor, iterations: int) -> Tensor:
     """
     column_sum = w.sum(dim=-2).amax(dim=-1)
     row_sum = w.sum(dim=-1).amax(dim=-1)
-    largest = column_sum * row_sum
-    largest = torch.where(largest > 0, largest, 1.0)  # a matrix of zeros stays one
-    z = w.transpose(-2, -1) / largest[..., None, None]
+    z = w.transpose(-2, -1) / (column_sum * row_sum)[..., None, None]
     identity = torch.eye(w.shape[-1], dtype=w.dtype, device=w.device)
     for _ in range(iterations):
         wz = w @ z
@@ -182,8 +176,3 @@ def _segments(valid: Tensor, num_landmarks: int) -> Tensor:
     segment = place * num_landmarks // valid.sum(dim=-1, keepdim=True).clamp_min(1)
     numbers = torch.arange(num_landmarks, device=valid.device)
     return (segment[..., None] == numbers) & valid[..., None]
-
-
-def _masked_softmax(scores: Tensor, keep: Tensor) -> Tensor:
-    """Softmax over what is to be kept; if that is nothing, uniform, and finite."""
-    return scores.masked_fill(~keep, torch.finfo(scores.dtype).min).softmax(dim=-1)
