@@ -1,12 +1,10 @@
-import copy
+import importlib
 
 import pytest
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention
-from transformers.models.grounding_dino import modeling_grounding_dino as grounding_dino
-from transformers.models.mask2former import modeling_mask2former as mask2former
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.adapters.transformers_own import (
@@ -17,9 +15,18 @@ from preconditioned_attention.conversion.adapters.transformers_own import (
     SEEN_BY,
     SWAPPED,
 )
-from preconditioned_attention.conversion.registry import find_adapter
-from tests.conversion.adapters.transformers_modules import MODULES, SINGLE, build
-from tests.conversion.adapters.transformers_zoo import OWN, check
+from preconditioned_attention.conversion.registry import class_name
+from tests.conversion.adapters.transformers_modules import (
+    MODULES,
+    SINGLE,
+    attention_class,
+    build,
+    config,
+    heads,
+    normalised,
+    rows,
+)
+from tests.conversion.adapters.transformers_zoo import OWN, check, first_attention
 from tests.conversion.oracle import compare, jitter_, normalising_inside
 from tests.explicit import attention_rows, diagonal_product, relative_error
 
@@ -40,78 +47,17 @@ def test_more_tiny_models(name: str) -> None:
 
 
 @pytest.mark.slow
+def test_every_class_of_the_tables_is_in_some_test() -> None:
+    tested = {class_name(attention_class(name)) for name in MODULES}
+    tested |= {class_name(type(module)) for case in OWN.values() for module in case.build().modules()}
+    by_their_own_tests = {*DEFORMABLE, *(name for name in SEEN_BY if "Flash" in name or "BiMultiHead" in name)}
+    assert {*RETURNED, *SEEN_BY, *DEFORMABLE, *SWAPPED} - by_their_own_tests <= tested
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(OWN) - BY_HAND))
 def test_tiny_models_in_training(name: str) -> None:
     check(OWN[name], train=True)
-
-
-def heads(x: Tensor, width: int = 8) -> Tensor:
-    return x.unflatten(-1, (-1, width)).transpose(1, 2)
-
-
-def normalised(merged: Tensor, width: int = 8) -> Tensor:
-    """Merged heads, every row of every head scaled to length one."""
-    return diagonal_product(heads(merged, width)).transpose(1, 2).flatten(2)
-
-
-def own(name: str) -> tuple[nn.Module, nn.Module]:
-    """A tiny model and the first attention in it that has an adapter."""
-    model = OWN[name].build()
-    return model, next(module for module in model.modules() if find_adapter(module))
-
-
-@pytest.mark.parametrize("placement", ["pre_skip", "post_skip"])
-@pytest.mark.parametrize("landmarks", [4, 12])
-def test_nystromformer(placement: str, landmarks: int) -> None:
-    """The skip is what is left when a copy without the convolution is taken away."""
-    module = own("nystromformer")[1]
-    module.num_landmarks = landmarks
-    x, mask = torch.randn(2, 12, 32, dtype=torch.float64), torch.zeros(2, 1, 1, 12, dtype=torch.float64)
-    mask[1, ..., 8:] = -1e4
-
-    def reference(inside: nn.Module, *args: Tensor) -> Tensor:
-        whole = inside(*args)[0]
-        inside.conv_kernel_size = None
-        rows = inside(*args)[0]
-        return normalised(rows) + (whole - rows) if placement == "pre_skip" else normalised(whole)
-
-    for train in (False, True):
-        proof = compare(
-            module.train(train), x, mask, config=PreconditionConfig(placement=placement), reference=reference
-        )
-        assert proof.error <= 1e-12
-        assert proof.effect > 1e-3
-
-
-def test_nystromformer_without_a_skip() -> None:
-    module = own("nystromformer")[1]
-    module.conv_kernel_size = None
-    x = torch.randn(2, 12, 32, dtype=torch.float64)
-    proof = compare(module, x, config=PreconditionConfig(), reference=lambda inside, x: normalised(inside(x)[0]))
-    assert proof.error <= 1e-12
-
-
-def test_wavlm() -> None:
-    """torch's function with the identity for its projection gives the merged heads."""
-    module = own("wavlm")[1]
-    x, mask = torch.randn(2, 9, 32, dtype=torch.float64), torch.ones(2, 9)
-    mask[1, 6:] = 0
-
-    def reference(inside: nn.Module, *args: Tensor) -> Tensor:
-        projection = copy.deepcopy(inside.out_proj)
-        with torch.no_grad():
-            inside.out_proj.weight.copy_(torch.eye(32))
-            inside.out_proj.bias.zero_()
-        return projection(normalised(inside(*args)[0]))
-
-    for train in (False, True):
-        proof = compare(module.train(train), x, mask, config=PreconditionConfig(), reference=reference)
-        assert proof.error <= 1e-12
-        assert proof.effect > 1e-3
-    plain = module(x, mask)
-    precondition_(module)
-    for theirs, ours in zip(plain[1:], module(x, mask)[1:], strict=True):
-        assert relative_error(ours, theirs) <= 1e-12, "the weights and the position bias are as they were"
 
 
 def longformer_rows(module: nn.Module, x: Tensor, masked: Tensor, everywhere: Tensor) -> Tensor:
@@ -131,7 +77,7 @@ def longformer_rows(module: nn.Module, x: Tensor, masked: Tensor, everywhere: Te
 @pytest.mark.parametrize("with_global", [False, True])
 def test_longformer(name: str, with_global: bool) -> None:
     """Its softmax is in float32 whatever the dtype, hence the bound."""
-    module = own(name)[1]
+    module = first_attention(OWN[name].build())
     x = torch.randn(2, 12, 32, dtype=torch.float64)
     masked, everywhere = torch.zeros(2, 12, dtype=torch.bool), torch.zeros(2, 12, dtype=torch.bool)
     masked[1, 8:] = True
@@ -179,58 +125,84 @@ class Streams(nn.Module):
         return torch.cat([first, second], dim=1)
 
 
-GROUNDING = transformers.GroundingDinoConfig(
-    d_model=32, encoder_ffn_dim=64, encoder_attention_heads=8, num_feature_levels=2, attention_dropout=0.0
-)
-
-
-@pytest.mark.parametrize("train", [False, True])
-def test_attention_between_image_and_text(train: bool) -> None:
-    module = Streams(grounding_dino.GroundingDinoBiMultiHeadAttention(GROUNDING)).double().train(train)
-    module.attention.dropout = 0.0
-    image, text = torch.randn(2, 9, 32, dtype=torch.float64), torch.randn(2, 5, 32, dtype=torch.float64)
+@pytest.mark.parametrize("name", ["grounding_dino.GroundingDino", "mm_grounding_dino.MMGroundingDino"])
+def test_attention_between_image_and_text(name: str) -> None:
+    settings = config(encoder_ffn_dim=64, encoder_attention_heads=8, fusion_dropout=0.0)
+    module = jitter_(Streams(attention_class(f"{name}BiMultiHeadAttention")(settings))).double()
     padding = torch.zeros(2, 5, dtype=torch.bool)
     padding[1, 3:] = True
-    plain = module(image, text, None, padding)
-    with normalising_inside(module, type(module.attention)) as widths:
-        expected = module(image, text, None, padding)
-    precondition_(module)
-    assert widths == [8, 8]
-    assert relative_error(module(image, text, None, padding), expected) <= 1e-12
-    assert relative_error(plain, expected) > 1e-3
-    restore_(module)
-    assert torch.equal(module(image, text, None, padding), plain)
+    args = (rows(2, 9), rows(2, 5), None, padding)
+    for train in (False, True):
+        plain = module.train(train)(*args)
+        with normalising_inside(module, type(module.attention)) as widths:
+            expected = module(*args)
+        precondition_(module)
+        assert widths == [8, 8]
+        assert relative_error(module(*args), expected) <= 1e-12
+        assert relative_error(plain, expected) > 1e-3
+        restore_(module)
+        assert torch.equal(module(*args), plain)
 
 
-def deformable(library: str) -> tuple[nn.Module, list]:
-    """Deformable attention over two feature maps, 4 x 4 and 2 x 2, and what it is called with."""
-    query, values = torch.randn(2, 7, 32, dtype=torch.float64), torch.randn(2, 20, 32, dtype=torch.float64)
-    points, shapes = torch.rand(2, 7, 2, 2, dtype=torch.float64), [(4, 4), (2, 2)]
-    if library == "mask2former":
-        module = mask2former.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention(32, 4, n_levels=2, n_points=3)
-        return module, [query, None, values, None, None, points, shapes]
-    module = grounding_dino.GroundingDinoMultiscaleDeformableAttention(GROUNDING, num_heads=4, n_points=3)
-    return module, [query, None, values, None, None, points, torch.tensor(shapes), shapes, torch.tensor([0, 16])]
+LEVELS = {"num_feature_levels": 2, "decoder_n_levels": 2, "decoder_n_points": 3, "decoder_offset_scale": 0.5}
 
 
-@pytest.mark.parametrize("library", ["mask2former", "grounding_dino"])
-@pytest.mark.parametrize("train", [False, True])
-def test_deformable_attention(library: str, train: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows: softmax-weighted sums of the sampled values, as the sampling function returns them."""
-    module, args = deformable(library)
-    module = jitter_(module).double().train(train)
+@pytest.mark.parametrize("name", DEFORMABLE, ids=lambda name: name.rpartition(".")[2])
+def test_deformable_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows: softmax-weighted sums of the sampled values, as the sampling module or function returns them."""
+    library, cls = importlib.import_module(name.rpartition(".")[0]), name.rpartition(".")[2]
+    settings = config(**LEVELS, num_queries=7, decoder_method="default", disable_custom_kernels=True, n_levels=2)
+    # Three constructors are in use, and two orders of what comes last in a call.
+    made_of = {"RTDetrV2MultiscaleDeformableAttention": (settings,)}.get(cls, (settings, 4, 3))
+    module = getattr(library, cls)(*((32, 4, 2, 3) if "PixelDecoder" in cls else made_of))
+    module = jitter_(module).double()
+    shapes = [(4, 4), (2, 2)]
+    where = torch.rand(*(2, 7, 1, 4) if cls.startswith("RTDetrV2") else (2, 7, 2, 2), dtype=torch.float64)
+    last = {"mask2former": [shapes], "oneformer": [torch.tensor(shapes), None, False, shapes]}
+    tail = last.get(library.__name__.split(".")[2], [torch.tensor(shapes), shapes, torch.tensor([0, 16])])
+    args = [rows(2, 7), None, rows(2, 20), None, None, where, *tail]
+    sampler = next((s for s in vars(library) if s.startswith("multi_scale_deformable_attention")), None)
 
     def reference(inside: nn.Module, *args: Tensor) -> Tensor:
-        if library == "grounding_dino":
+        if sampler is None:
             inside.attn.register_forward_hook(lambda module, args, out: normalised(out))
             return inside(*args)[0]
         with monkeypatch.context() as patch:
-            sample = mask2former.multi_scale_deformable_attention
-            patch.setattr(mask2former, "multi_scale_deformable_attention", lambda *args: normalised(sample(*args)))
+            sample = getattr(library, sampler)
+            patch.setattr(library, sampler, lambda *args: normalised(sample(*args)))
             return inside(*args)[0]
 
-    proof = compare(module, *args, config=PreconditionConfig(), reference=reference)
-    assert proof.error <= 1e-12 < 1e-3 < proof.effect
+    for train in (False, True):
+        proof = compare(module.train(train), *args, config=PreconditionConfig(), reference=reference)
+        assert proof.error <= 1e-12
+        assert proof.effect > 1e-3
+
+
+@pytest.mark.parametrize("name", ["bark", "falcon", "gpt_neo", "gptj"])
+def test_flash_attention_classes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With torch's function in the place of the kernel, which needs a GPU; its queries are (B, N, H, d)."""
+    library = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    module = {
+        "bark": lambda: library.BarkSelfFlashAttention2(config(block_size=16), True),
+        "falcon": lambda: library.FalconFlashAttention2(OWN["falcon"].build().config, 0),
+        "gpt_neo": lambda: library.GPTNeoFlashAttention2(OWN["gpt_neo"].build().config, "global", 0),
+        "gptj": lambda: library.GPTJFlashAttention2(OWN["gptj"].build().config, 0),
+    }[name]()
+    rotary = torch.rand(1, 9, 8).double(), torch.rand(1, 9, 8).double()
+    args = {"falcon": (None, None, None, None, False, False, rotary), "gptj": (None, None, torch.arange(9)[None])}
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
+        # F's, not torch's: the watching oracle looks at the calls of the attention's own forward
+        out = nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)))
+        return out.transpose(1, 2)
+
+    # neither name is there without flash-attn
+    monkeypatch.setattr(library, "_flash_attention_forward", kernel, raising=False)
+    monkeypatch.setattr(library, "get_target_dtype", lambda *_: None, raising=False)
+    proof = compare(jitter_(module).double().eval(), rows(2, 9), *args.get(name, ()), config=PreconditionConfig())
+    assert proof.error <= 1e-12
+    assert proof.effect > 1e-3
+    assert proof.widths == {8}
 
 
 @pytest.mark.parametrize("name", MODULES)

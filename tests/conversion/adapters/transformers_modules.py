@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.explicit import diagonal_product
+
 # Read as a configuration by all of them; what a class reads beyond this is given where it is built.
 COMMON = {
     **dict.fromkeys(["hidden_size", "d_model", "embed_dim", "n_embd", "all_head_size"], 32),
@@ -128,3 +130,13 @@ def build(name: str) -> tuple[nn.Module, tuple[Any, ...]]:
     if name in SINGLE:
         return module, tuple(x.float() if isinstance(x, Tensor) else x for x in call)
     return module.double(), call
+
+
+def heads(x: Tensor, width: int = 8) -> Tensor:
+    """Merged heads, split."""
+    return x.unflatten(-1, (-1, width)).transpose(1, 2)
+
+
+def normalised(merged: Tensor, width: int = 8) -> Tensor:
+    """Merged heads, every row of every head scaled to length one."""
+    return diagonal_product(heads(merged, width)).transpose(1, 2).flatten(2)
