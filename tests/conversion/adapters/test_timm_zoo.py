@@ -103,13 +103,16 @@ def test_kinds_are_converted_by_option_only() -> None:
 
 @pytest.mark.parametrize("name", ["LeViT, convolutions", "SHViT", "cascade", "TinyViT", "MobileNetV4"])
 def test_reparameterisation_keeps_it(name: str) -> None:
-    holder = nn.Sequential(jitter_(CASES[name].build().double()))
+    """In float32, for some of timm's fused convolutions are made in it."""
+    holder = nn.Sequential(jitter_(CASES[name].build()))
     holder.eval()
-    (x,) = CASES[name].inputs()
+    x = CASES[name].inputs()[0].float()
+    plain = holder(x)
     precondition_(holder, ALL)
     expected = holder(x)
-    fused = timm.models.reparameterize_model(holder, inplace=True)
-    assert relative_error(fused(x), expected) <= 1e-10
+    fused = timm.models.reparameterize_model(holder, inplace=True)(x)
+    assert relative_error(fused, expected) <= 1e-5
+    assert relative_error(fused, plain) > 1e-3
 
 
 @pytest.mark.slow
@@ -158,7 +161,7 @@ def test_every_registered_model() -> None:
     assert not unknown
     assert counts == {
         "models": 1371,
-        "with something converted": 0,
+        "with something converted": 681,
         "softmax": 658,
         "softmax, converted": 658,
         "softmax, exactly": 652,
