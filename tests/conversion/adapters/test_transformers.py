@@ -20,7 +20,8 @@ from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.adapters.transformers import REFUSED
 from preconditioned_attention.conversion.adapters.transformers_own import SEEN_BY
 from preconditioned_attention.conversion.registry import find_adapter
-from tests.conversion.adapters.transformers_zoo import DECODERS, DISPATCHING, OWN, PAIRS, SHARED, Case, check
+from tests.conversion.adapters.transformers_own_zoo import OWN
+from tests.conversion.adapters.transformers_zoo import DECODERS, DISPATCHING, PAIRS, SHARED, Case, check
 from tests.conversion.oracle import jitter_
 from tests.explicit import attention_rows, diagonal_product, relative_error
 

@@ -26,7 +26,8 @@ from tests.conversion.adapters.transformers_modules import (
     normalised,
     rows,
 )
-from tests.conversion.adapters.transformers_zoo import OWN, check, first_attention
+from tests.conversion.adapters.transformers_own_zoo import OWN
+from tests.conversion.adapters.transformers_zoo import check, first_attention
 from tests.conversion.oracle import compare, jitter_, normalising_inside
 from tests.explicit import attention_rows, diagonal_product, relative_error
 

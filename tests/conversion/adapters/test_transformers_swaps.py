@@ -10,7 +10,8 @@ from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.adapters.transformers_own import SWAPPED
 from preconditioned_attention.conversion.adapters.transformers_swaps import find
 from tests.conversion.adapters.transformers_modules import attention_class, normalised
-from tests.conversion.adapters.transformers_zoo import OWN, Case, first_attention, outputs, tokens
+from tests.conversion.adapters.transformers_own_zoo import OWN
+from tests.conversion.adapters.transformers_zoo import Case, first_attention, outputs, tokens
 from tests.conversion.oracle import compare, normalising_inside
 from tests.explicit import relative_error
 

@@ -59,7 +59,7 @@ SEEN_BY: dict[str, tuple[str, ...]] = {
             """,
         "output": "kosmos2_5.Kosmos2_5VisionAttention",
         "to_out.0": "qwen2_5_omni.DiTAttention",
-        "o": "longt5.LongT5LocalAttention mpnet.MPNetSelfAttention",
+        "o": "longt5.LongT5LocalAttention longt5.LongT5TransientGlobalAttention mpnet.MPNetSelfAttention",
         "out_lin": "flaubert.MultiHeadAttention xlm.MultiHeadAttention",
         "out_proj": """
             bark.BarkSelfAttention bark.BarkSelfFlashAttention2 clvp.ClvpSelfAttention codegen.CodeGenAttention
@@ -94,7 +94,9 @@ DEFORMABLE = _named(
     omdet_turbo.OmDetTurboMultiscaleDeformableAttention
     oneformer.OneFormerPixelDecoderEncoderMultiscaleDeformableAttention
     rf_detr.RfDetrMultiscaleDeformableAttention rt_detr.RTDetrMultiscaleDeformableAttention
-    rt_detr_v2.RTDetrV2MultiscaleDeformableAttention
+    pp_doclayout_v2.PPDocLayoutV2MultiscaleDeformableAttention
+    pp_doclayout_v3.PPDocLayoutV3MultiscaleDeformableAttention
+    pp_doclayout_v4.PPDocLayoutV4MultiscaleDeformableAttention rt_detr_v2.RTDetrV2MultiscaleDeformableAttention
     """
 )
 
