@@ -1,5 +1,7 @@
 import copy
+import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -242,8 +244,19 @@ def first_output(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     return model(**inputs, return_dict=False)[0]
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("build", MODELS, ids=lambda build: build.__name__)
+CASES = [
+    pytest.param(
+        build,
+        training,
+        id=f"{build.__name__}-{'train' if training else 'eval'}",
+        marks=[pytest.mark.slow] if training and build not in (unet, dit, flux) else [],
+    )
+    for build in MODELS
+    for training in (True, False)
+]
+
+
+@pytest.mark.parametrize(("build", "training"), CASES)
 def test_whole_models(build: Callable[[], Built], training: bool) -> None:
     model, inputs = build()
     model = jitter_(model, 0.1).double().train(training)
@@ -259,6 +272,77 @@ def test_whole_models(build: Callable[[], Built], training: bool) -> None:
     restore_(model)
     assert torch.equal(first_output(model, inputs), plain)
     assert model.state_dict().keys() == state.keys()
+
+
+FLUX_LIKE = [
+    *("bria.BriaAttention", "bria_fibo.BriaFiboAttention", "flux.FluxAttention"),
+    *("longcat_image.LongCatImageAttention", "ovis_image.OvisImageAttention"),
+]
+WAN_LIKE = {
+    "chronoedit.WanAttention": "WanAttnProcessor",
+    "skyreels_v2.SkyReelsV2Attention": "SkyReelsV2AttnProcessor",
+    "wan_animate.WanAttention": "WanAttnProcessor",
+}
+SHARED = {
+    "bria.BriaAttnProcessor": {"qk_norm": "rms_norm", "pre_only": True},
+    "cosmos.CosmosAttnProcessor2_0": {"qk_norm": "rms_norm", "out_bias": False},
+    "glm_image.GlmImageAttnProcessor": {"qk_norm": "layer_norm", "elementwise_affine": False},
+    "z_image.ZSingleStreamAttnProcessor": {"qk_norm": "rms_norm", "out_bias": False},
+}
+ONE, TWO = ("hidden_states",), ("hidden_states", "encoder_hidden_states")
+
+
+def found(name: str) -> Any:
+    module, attribute = name.rsplit(".", 1)
+    return getattr(importlib.import_module(f"diffusers.models.transformers.transformer_{module}"), attribute)
+
+
+def joint(name: str) -> nn.Module:
+    return found(name)(16, heads=2, dim_head=8, added_kv_proj_dim=16, context_pre_only=False, bias=True)
+
+
+def wan_like(name: str, **options: Any) -> nn.Module:
+    processor = found(f"{name.split('.')[0]}.{WAN_LIKE[name]}")()
+    return found(name)(16, heads=2, dim_head=8, processor=processor, **options)
+
+
+def shared(name: str) -> nn.Module:
+    return Attention(16, heads=2, dim_head=8, processor=found(name)(), **SHARED[name])
+
+
+def sana() -> nn.Module:
+    processor = importlib.import_module("diffusers.models.transformers.sana_transformer").SanaAttnProcessor2_0()
+    return Attention(16, 16, heads=2, dim_head=8, processor=processor)
+
+
+MODULES = {
+    **{f"{name}, joint": (partial(joint, name), TWO) for name in FLUX_LIKE},
+    **{name: (partial(lambda n: found(n)(16, heads=2, dim_head=8, pre_only=True), name), ONE) for name in FLUX_LIKE},
+    **{name: (partial(wan_like, name), ONE) for name in WAN_LIKE},
+    **{f"{name}, cross": (partial(wan_like, name, cross_attention_dim_head=8), TWO) for name in WAN_LIKE},
+    **{name: (partial(shared, name), TWO if "glm" in name else ONE) for name in SHARED},
+    "sana": (sana, TWO),
+}
+
+
+@pytest.mark.parametrize(("build", "streams"), MODULES.values(), ids=MODULES.keys())
+def test_attention_of_other_models(build: Callable[[], nn.Module], streams: tuple[str, ...]) -> None:
+    module = jitter_(build(), 0.1).double()
+    inputs = {name: normal(2, 3 + i, 16) for i, name in enumerate(streams)}
+
+    def run() -> Tensor:
+        out = module(**inputs)
+        return out if isinstance(out, Tensor) else torch.cat(out, dim=1)
+
+    plain = run()
+    with normalising_inside(module, type(module)) as widths:
+        expected = run()
+    assert widths == [8]
+    precondition_(module, strict=True)
+    assert relative_error(run(), expected) <= 1e-10
+    assert relative_error(plain, expected) > 1e-3
+    restore_(module)
+    assert torch.equal(run(), plain)
 
 
 @pytest.mark.parametrize(
@@ -340,6 +424,7 @@ def test_single_stream_blocks_by_hand() -> None:
     assert relative_error(attn(hidden_states=x), 3 * rows.flatten(-2)) <= 1e-12
 
 
+@pytest.mark.slow
 def test_copies_and_compiled_forms() -> None:
     model, inputs = flux()
     model.double()

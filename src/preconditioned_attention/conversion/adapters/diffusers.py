@@ -33,14 +33,16 @@ KNOWN_PROCESSORS = frozenset(
         *(_SHARED + name for name in ("CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0")),
         *(_SHARED + name for name in ("HunyuanAttnProcessor2_0", "FusedHunyuanAttnProcessor2_0")),
         *(_SHARED + name for name in ("AllegroAttnProcessor2_0", "StableAudioAttnProcessor2_0")),
-        _MODELS + "cogview4.CogView4AttnProcessor",
-        _MODELS + "flux.FluxAttnProcessor",
-        _MODELS + "flux2.Flux2AttnProcessor",
-        _MODELS + "flux2.Flux2ParallelSelfAttnProcessor",
-        _MODELS + "ltx.LTXVideoAttnProcessor",
-        _MODELS + "lumina2.Lumina2AttnProcessor2_0",
-        _MODELS + "qwenimage.QwenDoubleStreamAttnProcessor2_0",
-        _MODELS + "wan.WanAttnProcessor",
+        "diffusers.models.transformers.sana_transformer.SanaAttnProcessor2_0",
+        *(_MODELS + name for name in ("bria.BriaAttnProcessor", "bria_fibo.BriaFiboAttnProcessor")),
+        *(_MODELS + name for name in ("chronoedit.WanAttnProcessor", "cogview4.CogView4AttnProcessor")),
+        *(_MODELS + name for name in ("cosmos.CosmosAttnProcessor2_0", "flux.FluxAttnProcessor")),
+        *(_MODELS + name for name in ("flux2.Flux2AttnProcessor", "flux2.Flux2ParallelSelfAttnProcessor")),
+        *(_MODELS + name for name in ("glm_image.GlmImageAttnProcessor", "longcat_image.LongCatImageAttnProcessor")),
+        *(_MODELS + name for name in ("ltx.LTXVideoAttnProcessor", "lumina2.Lumina2AttnProcessor2_0")),
+        *(_MODELS + name for name in ("ovis_image.OvisImageAttnProcessor", "skyreels_v2.SkyReelsV2AttnProcessor")),
+        *(_MODELS + name for name in ("qwenimage.QwenDoubleStreamAttnProcessor2_0", "wan.WanAttnProcessor")),
+        *(_MODELS + name for name in ("wan_animate.WanAttnProcessor", "z_image.ZSingleStreamAttnProcessor")),
     }
 )
 
@@ -103,17 +105,26 @@ class ProcessorHooks(PreHook):
 
 @register_adapter(
     _SHARED + "Attention",
+    _MODELS + "bria.BriaAttention",
+    _MODELS + "bria_fibo.BriaFiboAttention",
     _MODELS + "flux.FluxAttention",
     _MODELS + "flux2.Flux2Attention",
+    _MODELS + "longcat_image.LongCatImageAttention",
     _MODELS + "ltx.LTXAttention",
+    _MODELS + "ovis_image.OvisImageAttention",
 )
 class AttentionHooks(ProcessorHooks):
     """Self-, cross- and joint attention, with or without projections of its own."""
 
 
-@register_adapter(_MODELS + "wan.WanAttention")
+@register_adapter(
+    _MODELS + "chronoedit.WanAttention",
+    _MODELS + "skyreels_v2.SkyReelsV2Attention",
+    _MODELS + "wan.WanAttention",
+    _MODELS + "wan_animate.WanAttention",
+)
 class WanHooks(ProcessorHooks):
-    """Wan's self- and cross-attention."""
+    """Self- and cross-attention of Wan and of the models made from it."""
 
     def refusal(self, module: nn.Module) -> str | None:
         """Cross-attention to an image beside the text."""
