@@ -96,6 +96,22 @@ def test_half_precision_sums_are_wide() -> None:
     assert relative_error(out.float(), expected) <= 1e-2
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_under_autocast_it_is_computed_in_float32(is_causal: bool) -> None:
+    """From queries, keys and values in bfloat16 the rows are exact but for their own rounding, once."""
+    layer = LinearAttention(32, 4, precondition=None)
+    layer.proj = nn.Identity()
+    x = torch.randn(2, 64, 32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(x, is_causal=is_causal)
+        parts = [split(part, 8).double() for part in layer.qkv(x).chunk(3, dim=-1)]
+    assert out.dtype == torch.bfloat16
+    allowed = torch.ones(64, 64, dtype=torch.float64)
+    expected = merge(rows_by_hand(*parts, allowed.tril() if is_causal else allowed))
+    rounding = relative_error(expected.bfloat16().double(), expected)
+    assert relative_error(out.double(), expected) <= 1.01 * rounding
+
+
 def test_what_does_not_fit() -> None:
     layer = LinearAttention(8, 2)
     x = torch.randn(2, 5, 8)

@@ -106,6 +106,20 @@ def test_with_a_cache_as_without(steps: list[int], mode: str) -> None:
     assert keys.shape == values.shape == (3, 2, 6, 4)
 
 
+@pytest.mark.slow
+def test_decoding_compiles_to_one_graph() -> None:
+    layer = MultiheadAttention(16, 4, num_kv_heads=2, dtype=torch.float64)
+    step = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    x = torch.randn(3, 8, 16, dtype=torch.float64)
+    whole = layer(x, is_causal=True)
+    parts, past = [], None
+    with torch.no_grad():
+        for start, stop in ((0, 3), (3, 4), (4, 5), (5, 8)):
+            part, past = step(x[:, start:stop], is_causal=True, past_key_value=past, use_cache=True)
+            parts.append(part)
+    assert relative_error(torch.cat(parts, dim=1), whole) <= 1e-12
+
+
 def test_a_mask_covers_cached_tokens_too() -> None:
     layer = MultiheadAttention(16, 4, dtype=torch.float64)
     x = torch.randn(2, 6, 16, dtype=torch.float64)
