@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import NystromformerConfig
+from transformers.models.nystromformer.modeling_nystromformer import NystromformerSelfAttention
 
 from preconditioned_attention import PreconditionConfig
 from preconditioned_attention.layers import NystromAttention
@@ -80,6 +82,26 @@ def test_against_the_published_formula(kernel: int | None, mode: str) -> None:
     else:
         expected = c_of(layer)(rows) + skip_by_hand(layer, v)
     assert_equal_with_gradients(layer(x), layer.proj(merge(expected)), layer, x)
+
+
+def test_plain_is_that_of_transformers() -> None:
+    """For one sample and one head: there the maximum over the batch, by which it divides, is that of the matrix."""
+    config = NystromformerConfig(
+        hidden_size=8, num_attention_heads=1, num_landmarks=4, segment_means_seq_len=12, conv_kernel_size=5
+    )
+    theirs = NystromformerSelfAttention(config).double().eval()
+    ours = NystromAttention(8, 1, num_landmarks=4, conv_kernel_size=5, precondition=None, **WIDE)
+    ours.proj = nn.Identity()
+    state = theirs.state_dict()
+    for kind in ("weight", "bias"):
+        state[f"qkv.{kind}"] = torch.cat([3 * state.pop(f"{name}.{kind}") for name in ("query", "key", "value")])
+    ours.load_state_dict(state)
+    with torch.no_grad():
+        for linear in (theirs.query, theirs.key, theirs.value):
+            linear.weight.mul_(3)
+            linear.bias.mul_(3)
+    x = torch.randn(1, 12, 8, **WIDE)
+    assert relative_error(ours(x), theirs(x)[0]) <= 1e-12
 
 
 @pytest.mark.parametrize("mode", MODES)
