@@ -18,7 +18,7 @@ from ..registry import HeadShape, read_int, register_adapter
 class AttentionHook(PostHook):
     """Self- and cross-attention of every model in the package."""
 
-    parts = ("attend",)
+    parts = ("attend", "attend.cope")
 
     def refusal(self, module: nn.Module) -> str | None:
         """Two options after which a head's rows are another thing."""
