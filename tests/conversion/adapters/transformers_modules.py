@@ -81,16 +81,6 @@ MODULES: dict[str, Callable[[], Built]] = {
         {},
         (_KEY, (torch.rand(1, 9, 8).double(), torch.rand(1, 9, 8).double())),
     ),
-    "sam.SamVisionAttention": lambda: (
-        (config(use_rel_pos=True, image_size=16, patch_size=4), 3),
-        {},
-        (rows(2, 3, 3),),
-    ),
-    "sam.SamVisionSdpaAttention": lambda: (
-        (config(use_rel_pos=True, image_size=16, patch_size=4), 3),
-        {},
-        (rows(2, 3, 3),),
-    ),
     "seggpt.SegGptAttention": lambda: (
         (config(use_relative_position_embeddings=True, image_size=(12, 12), patch_size=4),),
         {},
@@ -102,6 +92,16 @@ MODULES: dict[str, Callable[[], Built]] = {
     "trocr.TrOCRAttention": lambda: ((config(), 32, 4), {"is_decoder": True}, (_KEY, None, None, _SQUARE)),
     "tvp.TvpAttention": lambda: ((config(),), {}, (_KEY, _SQUARE)),
     "zoedepth.ZoeDepthMultiheadAttention": lambda: ((32, 4, 0.0), {}, (_QUERY, _KEY, _KEY, _BIAS)),
+    **{
+        name: lambda: ((config(use_rel_pos=True, image_size=16, patch_size=4), 3), {}, (rows(2, 3, 3),))
+        for name in (
+            *("sam.SamVisionAttention", "sam.SamVisionSdpaAttention", "sam_hq.SamHQVisionAttention"),
+            *("sam_hq.SamHQVisionSdpaAttention", "deepseek_ocr2.DeepseekOcr2SamVisionAttention"),
+            *("deepseek_ocr2.DeepseekOcr2SamVisionSdpaAttention", "unlimited_ocr.UnlimitedOcrSamVisionAttention"),
+            *("unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention", "got_ocr2.GotOcr2VisionAttention"),
+            *("pp_formulanet.PPFormulaNetVisionAttention", "slanext.SLANeXtVisionAttention"),
+        )
+    },
     **{
         name: lambda: ((_FLASH,), {}, (_QUERY[:, None], _KEY[:, None], _KEY[:, None], _BIAS))
         for name in (

@@ -76,8 +76,12 @@ SEEN_BY: dict[str, tuple[str, ...]] = {
             """,
         "output_proj": "dab_detr.DabDetrAttention",
         "proj": """
-            hiera.HieraMaskUnitAttention mgp_str.MgpstrAttention pvt_v2.PvtV2SelfAttention sam.SamVisionAttention
-            sam.SamVisionSdpaAttention seggpt.SegGptAttention vitdet.VitDetAttention
+            deepseek_ocr2.DeepseekOcr2SamVisionAttention deepseek_ocr2.DeepseekOcr2SamVisionSdpaAttention
+            got_ocr2.GotOcr2VisionAttention hiera.HieraMaskUnitAttention mgp_str.MgpstrAttention
+            pp_formulanet.PPFormulaNetVisionAttention pvt_v2.PvtV2SelfAttention sam.SamVisionAttention
+            sam.SamVisionSdpaAttention sam_hq.SamHQVisionAttention sam_hq.SamHQVisionSdpaAttention
+            seggpt.SegGptAttention slanext.SLANeXtVisionAttention unlimited_ocr.UnlimitedOcrSamVisionAttention
+            unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention vitdet.VitDetAttention
             """,
         "projection": "blip.BlipAttention",
     }.items()
