@@ -144,15 +144,15 @@ def test_llama_by_hand() -> None:
     assert relative_error(out, module.o_proj(merged(rows))) <= 1e-12
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "vit"])
 def test_stays_converted_when_the_implementation_is_switched(name: str) -> None:
-    # llama's eager attention takes its softmax in float32, whatever the dtype: less exact here, and NaN in fully
-    # padded rows, where float64's lowest number overflows, converted or not.
+    # The eager attention of llama and vit takes its softmax in float32, whatever the dtype: less exact here, and NaN
+    # in fully padded rows, where float64's lowest number overflows, converted or not.
     model, given = build(name), inputs(name, padded=name != "llama")
     precondition_(model)
     expected = model(**given)[0]
     model.set_attn_implementation("eager")
-    assert relative_error(model(**given)[0][:, 3:], expected[:, 3:]) <= (1e-6 if name == "llama" else 1e-12)
+    assert relative_error(model(**given)[0][:, 3:], expected[:, 3:]) <= (1e-6 if name in ("llama", "vit") else 1e-12)
     out = model(**given, output_attentions=True)
     assert all(weights is not None for weights in out.attentions)
 

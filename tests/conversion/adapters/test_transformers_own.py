@@ -27,7 +27,7 @@ from tests.conversion.adapters.transformers_modules import (
     rows,
 )
 from tests.conversion.adapters.transformers_own_zoo import OWN
-from tests.conversion.adapters.transformers_zoo import check, first_attention
+from tests.conversion.adapters.transformers_zoo import Case, check, first_attention, outputs, tokens
 from tests.conversion.oracle import compare, jitter_, normalising_inside
 from tests.explicit import attention_rows, diagonal_product, relative_error
 
@@ -94,6 +94,29 @@ def test_longformer(name: str, with_global: bool) -> None:
     proof = compare(module, *args, config=PreconditionConfig(), reference=reference)
     assert proof.error <= 1e-6
     assert proof.effect > 1e-3
+
+
+def test_both_ways_through_falcon() -> None:
+    """It chooses between two computations inside its attention class."""
+    settings = OWN["falcon"].config
+    sdpa, eager = (Case("falcon", {**settings, "attn_implementation": name}).build() for name in ("sdpa", "eager"))
+    given = OWN["falcon"].inputs()
+    for model in (sdpa, eager):
+        precondition_(model, strict=True)
+    assert relative_error(outputs(eager, given), outputs(sdpa, given)) <= 1e-10
+    weights = eager(**given, output_attentions=True).attentions
+    assert [x.shape for x in weights] == [(2, 4, 12, 12)] * 2
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["bloom", "falcon", "gpt_neo", "gptj"])
+def test_generation_with_a_cache_equals_generation_without(name: str, cache: str) -> None:
+    model = jitter_(Case(OWN[name].model_type, OWN[name].config, model="AutoModelForCausalLM").build(), 0.5)
+    given, options = {"input_ids": tokens()["input_ids"][:1]}, {"do_sample": False, "pad_token_id": 0}
+    options |= {"min_new_tokens": 5, "max_new_tokens": 5}
+    precondition_(model)
+    expected = model.generate(**given, **options, use_cache=False)
+    assert torch.equal(model.generate(**given, **options, cache_implementation=cache), expected)
 
 
 def test_big_bird_refuses_what_the_model_replaces() -> None:
