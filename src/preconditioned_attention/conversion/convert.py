@@ -12,7 +12,7 @@ from torch import nn
 from ..config import PreconditionConfig
 from ..layers import Preconditioner
 from .detection import computes_attention
-from .registry import Adapter, HeadShape, Kind, class_name, find_adapter
+from .registry import Adapter, HeadShape, Kind, class_name, find_adapter, is_composite
 from .report import ConversionEntry, ConversionReport, Status
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -192,11 +192,15 @@ def refuse_compiled(model: nn.Module) -> None:
 
 def _survey(model: nn.Module, config: PreconditionConfig, filter_fn: FilterFn | None) -> Iterator[_Site]:
     """Every attention in the model, with the decision about it."""
+    parts: set[str] = set()
     for path, module in model.named_modules():
+        if path in parts:
+            continue
         adapter = find_adapter(module)
         if adapter is not None:
+            parts.update(f"{path}.{part}" if path else part for part in adapter.parts)
             yield _known_site(path, module, adapter, config, filter_fn)
-        elif computes_attention(module):
+        elif computes_attention(module) and not is_composite(module):
             reason = "no adapter is registered for this class, or its forward is not the one the adapter knows"
             yield _Site(module, None, _entry(path, module, None, HeadShape(None, None), "unknown", reason))
 

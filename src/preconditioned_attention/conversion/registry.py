@@ -20,6 +20,7 @@ Kind = Literal["softmax", "class", "pooling", "channel", "linear", "other"]
 # that module is there, so that converting a timm model never imports transformers.
 _ADAPTER_FILES = {
     "torch_nn": "torch",
+    "own_layers": "preconditioned_attention.layers",
     "timm": "timm.layers",
     "timm_zoo": "timm.models",
     "timm_swaps": "timm.models",
@@ -58,6 +59,7 @@ class Adapter(ABC):
     kind: ClassVar[Kind] = "softmax"
     mechanism: ClassVar[str]
     value_skip: ClassVar[bool] = False  # whether it adds a skip to its output and honours config.placement
+    parts: ClassVar[tuple[str, ...]] = ()  # paths inside it that belong to it and are not listed on their own
     definition: ClassVar[str] = ""  # what counts as a head's output, where that is a choice of ours
 
     def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
@@ -110,6 +112,7 @@ Finder = Callable[[type[nn.Module]], Adapter | None]
 
 _adapters: dict[str, list[Adapter]] = {}
 _finders: list[Finder] = []
+_composites: set[str] = set()
 
 
 def class_name(cls: type) -> str:
@@ -149,6 +152,16 @@ def register_finder(finder: Finder) -> Finder:
     """Decorator: a function from a class to its adapter or None, for libraries that share one look-up."""
     _finders.append(finder)
     return finder
+
+
+def register_composite(*classes: str) -> None:
+    """Say of classes that look like attention that they only hold it; they are not listed."""
+    _composites.update(classes)
+
+
+def is_composite(module: nn.Module) -> bool:
+    """Whether the module's very class was registered as holding attention without being one."""
+    return class_name(type(module)) in _composites
 
 
 def find_adapter(module: nn.Module) -> Adapter | None:

@@ -102,7 +102,7 @@ def _watching(modules: Mapping[str, nn.Module], tallies: Mapping[str, _Tally]) -
         for path, module in modules.items():
             preconditioner = module.get_submodule("preconditioner")
             assert isinstance(preconditioner, Preconditioner)
-            watcher = partial(tallies[path].add, preconditioner=preconditioner)
+            watcher: Callable[[Tensor], None] = partial(tallies[path].add, preconditioner=preconditioner)
             preconditioner.watchers.append(watcher)
             watched.append((preconditioner, watcher))
         yield

@@ -70,7 +70,7 @@ def renormalised(kernel_forward: KernelForward, kernel_backward: KernelBackward)
             kept = None if full and q.dtype != torch.float16 else norms
             ctx.save_for_backward(q, k, v, bias, a, lse, kept, *state)
             ctx.options, ctx.full = options, full
-            return a
+            return a.view_as(a)  # torch 2.11 loses the gradient of an output that was changed in place in a trace
 
         @staticmethod
         @once_differentiable

@@ -72,7 +72,7 @@ def renormalised_packed(kernel_forward: PackedForward, kernel_backward: PackedBa
             kept = None if full and q.dtype != torch.float16 else norms
             ctx.save_for_backward(*inputs, a, lse, kept, *state)
             ctx.options, ctx.full = options, full
-            return a
+            return a.view_as(a)  # torch 2.11 loses the gradient of an output that was changed in place in a trace
 
         @staticmethod
         @once_differentiable

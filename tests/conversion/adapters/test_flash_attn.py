@@ -63,8 +63,8 @@ def by_hand(module: nn.Module, x: Tensor) -> Tensor:
 def test_mha_with_batches_and_with_packed_sequences() -> None:
     module, x = MHA(12, 3).double(), torch.randn(2, 5, 12, dtype=torch.float64)
     plain, expected = module(x), by_hand(module, x)
-    report = precondition_(module)
-    assert [(entry.num_heads, entry.head_dim) for entry in report.converted] == [(3, 4)]
+    report = precondition_(module, strict=True)
+    assert [(entry.num_heads, entry.head_dim) for entry in report.entries] == [(3, 4)]
     report.verify(x)
     assert relative_error(module(x), expected) <= 1e-12
     assert relative_error(plain, expected) > 1e-3
@@ -78,6 +78,6 @@ def test_parallel_mha_has_a_gain_for_its_own_heads() -> None:
     module, x = ParallelMHA(16, 4).double(), torch.randn(2, 5, 16, dtype=torch.float64)
     bias = module.out_proj.bias
     expected = 2 * (by_hand(module, x) - bias) + bias
-    precondition_(module, PreconditionConfig(gain=2.0))
+    precondition_(module, PreconditionConfig(gain=2.0), strict=True)
     assert module.preconditioner.gain.shape == (2,)
     assert relative_error(module(x.flatten(0, 1), 5), expected.flatten(0, 1)) <= 1e-12

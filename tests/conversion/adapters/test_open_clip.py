@@ -93,3 +93,10 @@ def test_multihead_attention_users_convert_whole() -> None:
 def test_the_installed_forward_is_the_known_one() -> None:
     """Fails when a new open_clip changes the pooling: read it, then renew the replacement and its digest."""
     assert text_digest(modified_resnet.AttentionPool2d.forward) == adapter.KNOWN_POOL
+
+
+def test_a_pooler_is_what_it_holds() -> None:
+    pooler = transformer.AttentionalPooler(12, 8, n_head=3, n_queries=4).double()
+    report = precondition_(pooler, strict=True)
+    assert [entry.path for entry in report.entries] == ["attn"]
+    report.verify(torch.randn(2, 5, 8, dtype=torch.float64))

@@ -47,7 +47,7 @@ OPTIONS = {
 def test_against_attention_that_normalises_inside(options: dict, training: bool) -> None:
     module = jitter_(Attention(12, 4, heads=4, **options)).double().train(training)
     proof = compare(module, torch.randn(2, 6, 12, dtype=torch.float64), config=PreconditionConfig())
-    assert len(proof.report.converted) == 1
+    assert len(proof.report.entries) == 1
     assert proof.error <= 1e-10
     assert proof.effect > 1e-3
     assert proof.widths == {options.get("value_dim_head", 4)}
@@ -135,7 +135,7 @@ def test_whole_models(build, inputs, count: int) -> None:
     with normalising_inside(model, Attention) as widths:
         expected = model(*given)
     assert len(widths) == count
-    report = precondition_(model)
+    report = precondition_(model, strict=True)
     assert len(report.converted) == count
     report.verify(*given)
     assert relative_error(model(*given), expected) <= 1e-10

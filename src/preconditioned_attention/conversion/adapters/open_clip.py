@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap, PreHook, text_digest
-from ..registry import HeadShape, read_int, register_adapter
+from ..registry import HeadShape, read_int, register_adapter, register_composite
 
 KNOWN_POOL = "6b9e82cf44216015"  # digest of the pooling's upstream forward, open_clip 3.3.0
+
+register_composite("open_clip.transformer.AttentionalPooler")  # holds an `nn.MultiheadAttention`
 
 
 class PreconditionedAttentionPool2d(upstream.AttentionPool2d):

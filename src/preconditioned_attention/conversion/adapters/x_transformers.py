@@ -11,7 +11,9 @@ from torch import nn
 
 from ...layers import Preconditioner
 from ..mechanisms import Layout, OutputHook, PostHook
-from ..registry import HeadShape, read_int, register_adapter
+from ..registry import HeadShape, read_int, register_adapter, register_composite
+
+register_composite("x_transformers.x_transformers.TransformerWrapper")  # its softmax is over the vocabulary
 
 
 @register_adapter("x_transformers.x_transformers.Attention")
