@@ -223,7 +223,7 @@ def _known_site(
     elif shape.head_dim == 1:
         status, reason = "unsupported", "rows of one entry: equilibrated, only their sign is left"
     else:
-        status, reason = "converted", ""
+        status, reason = "converted", adapter.definition
     return _Site(module, adapter, _entry(path, module, adapter, shape, status, reason))
 
 

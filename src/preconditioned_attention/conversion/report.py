@@ -27,7 +27,7 @@ class ConversionEntry:
         num_heads, head_dim: of its output; None where the module does not tell.
         status: ``"converted"``; ``"skipped"`` by the user's filter or options; ``"unsupported"``: known, and this
             method does not fit it; ``"unknown"``: it seems to compute attention and no adapter is registered for it.
-        reason: why it was not converted; empty if it was.
+        reason: why it was not converted; if it was, what counts as a head's output where that is a choice.
     """
 
     path: str
