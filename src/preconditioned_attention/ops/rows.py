@@ -45,19 +45,10 @@ def precondition_rows_(a: Tensor, lse: Tensor, eps: float) -> Tensor:
         lse: ``(B, H, N)``, in at least float32; may be a view of something longer.
         eps: rows with a norm of at most this stay as they are.
     """
-    if operators.launch_once(a) or _compiles_for_the_cpu(a):
+    if operators.launch_once(a):
         norms: Tensor = operators.precondition_rows_(a, lse, eps)
         return norms
     return rows_torch.precondition_rows_(a, lse, eps)
-
-
-def _compiles_for_the_cpu(a: Tensor) -> bool:
-    """There the fused operators of eager mode are quicker than what Inductor makes of the formula.
-
-    Its loops over rows of few numbers spend their time on adding up, and it has to look for the largest entry of every
-    row where eager mode looks at the norms. An exported program gets the formula, and so needs nothing of ours.
-    """
-    return a.device.type == "cpu" and torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def cotangents(dy: Tensor, y: Tensor, norms: Tensor | None, *, full: bool) -> tuple[Tensor, Tensor]:
