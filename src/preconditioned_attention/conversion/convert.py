@@ -152,7 +152,11 @@ def attach_all(
 def detach(module: nn.Module) -> None:
     """Take one module's preconditioner away."""
     adapter = find_adapter(module)
-    assert adapter is not None, f"{class_name(type(module))} was converted by an adapter that is no longer registered"
+    if adapter is None:
+        raise ValueError(
+            f"{class_name(type(module))} was converted by an adapter that is not registered here; import the module "
+            "that registers it, then restore"
+        )
     adapter.detach(module)
     del module.preconditioner
 
