@@ -1,41 +1,130 @@
-import math
+from fractions import Fraction
 
 import pytest
 import torch
 
-from preconditioned_attention.diagnostics import condition_number, row_norm_spread
+from preconditioned_attention.diagnostics import condition_number
+from tests.diagnostics.spectra import exact_dense, with_spectrum
+
+SHAPES = [(32, 8), (8, 32), (8, 8), (64, 8)]
 
 
-def with_spectrum(singular_values: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    u = torch.linalg.qr(torch.randn(rows, len(singular_values), dtype=torch.float64))[0]
-    v = torch.linalg.qr(torch.randn(columns, len(singular_values), dtype=torch.float64))[0]
-    return u @ singular_values.diag() @ v.T
+def evenly(kappa: float, count: int = 8) -> torch.Tensor:
+    return torch.logspace(0, -torch.tensor(kappa).log10().item(), count, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kappa", [1.0, 10.0, 1e6])
-@pytest.mark.parametrize("shape", [(20, 6), (6, 20), (6, 6)], ids=str)
-def test_known_spectra(kappa: float, shape: tuple[int, int]) -> None:
-    a = with_spectrum(torch.logspace(0, -math.log10(kappa), 6, dtype=torch.float64), *shape)
-    assert condition_number(a).item() == pytest.approx(kappa, rel=1e-6)
+def test_the_constructed_spectrum_is_exact() -> None:
+    exponents = torch.linspace(0, 40, 8).round()
+    a = exact_dense(exponents, 16, 8)
+
+    def reflection(n: int) -> list[list[Fraction]]:
+        return [[Fraction(int(i == j)) - Fraction(2, n) for j in range(n)] for i in range(n)]
+
+    left, right = reflection(16), reflection(8)
+    for i in range(16):
+        for j in range(8):
+            exact = sum(left[i][k] * Fraction(1, 2 ** int(exponents[k])) * right[k][j] for k in range(8))
+            assert Fraction(a[i, j].item()) == exact
 
 
-def test_batches_one_row_and_singular() -> None:
-    assert condition_number(torch.randn(2, 3, 7, 4)).shape == (2, 3)
-    assert condition_number(torch.randn(1, 5)).item() == pytest.approx(1.0)
-    assert condition_number(torch.diag(torch.tensor([1.0, 0.0]))).item() == math.inf
-    assert condition_number(torch.zeros(2, 2)).isnan()
+@pytest.mark.parametrize("bits", [0, 3, 10, 20, 27, 30, 35, 40])  # kappa from 1 to 1.1e12
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("method", ["svd", "gram"])
+def test_exactly_known_spectra(bits: int, shape: tuple[int, int], method: str) -> None:
+    result = condition_number(exact_dense(torch.linspace(0, bits, 8).round(), *shape), method=method)
+    assert not result.numerically_singular
+    assert result.value.item() == pytest.approx(2.0**bits, rel=1e-6)
+    assert result.lower <= 2.0**bits <= result.upper
 
 
-def test_spread_of_row_norms() -> None:
-    a = torch.tensor([[3.0, 4.0], [0.0, 15.0]])
-    assert row_norm_spread(a).item() == pytest.approx(0.5)
-    assert row_norm_spread(torch.zeros(3, 2)).item() == 0.0
-    assert row_norm_spread(torch.randn(2, 3, 7, 4)).shape == (2, 3)
+@pytest.mark.parametrize("kappa", [1.0, 10.0, 1e3, 1e6, 1e9, 1e12])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_random_vectors_and_the_bounds_of_rounding(kappa: float, shape: tuple[int, int]) -> None:
+    # The product of the factors was rounded: from 1e9 on its condition number is not kappa to six digits.
+    result = condition_number(with_spectrum(evenly(kappa), *shape))
+    assert not result.numerically_singular
+    assert result.value.item() == pytest.approx(kappa, rel=max(1e-6, 4e-16 * kappa))
+    assert result.lower <= kappa <= result.upper
 
 
-@pytest.mark.parametrize("function", [condition_number, row_norm_spread])
-def test_bad_shapes(function) -> None:
-    with pytest.raises(ValueError, match=r"shape \(..., N, d\)"):
-        function(torch.ones(3))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("method", ["svd", "gram"])
+def test_rank_deficient(shape: tuple[int, int], method: str) -> None:
+    values = evenly(100.0)
+    values[5:] = 0
+    result = condition_number(with_spectrum(values, *shape), method=method)
+    assert result.numerically_singular
+    assert not result.defined
+    assert result.value.isnan()
+    assert result.upper.isinf()
+    assert 1e12 < result.lower < 1e17
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_a_dtype_can_tell(dtype: torch.dtype) -> None:
+    unit = torch.finfo(dtype).eps / 2
+    told = condition_number(with_spectrum(evenly(0.1 / unit**0.5), 64, 8).to(dtype))
+    assert told.value.item() == pytest.approx(0.1 / unit**0.5, rel=10 * unit**0.5)
+    assert told.lower <= 0.1 / unit**0.5 <= told.upper
+    beyond = condition_number(with_spectrum(evenly(10 / unit), 64, 8).to(dtype))
+    assert beyond.numerically_singular
+    assert 0.1 / unit < beyond.lower < 10 / unit
+    assert not condition_number(torch.eye(64, dtype=dtype)).numerically_singular
+
+
+def test_one_row_or_column_has_condition_number_one() -> None:
+    for shape in ((1, 5), (5, 1), (1, 1)):
+        result = condition_number(torch.randn(shape))
+        assert result.value.item() == 1.0
+        assert result.lower.item() == 1.0
+
+
+def test_zero_matrix_is_flagged() -> None:
+    for method in ("svd", "gram"):
+        result = condition_number(torch.zeros(3, 2), method=method)
+        assert result.numerically_singular
+        assert result.value.isnan()
+        assert (result.lower, result.upper) == (1, torch.inf)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_entries_that_are_not_finite_spoil_their_own_matrix_only(bad: float) -> None:
+    a = torch.randn(2, 3, 7, 4)
+    whole = condition_number(a)
+    a[1, 2, 0, 0] = bad
+    result = condition_number(a)
+    assert result.defined.logical_not().nonzero().tolist() == [[1, 2]]
+    assert result.value.isnan().nonzero().tolist() == [[1, 2]]
+    assert not result.numerically_singular.any()
+    assert torch.equal(result.value[result.defined], whole.value[result.defined])
+
+
+def test_batches_and_what_the_result_says() -> None:
+    a = torch.randn(2, 3, 7, 4)
+    result = condition_number(a)
+    assert (result.value.shape, result.method, result.precision) == ((2, 3), "svd", torch.float64)
+    torch.testing.assert_close(result.value, torch.linalg.cond(a.double()), rtol=1e-12, atol=0)
+    single = condition_number(a, precision=torch.float32)
+    assert (single.precision, single.value.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(single.value.double(), result.value, rtol=1e-4, atol=0)
+    assert condition_number(torch.randn(0, 3, 7, 4)).value.shape == (0, 3)
+
+
+@pytest.mark.parametrize("factor", [2.0**-1060, 2.0**-600, 2.0**600, 2.0**1015])
+@pytest.mark.parametrize("method", ["svd", "gram"])
+def test_any_size_of_entries(factor: float, method: str) -> None:
+    a = exact_dense(torch.tensor([0, 1, 2, 3]), 8, 4)
+    assert condition_number(a * factor, method=method).value.item() == pytest.approx(8, rel=1e-12)
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match=r"matrices must have shape \(..., N, d\)"):
+        condition_number(torch.ones(3))
     with pytest.raises(ValueError, match=r"N, d >= 1"):
-        function(torch.ones(0, 3))
+        condition_number(torch.ones(0, 3))
+    with pytest.raises(TypeError, match="got torch.int64"):
+        condition_number(torch.ones(3, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="unknown method 'qr'"):
+        condition_number(torch.ones(3, 3), method="qr")
+    with pytest.raises(ValueError, match="got torch.bfloat16"):
+        condition_number(torch.ones(3, 3), precision=torch.bfloat16)

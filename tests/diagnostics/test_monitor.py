@@ -26,9 +26,9 @@ def test_what_it_records_is_a_and_c_a() -> None:
         model(IMAGES)
     first, second = monitor.summary()
     assert (first["layer"], second["layer"], first["matrices"]) == ("blocks.0.attn", "blocks.1.attn", 6)
-    assert first["kappa_before"] == pytest.approx(condition_number(rows).median().item(), rel=1e-9)
-    assert first["kappa_after"] == pytest.approx(condition_number(diagonal_product(rows)).median().item(), rel=1e-9)
-    assert first["spread_before"] == pytest.approx(row_norm_spread(rows).median().item(), rel=1e-9)
+    assert first["kappa_before"] == pytest.approx(condition_number(rows).value.median().item(), rel=1e-9)
+    assert first["kappa_after"] == pytest.approx(condition_number(diagonal_product(rows)).value.median().item(), rel=1e-9)
+    assert first["spread_before"] == pytest.approx(row_norm_spread(rows).value.median().item(), rel=1e-9)
     assert first["spread_after"] == pytest.approx(0.0, abs=1e-14)
 
 

@@ -1,38 +1,53 @@
-"""Condition numbers and row norms of batches of matrices."""
+"""Condition numbers of batches of matrices, and where the dtype cannot tell them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ..equilibration import row_norms
+from .results import Conditioning
+from .spectrum import SpectrumMethod, decompose
 
 
-def condition_number(matrices: Tensor) -> Tensor:
-    """`kappa(A) = s_max / s_min` over the `min(N, d)` singular values, by a float64 SVD: ``(..., N, d) -> (...)``.
+def condition_number(
+    matrices: Tensor, *, method: SpectrumMethod = "svd", precision: torch.dtype = torch.float64
+) -> Conditioning:
+    """`kappa(A) = s_max / s_min` over the `min(N, d)` singular values: ``(..., N, d) -> (...)``.
 
-    inf where the smallest singular value is zero. A value above about 1e7 for a matrix that was computed in float32
-    (1e3 in float16, 1e2 in bfloat16) says that it is singular to that precision, not how singular. A zero matrix has
-    no condition number: NaN.
+    A matrix of one row or one column has condition number 1.
 
-    Raises:
-        ValueError: fewer than two axes, or an empty matrix.
-    """
-    if matrices.dim() < 2 or 0 in matrices.shape[-2:]:
-        raise ValueError(f"matrices must have shape (..., N, d) with N, d >= 1; got {tuple(matrices.shape)}")
-    singular_values = torch.linalg.svdvals(matrices.detach().to(torch.float64))
-    return singular_values[..., 0] / singular_values[..., -1]
+    The rule for ``numerically_singular``. The entries were rounded to the input's dtype, which moves a singular value
+    by at most `u ||A||_F` with `u = eps(dtype) / 2` (Weyl); the arithmetic moves it by another `max(N, d)
+    eps(precision) s_max`. Where `s_min` is not larger than the sum, a matrix that rounds to this one is singular:
+    there is no number then, but a flag and a lower bound. float32 can so tell condition numbers up to 2e6 and more
+    (`1 / (u sqrt(rank))`), bfloat16 up to 30 for `d = 64`, float64 up to `1 / (max(N, d) eps)`.
 
-
-def row_norm_spread(matrices: Tensor) -> Tensor:
-    """Standard deviation over mean of the row norms: ``(..., N, d) -> (...)``, in float64.
-
-    0 where all rows are equally long: there a row scaling has nothing to act on. 0 for a zero matrix too.
+    Args:
+        matrices: ``(..., N, d)``, float16, bfloat16, float32 or float64.
+        method: ``"svd"`` or ``"gram"`` as in :func:`singular_values`.
+        precision: of the arithmetic, float64 or float32.
 
     Raises:
-        ValueError: fewer than two axes, or an empty matrix.
+        TypeError: complex or integer input.
+        ValueError: fewer than two axes, an empty matrix, an unknown ``method`` or ``precision``.
     """
-    if matrices.dim() < 2 or 0 in matrices.shape[-2:]:
-        raise ValueError(f"matrices must have shape (..., N, d) with N, d >= 1; got {tuple(matrices.shape)}")
-    norms = row_norms(matrices.detach().to(torch.float64))
-    return norms.std(dim=-1, correction=0) / norms.mean(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
+    parts = decompose(matrices, method, precision)
+    unit = torch.finfo(matrices.dtype).eps / 2
+    error = parts.error + unit * parts.norm
+    return conditioning(parts.values[..., 0], parts.values[..., -1], error, parts.finite, parts.method)
+
+
+def conditioning(largest: Tensor, smallest: Tensor, error: Tensor, finite: Tensor, method: str) -> Conditioning:
+    """The result from the two extreme singular values, each known up to ``error``."""
+    singular = finite & (smallest <= error)
+    defined = finite & ~singular
+    least = ((largest - error) / (smallest + error)).clamp_min(1.0)
+    return Conditioning(
+        value=torch.where(defined, largest / smallest, torch.nan),
+        defined=defined,
+        method=method,
+        precision=largest.dtype,
+        numerically_singular=singular,
+        lower=torch.where(finite, torch.where(largest > 0, least, 1.0), torch.nan),
+        upper=torch.where(finite, torch.where(singular, torch.inf, (largest + error) / (smallest - error)), torch.nan),
+    )

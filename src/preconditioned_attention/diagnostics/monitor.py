@@ -12,7 +12,8 @@ from ..config import PreconditionConfig
 from ..conversion.convert import attach_all, attention_sites, detach, preconditioned_modules, refuse_compiled
 from ..conversion.registry import HeadShape
 from ..layers import Preconditioner
-from .condition import condition_number, row_norm_spread
+from .condition import condition_number
+from .rows import row_norm_spread
 
 
 class Probe(Preconditioner):
@@ -80,10 +81,10 @@ class ConditionMonitor:
         def observe(before: Tensor, after: Tensor) -> None:
             records.append(
                 {
-                    "kappa_before": condition_number(before).cpu(),
-                    "kappa_after": condition_number(after).cpu(),
-                    "spread_before": row_norm_spread(before).cpu(),
-                    "spread_after": row_norm_spread(after).cpu(),
+                    "kappa_before": condition_number(before).value.cpu(),
+                    "kappa_after": condition_number(after).value.cpu(),
+                    "spread_before": row_norm_spread(before).value.cpu(),
+                    "spread_after": row_norm_spread(after).value.cpu(),
                 }
             )
 
