@@ -29,10 +29,33 @@ def test_observers_see_both_sides_and_change_nothing() -> None:
     seen = []
     c.observers.append(lambda before, after: seen.append((before, after)))
     observed = c.attend(q, q, q, is_causal=True)
-    torch.testing.assert_close(observed, unobserved)  # up to rounding: unobserved, A is never formed on its own
+    assert torch.equal(observed, unobserved)
     ((before, after),) = seen
     assert torch.equal(before, F.scaled_dot_product_attention(q, q, q, is_causal=True))
     assert torch.equal(after, observed)
+
+
+def test_observed_dropout_draws_once() -> None:
+    c, seen, q = Preconditioner(PreconditionConfig()), [], torch.randn(2, 3, 5, 4)
+    torch.manual_seed(7)
+    unobserved, state = c.attend(q, q, q, dropout_p=0.4), torch.get_rng_state()
+    c.observers.append(lambda before, after: seen.append((before, after)))
+    torch.manual_seed(7)
+    assert torch.equal(c.attend(q, q, q, dropout_p=0.4), unobserved)
+    assert torch.equal(torch.get_rng_state(), state)
+    ((before, after),) = seen
+    torch.testing.assert_close(c(before), after)  # A with the very weights that were dropped
+
+
+def test_score_observers_see_queries_and_keys_first() -> None:
+    c, seen, q, k = Preconditioner(PreconditionConfig()), [], torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
+    c.score_observers.append(seen.append)
+    c.attend(q, k, k, is_causal=True)
+    assert seen == [], "nobody observes the rows"
+    c.observers.append(lambda before, after: seen.append(None))
+    c.attend(q, k, k, is_causal=True)
+    scores, last = seen
+    assert (scores.q is q, scores.k is k, scores.is_causal, last) == (True, True, True, None)
 
 
 def test_state_dict_holds_the_mark_and_the_gain_only_when_asked() -> None:

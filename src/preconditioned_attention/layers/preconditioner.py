@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,21 @@ from ..config import GRADIENTS, PLACEMENTS, PreconditionConfig
 from ..equilibration import equilibrate
 from ..functional import preconditioned_attention
 
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What the attention weights of one call are made of; the arguments of `scaled_dot_product_attention`."""
+
+    q: Tensor
+    k: Tensor
+    attn_mask: Tensor | None
+    is_causal: bool
+    scale: float | None
+    enable_gqa: bool
+
+
 Observer = Callable[[Tensor, Tensor], None]
+ScoreObserver = Callable[[Scores], None]
 Watcher = Callable[[Tensor], None]
 
 _MARKER = "requires_preconditioned_attention"
@@ -52,6 +67,7 @@ class Preconditioner(nn.Module):
         super().__init__()
         self.config = config
         self.observers: list[Observer] = []  # each is shown every A and C A; see diagnostics
+        self.score_observers: list[ScoreObserver] = []  # each is shown q and k before that, where `attend` has them
         self.watchers: list[Watcher] = []  # each is shown every C A that leaves, however it was computed
         content = [_MARKER_VERSION, GRADIENTS.index(config.gradient), PLACEMENTS.index(config.placement)]
         self.register_buffer(_MARKER, torch.tensor(content, dtype=torch.int64, device=device), persistent=marker)
@@ -65,8 +81,7 @@ class Preconditioner(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """`C A` for ``rows`` `A` of shape ``(..., H, N, d)``: same shape and dtype out."""
         out = equilibrate(rows, gradient=self.config.gradient, eps=self.config.eps, gain=self.gain)
-        for observer in self.observers:
-            observer(rows, out)
+        self._show(rows, out)
         return self._watched(out)
 
     def attend(
@@ -82,13 +97,17 @@ class Preconditioner(nn.Module):
     ) -> Tensor:
         """`C Attn(q, k, v)` by :func:`preconditioned_attention.preconditioned_attention`, with this module's options.
 
-        While somebody observes, `A` is formed on its own so that it can be shown.
+        While somebody observes, `A` is computed once more, aside: what is returned, its gradient and the random state
+        are what they would be without.
         """
+        rows = None
         if self.observers:
-            rows = F.scaled_dot_product_attention(
-                q, k, v, attn_mask, dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-            )
-            return self(rows)
+            self._show_scores(q, k, attn_mask, is_causal, scale, enable_gqa)
+            devices = [q.device] if q.is_cuda else []
+            with torch.no_grad(), torch.random.fork_rng(devices):  # the same dropout mask in both computations
+                rows = F.scaled_dot_product_attention(
+                    q, k, v, attn_mask, dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+                )
         out = preconditioned_attention(
             q,
             k,
@@ -103,7 +122,20 @@ class Preconditioner(nn.Module):
             eps=self.config.eps,
             backend=self.config.backend,
         )
+        if rows is not None:
+            self._show(rows, out)
         return self._watched(out)
+
+    def _show_scores(
+        self, q: Tensor, k: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool
+    ) -> None:
+        scores = Scores(q=q, k=k, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+        for observer in self.score_observers:
+            observer(scores)
+
+    def _show(self, rows: Tensor, out: Tensor) -> None:
+        for observer in self.observers:
+            observer(rows, out)
 
     def _watched(self, out: Tensor) -> Tensor:
         for watcher in self.watchers:

@@ -65,7 +65,8 @@ class Interface(Adapter):
 
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
         """Make the child one that brings the wrapper along when the model is unpickled elsewhere."""
-        preconditioner.__class__ = DispatchedPreconditioner
+        if type(preconditioner) is Preconditioner:  # a probe, which only looks, stays one
+            preconditioner.__class__ = DispatchedPreconditioner
 
     def detach(self, module: nn.Module) -> None:
         """Nothing: without its child the module is as it was."""
@@ -103,7 +104,7 @@ def _attend(
     preconditioner = getattr(module, "preconditioner", None)
     if not isinstance(preconditioner, Preconditioner):
         return attention(module, query, key, value, attention_mask, **options)
-    if attention is sdpa_attention_forward and transformers_sdpa.serves(preconditioner, module, query, options):
+    if attention is sdpa_attention_forward and transformers_sdpa.serves(module, query, options):
         return transformers_sdpa.attend(preconditioner, module, query, key, value, attention_mask, options)
     rows_BNHd, *rest = attention(module, query, key, value, attention_mask, **options)
     return preconditioner(rows_BNHd.transpose(1, 2)).transpose(1, 2).contiguous(), *rest

@@ -23,14 +23,14 @@ _TEXT_IS_KNOWN = text_digest(upstream.sdpa_attention_forward) == KNOWN_TEXT
 _COMMON_OPTIONS = {"dropout", "scaling", "is_causal"}
 
 
-def serves(preconditioner: Preconditioner, module: nn.Module, query: Tensor, options: dict[str, Any]) -> bool:
+def serves(module: nn.Module, query: Tensor, options: dict[str, Any]) -> bool:
     """Whether :func:`attend` does for this call what theirs does.
 
-    Not while somebody observes (they show `A`), for soft-capped, biased or paged attention, nor for single-token
-    decoding with shared key heads, which theirs packs in a way of its own.
+    Not for soft-capped, biased or paged attention, nor for single-token decoding with shared key heads, which theirs
+    packs in a way of its own.
     """
     special = (name for name, value in options.items() if name not in _COMMON_OPTIONS and value is not None)
-    if not _TEXT_IS_KNOWN or preconditioner.observers or torch.jit.is_tracing():
+    if not _TEXT_IS_KNOWN or torch.jit.is_tracing():
         return False
     if any(name in ("softcap", "position_bias", "cache") for name in special) or options.get("output_attentions"):
         return False
