@@ -1,10 +1,14 @@
+from collections import Counter
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
 from preconditioned_attention.conversion.detection import computes_attention
+from tests.conversion.transformers_sweep import not_importable, transformers_classes
 
 
 class ByFunction(nn.Module):
@@ -40,6 +44,34 @@ class Router(nn.Module):
         return F.linear(x, x).softmax(dim=-1)
 
 
+def mix_by(x: Tensor) -> Tensor:
+    return x.softmax(dim=-1) @ x
+
+
+class ByOwnFunction(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return mix_by(x)
+
+
+class BySoftmaxModule(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Softmax(dim=-1)(x) @ x
+
+
+class ByStaticMethod(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x)
+
+    @staticmethod
+    def mix(x: Tensor) -> Tensor:
+        return torch.softmax(x, dim=-1) @ x
+
+
+class LogSoftmax(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ x).log_softmax(dim=-1)
+
+
 class HelperNotCalled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -48,12 +80,15 @@ class HelperNotCalled(nn.Module):
         return torch.softmax(x, dim=-1) @ x
 
 
-@pytest.mark.parametrize("cls", [ByFunction, BySuper, ByHelperMethod, LinearAttention, nn.MultiheadAttention])
+SEEN = [ByFunction, BySuper, ByHelperMethod, ByOwnFunction, BySoftmaxModule, ByStaticMethod, LinearAttention]
+
+
+@pytest.mark.parametrize("cls", [*SEEN, nn.MultiheadAttention])
 def test_attention_is_seen(cls: type[nn.Module]) -> None:
     assert computes_attention(cls(4, 2) if cls is nn.MultiheadAttention else cls())
 
 
-@pytest.mark.parametrize("cls", [ByName, Router, HelperNotCalled, nn.Softmax])
+@pytest.mark.parametrize("cls", [ByName, Router, HelperNotCalled, LogSoftmax, nn.Softmax])
 def test_other_modules_are_not(cls: type[nn.Module]) -> None:
     assert not computes_attention(cls())
 
@@ -77,3 +112,19 @@ def test_on_real_models(name: str, cls: str, count: int) -> None:
     seen = [type(module).__name__ for module in model.modules() if computes_attention(module)]
     assert seen.count(cls) == count
     assert not any("Block" in name or "Stage" in name for name in seen)
+
+
+@pytest.mark.slow
+def test_every_attention_of_transformers_is_known() -> None:
+    """All model files, those that generate and those that are parts of others; the counts are those of 5.23.0."""
+    swept = transformers_classes()
+    counts = Counter(found.status for found in swept)
+    print(f"transformers {transformers.__version__}:", dict(counts))
+    assert [found.name for found in swept if found.status == "unknown"] == []
+    assert all(found.remark for found in swept if found.status not in ("converted", "unknown"))
+    for name, text in not_importable().items():
+        assert "softmax" not in text.lower(), name
+        assert "ttention(" not in text, name
+    if transformers.__version__ == "5.23.0":
+        expected = {"converted": 575, "defined": 21, "delegates": 216, "no attention": 121, "refused": 13}
+        assert counts == expected

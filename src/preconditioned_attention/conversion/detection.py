@@ -1,7 +1,8 @@
 """Which modules compute attention, registered or not: so that what stays unconverted is listed, never overlooked.
 
 Only for listing. A class counts if the code that its forward runs calls an attention function, or takes a softmax and
-a matrix product; or if it is named after attention and has query, key and value projections.
+a matrix product; or if it is named after attention and has query, key and value projections. The code that a forward
+runs: its methods and the functions of its file, as far as their names tell.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from torch import nn
 
 _ATTENTION_CALLS = re.compile(
     r"scaled_dot_product_attention|multi_head_attention_forward|flash_attn_\w+|memory_efficient_attention|flex_attention"
-    r"|dispatch_attention_fn|shifted_window_attention\w*"
+    r"|dispatch_attention_fn|shifted_window_attention\w*|(ms|multi_?scale)_deform(able)?_att(entio)?n\w*|natten\w+"
 )
+_SOFTMAX = re.compile(r"(?!log_)(\w+_)?X?[sS]oftmax")
 _PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum"}
 _PROJECTIONS = {
     *("qkv", "qkv_proj", "in_proj", "in_proj_weight", "c_attn", "Wqkv", "query_key_value", "kv", "qk"),
@@ -46,26 +48,45 @@ def _code_computes_attention(cls: type) -> bool:
         product = product or any(i.opname == "BINARY_OP" and i.argrepr == "@" for i in dis.get_instructions(code))
     if any(_ATTENTION_CALLS.fullmatch(name) for name in names):
         return True
-    return "softmax" in names and (product or bool(names & _PRODUCTS))
+    return any(_SOFTMAX.fullmatch(name) for name in names) and (product or bool(names & _PRODUCTS))
 
 
 def _code_run_by_forward(cls: type) -> Iterator[CodeType]:
-    """The code of `forward` and of the methods that it names, and those name, with what is nested in them.
+    """The code of `forward`, of the methods and functions that it names, and those name, with what is nested in them.
 
-    Definitions that a subclass overrides count too: it may call them by `super()`.
+    Definitions that a subclass overrides count too: it may call them by `super()`. Functions count if they are
+    defined in the same file as the code that names them.
     """
-    pending, seen = ["forward"], set()
+    pending: list[FunctionType] = list(_methods(cls, "forward"))
+    seen: set[FunctionType] = set()
     while pending:
-        name = pending.pop()
-        if name in seen or (name != "forward" and hasattr(nn.Module, name)):
+        function = pending.pop()
+        if function in seen:
             continue
-        seen.add(name)
-        methods = (vars(base).get(name) for base in cls.__mro__)
-        for method in methods:
+        seen.add(function)
+        for code in nested_code(function.__code__):
+            yield code
+            for name in code.co_names:
+                pending.extend(_methods(cls, name))
+                pending.extend(_own_functions(function, name))
+
+
+def _methods(cls: type, name: str) -> Iterator[FunctionType]:
+    """Every definition of the method ``name`` in ``cls`` and its bases, those of `nn.Module` left out."""
+    if name == "forward" or not hasattr(nn.Module, name):
+        for base in cls.__mro__:
+            method = inspect.unwrap(vars(base).get(name, None))
+            if isinstance(method, staticmethod | classmethod):
+                method = inspect.unwrap(method.__func__)
             if isinstance(method, FunctionType):
-                for code in nested_code(inspect.unwrap(method).__code__):
-                    yield code
-                    pending.extend(code.co_names)
+                yield method
+
+
+def _own_functions(caller: FunctionType, name: str) -> Iterator[FunctionType]:
+    """The function that ``caller`` means by ``name``, if both are of one file."""
+    found = inspect.unwrap(caller.__globals__.get(name, None))
+    if isinstance(found, FunctionType) and found.__module__ == caller.__module__:
+        yield found
 
 
 def nested_code(code: CodeType) -> Iterator[CodeType]:

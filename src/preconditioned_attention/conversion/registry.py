@@ -28,6 +28,8 @@ _ADAPTER_FILES = {
     "torchvision": "torchvision.models",
     "transformers": "transformers.modeling_utils",
     "transformers_own": "transformers.modeling_utils",
+    "transformers_forms": "transformers.modeling_utils",
+    "transformers_refused": "transformers.modeling_utils",
     "diffusers": "diffusers.models",
     "x_transformers": "x_transformers",
     "open_clip": "open_clip",
@@ -155,7 +157,7 @@ def register_finder(finder: Finder) -> Finder:
 
 
 def register_composite(*classes: str) -> None:
-    """Say of classes that look like attention that they only hold it; they are not listed."""
+    """Say of classes that look like attention that they only hold it, or do something else; they are not listed."""
     _composites.update(classes)
 
 

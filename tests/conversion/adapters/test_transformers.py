@@ -267,10 +267,18 @@ def test_modules_whose_output_is_not_a_heads_rows_are_refused() -> None:
         precondition_(gpt2)
 
 
+class OtherAttention(nn.Module):
+    def forward(self, hidden_states: Tensor, **_: object) -> tuple[Tensor, None]:
+        return F.scaled_dot_product_attention(hidden_states, hidden_states, hidden_states), None
+
+
 def test_attention_that_nobody_knows_is_listed() -> None:
-    config = transformers.LiltConfig(**SIZES, channel_shrink_ratio=2, max_2d_position_embeddings=32)
-    with pytest.raises(ValueError, match=r"nothing to convert[\s\S]*LiltSelfAttention"):
-        precondition_(transformers.LiltModel(config))
+    model = build("llama")
+    model.model.layers[1].self_attn = OtherAttention()
+    with pytest.raises(ValueError, match=r"left out; nothing was changed[\s\S]*OtherAttention +- +- +- +unknown"):
+        precondition_(model, strict=True)
+    report = precondition_(model)
+    assert [entry.status for entry in report.entries] == ["converted", "unknown"]
 
 
 SLICE = ["modernbert", "deepseek_v3", "whisper", "swin"]  # a quick one of each sort; the rest are slow

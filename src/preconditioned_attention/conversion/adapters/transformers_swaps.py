@@ -7,7 +7,7 @@ replacement was written against one text of the method that it stands in for; an
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,8 +16,7 @@ from transformers.models.wavlm import modeling_wavlm as wavlm
 from transformers.models.xlnet import modeling_xlnet as xlnet
 
 from ...layers import Preconditioner
-from ..mechanisms import ClassSwap, text_digest
-from ..registry import Adapter, HeadShape, read_int
+from .transformers_own import KnownSwap
 
 
 class PreconditionedNystromformerSelfAttention(nystromformer.NystromformerSelfAttention):
@@ -104,25 +103,7 @@ def _masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
     return (scores if mask is None else scores + mask).softmax(dim=-1)
 
 
-class _KnownSwap(ClassSwap):
-    """A class swap for one text of one method."""
-
-    method: ClassVar[str]  # what the replacement stands in for
-    known: ClassVar[str]  # digest of its text in transformers 5.23.0
-
-    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
-        """The exact class, if upstream's method is the one that is known."""
-        return super().serves(cls, registered) and text_digest(getattr(self.original, self.method)) == self.known
-
-    def shape(self, module: nn.Module) -> HeadShape:
-        """From the module's attributes."""
-        return HeadShape(
-            read_int(module, "num_attention_heads", "num_heads", "n_head"),
-            read_int(module, "attention_head_size", "head_dim", "d_head"),
-        )
-
-
-class NystromformerSwap(_KnownSwap):
+class NystromformerSwap(KnownSwap):
     """Nystromformer, which adds a convolution of the values to its heads' outputs."""
 
     original = nystromformer.NystromformerSelfAttention
@@ -132,7 +113,7 @@ class NystromformerSwap(_KnownSwap):
     value_skip = True
 
 
-class WavLMSwap(_KnownSwap):
+class WavLMSwap(KnownSwap):
     """WavLM."""
 
     original = wavlm.WavLMAttention
@@ -141,7 +122,7 @@ class WavLMSwap(_KnownSwap):
     known = "c2f4d2858fce5f5d"
 
 
-class XLNetSwap(_KnownSwap):
+class XLNetSwap(KnownSwap):
     """XLNet."""
 
     original = xlnet.XLNetRelativeAttention
@@ -150,9 +131,9 @@ class XLNetSwap(_KnownSwap):
     known = "0b68b04a22f45a9d"
 
 
-_SWAPS: tuple[_KnownSwap, ...] = (NystromformerSwap(), WavLMSwap(), XLNetSwap())
+_SWAPS: tuple[KnownSwap, ...] = (NystromformerSwap(), WavLMSwap(), XLNetSwap())
 
 
-def find(cls: type[nn.Module]) -> Adapter | None:
+def find(cls: type[nn.Module]) -> KnownSwap | None:
     """The swap that serves ``cls``, or None."""
     return next((swap for swap in _SWAPS if swap.serves(cls, swap.original)), None)
