@@ -2,41 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections import defaultdict
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import PreconditionConfig
 from ..conversion.convert import attach_all, attention_sites, detach, preconditioned_modules, refuse_compiled
-from ..conversion.registry import HeadShape
-from ..layers import Preconditioner
-from .condition import condition_number
-from .rows import row_norm_spread
+from ..conversion.registry import Adapter
+from .monitor_config import MonitorConfig
+from .monitor_file import RecordFile, process_path
+from .monitor_probe import LayerObserver, make_probe
+from .monitor_records import Observation, Record, measure, summarise
 
-
-class Probe(Preconditioner):
-    """Shows its observers `A` and what `C A` would be, and passes `A` on: the model computes what it did."""
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """``rows``, unchanged."""
-        super().forward(rows)
-        return rows
+_ALL_KINDS = PreconditionConfig(class_attention=True, pooling=True, linear=True)
 
 
 class ConditionMonitor:
-    """Context manager: records kappa and the spread of row norms of `A` and of `C A`, per layer and head.
+    """Records kappa and the spread of row norms of `A` and of `C A`, per layer and head, and what explains them.
 
     Works on preconditioned models, where `C` is what the model applies, and on plain ones, where `C` is what the
-    method would apply; a plain model computes the same with and without the monitor, and its state dict is untouched.
-    Everything that runs inside is recorded, so run what you want to see: one batch, in evaluation mode.
+    method would apply. Inside ``with`` it looks at what runs there; :meth:`attach` and :meth:`close` look now and then
+    at the passes in training mode of a whole run. Passes that are not recorded run the model's own code, the fused
+    operators included. In a recorded pass of a preconditioned model `A` is computed once more, aside: outputs,
+    gradients and random states stay, bit for bit, what they are. In one of a plain model the adapters' forwards stand
+    in for the model's, which compute the same up to rounding. Afterwards nothing of the monitor is left in the model.
+
+    The softmax matrix, and with it the entropy, is seen where an adapter hands over queries and keys; elsewhere the
+    records say why it is not available.
 
     Args:
-        model: a model with attention that some adapter knows. Not compiled.
+        model: a model with attention that some adapter knows; of a distributed wrapper, the model inside. Compiled
+            models are refused: compiled code does not see what is attached.
+        every, samples, heads, tokens, seed: what is recorded; see :class:`MonitorConfig`.
+        jacobian: also record the condition number of the Jacobian of each attention layer's output with respect to
+            its input, for the first sample of the batch, without dropout. Dense, so for small inputs only: see
+            :data:`~preconditioned_attention.diagnostics.monitor_jacobian.JACOBIAN_LIMIT`.
+        keep_matrices: keep the matrices themselves, in :attr:`observations`.
+        path: a CSV file to write every record to; with several processes each writes its own, and
+            :func:`merge_records` joins them. It must not exist.
+
+    Attributes:
+        records: a :class:`Record` per matrix, in the order in which they were seen.
+        observations: an :class:`Observation` per recorded call, if ``keep_matrices``.
 
     Raises:
-        ValueError: no such attention, or a compiled model (on entering).
+        TypeError, ValueError: an option has a value it cannot have; on entering and attaching also: no such attention,
+            a compiled model, a monitor that is attached already.
+        FileExistsError: ``path`` exists.
 
     Example:
         >>> with ConditionMonitor(model) as monitor:
@@ -44,70 +61,194 @@ class ConditionMonitor:
         >>> monitor.summary()[0]["kappa_before"]
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        every: int | None = None,
+        samples: int | None = None,
+        heads: int | None = None,
+        tokens: int | None = None,
+        seed: int = 0,
+        jacobian: bool = False,
+        keep_matrices: bool = False,
+        path: Path | str | None = None,
+    ) -> None:
         self.model = model
-        self._records: dict[str, list[dict[str, Tensor]]] = {}
-        self._observed: list[tuple[Preconditioner, Callable[[Tensor, Tensor], None]]] = []
+        self.config = MonitorConfig(every=every, samples=samples, heads=heads, tokens=tokens, seed=seed)
+        self.jacobian = jacobian
+        self.keep_matrices = keep_matrices
+        self.path = None if path is None else Path(path)
+        self.records: list[Record] = []
+        self.observations: list[Observation] = []
+        self._file: RecordFile | None = None
+        self._step = 1
+        self._driven = False
+        self._recorded_step = 0
+        self._passes = 0
+        self._training_only = False
+        self._layers: list[str] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._open: list[LayerObserver] = []
         self._probed: list[nn.Module] = []
 
+    @property
+    def step(self) -> int:
+        """The number that records carry, from 1. Whoever sets it counts from then on: one record per step at most."""
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        self._step, self._driven = step, True
+
+    def attach(self) -> ConditionMonitor:
+        """Look, from now on until :meth:`close`, at passes of the model in training mode."""
+        self._begin(training_only=True)
+        self.config = self.config.for_run()
+        return self
+
+    def close(self) -> None:
+        """Stop looking; the model is as it was. Closing twice is no error."""
+        if self._training_only and self._handles and not self._passes:
+            warnings.warn(
+                "the monitor was attached and saw no forward pass in training mode: call the model itself (not a part "
+                "of it, nor compiled code made before), or use the monitor as a context manager",
+                stacklevel=2,
+            )
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._stop_recording()
+        if self._file is not None:
+            self._file.close()
+
     def __enter__(self) -> ConditionMonitor:
-        refuse_compiled(self.model)
-        sites = attention_sites(self.model, PreconditionConfig(class_attention=True, pooling=True, linear=True))
-        plain = [(module, adapter) for _, module, adapter in sites if not hasattr(module, "preconditioner")]
-        attach_all(plain, _probe)
-        self._probed = [module for module, _ in plain]
-        for path, module in preconditioned_modules(self.model):
-            preconditioner = module.get_submodule("preconditioner")
-            assert isinstance(preconditioner, Preconditioner), "preconditioned_modules yields nothing else"
-            observer = self._observer(path)
-            preconditioner.observers.append(observer)
-            self._observed.append((preconditioner, observer))
-        if not self._observed:
-            raise ValueError("the model has no attention that can be observed; see precondition_ for what is seen")
+        self._begin(training_only=False)
+        if self.config.every in (None, 1):
+            self._start_recording()  # from here on, so that parts of the model may be called on their own
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for preconditioner, observer in self._observed:
-            preconditioner.observers.remove(observer)
-        for module in self._probed:
-            detach(module)
-        self._observed, self._probed = [], []
+        self.close()
 
-    def _observer(self, path: str) -> Callable[[Tensor, Tensor], None]:
-        records = self._records.setdefault(path, [])
+    def take(self) -> list[Record]:
+        """The records so far; they are the caller's now and no longer in :attr:`records`."""
+        taken, self.records = self.records, []
+        return taken
 
-        def observe(before: Tensor, after: Tensor) -> None:
-            records.append(
-                {
-                    "kappa_before": condition_number(before).value.cpu(),
-                    "kappa_after": condition_number(after).value.cpu(),
-                    "spread_before": row_norm_spread(before).value.cpu(),
-                    "spread_after": row_norm_spread(after).value.cpu(),
-                }
-            )
-
-        return observe
+    def is_due(self) -> bool:
+        """Whether a pass at this step is, or was, to be recorded."""
+        return (self._step - 1) % (self.config.every or 1) == 0
 
     def summary(self) -> list[dict[str, str | int | float]]:
-        """Per layer, in the model's order: medians over all samples and heads, and how many matrices there were.
+        """Per layer, in the model's order: medians over all that was recorded, and over how many matrices.
 
         Raises:
             ValueError: the model was not run inside the monitor.
         """
-        silent = [path for path, records in self._records.items() if not records]
-        if silent or not self._records:
+        by_layer: dict[str, list[Record]] = defaultdict(list)
+        for record in self.records:
+            by_layer[record.layer].append(record)
+        silent = [path for path in self._layers if path not in by_layer]
+        if silent or not self._layers:
             raise ValueError(f"no attention was seen at {silent or 'any layer'}: run the model inside the monitor")
-        return [self._layer(path, records) for path, records in self._records.items()]
+        return [summarise(path, by_layer[path]) for path in self._layers]
 
-    def _layer(self, path: str, records: list[dict[str, Tensor]]) -> dict[str, str | int | float]:
-        row: dict[str, str | int | float] = {"layer": path}
-        for name in records[0]:
-            values = torch.cat([record[name].flatten() for record in records])
-            row[name] = values.median().item()
-        return {**row, "matrices": sum(record["kappa_before"].numel() for record in records)}
+    def _begin(self, *, training_only: bool) -> None:
+        if self._handles:
+            raise ValueError("this monitor is attached already; close() it first")
+        refuse_compiled(self.model)
+        sites = [path for path, _, _ in self._plain_sites()] + [path for path, _ in preconditioned_modules(self.model)]
+        if not sites:
+            raise ValueError("the model has no attention that can be observed; see precondition_ for what is seen")
+        self._layers = [path for path, _ in self.model.named_modules() if path in set(sites)]
+        if self.path is not None:
+            self._file = RecordFile(self._new_file(self.path))
+        self._training_only = training_only
+        before = self.model.register_forward_pre_hook(self._before_pass)
+        self._handles = [before, self.model.register_forward_hook(self._after_pass, always_call=True)]
+
+    @staticmethod
+    def _new_file(path: Path) -> Path:
+        own = process_path(path, *_process())
+        if own.exists():
+            raise FileExistsError(f"path: {own} exists; remove it or choose another name, nothing is overwritten")
+        return own
+
+    def _plain_sites(self) -> list[tuple[str, nn.Module, Adapter]]:
+        sites = attention_sites(self.model, _ALL_KINDS)
+        return [site for site in sites if not hasattr(site[1], "preconditioner")]
+
+    def _before_pass(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling():
+            _refuse_tracing()
+        if self._training_only and not model.training:
+            return
+        self._passes += 1
+        if not self._open and self.is_due() and self._step != self._recorded_step:
+            self._start_recording()
+
+    def _after_pass(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._training_only and not model.training:
+            return
+        if self._training_only or self.config.every not in (None, 1):
+            self._stop_recording()
+        if not self._driven:
+            self._step += 1
+
+    def _start_recording(self) -> None:
+        refuse_compiled(self.model)
+        self._recorded_step = self._step
+        plain = self._plain_sites()
+        attach_all([(module, adapter) for _, module, adapter in plain], make_probe)
+        self._probed = [module for _, module, _ in plain]
+        process, _ = _process()
+        for path, module in preconditioned_modules(self.model):
+            self._open.append(
+                LayerObserver(
+                    path,
+                    module,
+                    config=self.config,
+                    jacobian=self.jacobian,
+                    step=lambda: self._step,
+                    process=process,
+                    emit=self._keep,
+                )
+            )
+
+    def _keep(self, seen: Observation) -> None:
+        records = measure(seen)
+        self.records.extend(records)
+        if self.keep_matrices:
+            self.observations.append(seen)
+        if self._file is not None:
+            self._file.add(records)
+
+    def _stop_recording(self) -> None:
+        for observer in self._open:
+            observer.close()
+        for module in self._probed:
+            detach(module)
+        self._open, self._probed = [], []
 
 
-def _probe(module: nn.Module, shape: HeadShape) -> Preconditioner:
-    return Probe(PreconditionConfig(), marker=False)
+_COMPILED = (
+    "the condition monitor is attached to a model that is being compiled: compiled code would go on without it, or be "
+    "compiled anew at every recorded pass. close() the monitor, or look at the model without torch.compile"
+)
+
+
+# Called while code is traced, it makes the compiler stop and call it as it is, so that the error reaches the caller.
+@torch.compiler.disable(reason=_COMPILED)
+def _refuse_tracing() -> None:
+    raise ValueError(_COMPILED)
+
+
+def _process() -> tuple[int, int]:
+    """This process's number and how many there are."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()

@@ -1,0 +1,123 @@
+"""conditioning.csv: the monitor's records as a table that every tool opens, and that survives a kill."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TextIO, get_type_hints
+
+from .._files import write_atomically
+from .monitor_records import Record
+
+_TYPES = get_type_hints(Record)
+
+
+class RecordFile:
+    """Appends records to a CSV file; a reader, also after a kill, finds every record that was added.
+
+    Args:
+        path: the file; it is rewritten with ``kept`` first.
+        kept: what it is to hold already.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, kept: Sequence[Record] = ()) -> None:
+        self.path = path
+        write_atomically(path, _line(Record._fields) + _lines(kept))
+        self._file: TextIO = path.open("a", encoding="utf-8", newline="")
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Append ``records``; a reader of the file sees them at once.
+
+        Raises:
+            OSError: the file cannot be written; what it held is still there.
+        """
+        try:
+            self._file.write(_lines(records))
+            self._file.flush()
+        except OSError as error:
+            raise OSError(
+                error.errno, f"the monitor's records could not be written: {error.strerror}", str(self.path)
+            ) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_records(path: Path | str) -> list[Record]:
+    """The records in a file; a last line that a kill left unfinished is left out.
+
+    Raises:
+        ValueError: it is not such a file, or a line in it is broken.
+        OSError: it cannot be read.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+    if not lines or tuple(lines[0]) != Record._fields:
+        raise ValueError(f"{path} is not a file of the condition monitor: its first line must name {Record._fields}")
+    records = []
+    for number, line in enumerate(lines[1:], start=2):
+        if len(line) != len(Record._fields):
+            raise ValueError(f"line {number} of {path} has {len(line)} cells; {len(Record._fields)} were expected")
+        try:
+            records.append(Record(*map(_value, Record._fields, line)))
+        except ValueError as error:
+            raise ValueError(f"line {number} of {path} is not a record: {error}") from error
+    return records
+
+
+def merge_records(paths: Iterable[Path | str], output: Path | str) -> int:
+    """Merge the files that several processes wrote into one, in the order of steps and processes.
+
+    Returns:
+        How many records ``output`` holds.
+
+    Raises:
+        ValueError: no file, one that is none of the monitor's, or two with records of the same matrix.
+        OSError: a file cannot be read or ``output`` cannot be written.
+    """
+    files = list(paths)
+    if not files:
+        raise ValueError("paths must name at least one file of the condition monitor; got none")
+    records = [record for path in files for record in read_records(path)]
+    keys = [record[: Record._fields.index("rows")] for record in records]
+    if len(set(keys)) != len(keys):
+        raise ValueError(f"the files overlap: some matrix is recorded twice in {', '.join(map(str, files))}")
+    records.sort(key=lambda record: (record.step, record.process))
+    write_atomically(Path(output), _line(Record._fields) + _lines(records))
+    return len(records)
+
+
+def process_path(path: Path, process: int, processes: int) -> Path:
+    """The file of one process: ``path`` itself where there is one only."""
+    return path if processes == 1 else path.with_name(f"{path.stem}-process{process}{path.suffix}")
+
+
+def _lines(records: Iterable[Record]) -> str:
+    return "".join(_line([_cell(value) for value in record]) for record in records)
+
+
+def _line(cells: Iterable[object]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    """A number that does not exist is an empty cell, which every reader of tables takes for a missing one."""
+    if isinstance(value, bool):
+        return int(value)
+    return "" if isinstance(value, float) and math.isnan(value) else value
+
+
+def _value(name: str, cell: str) -> Any:
+    kind = _TYPES[name]
+    if kind is bool:
+        return bool(int(cell))
+    return math.nan if kind is float and cell == "" else kind(cell)

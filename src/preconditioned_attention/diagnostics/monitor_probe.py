@@ -1,0 +1,147 @@
+"""What is put into a model while it is recorded: probes in plain layers, and an observer per layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import PreconditionConfig
+from ..conversion.registry import Adapter, HeadShape, find_adapter
+from ..equilibration import equilibrate
+from ..layers import Preconditioner
+from ..layers.preconditioner import Scores
+from .monitor_config import MonitorConfig
+from .monitor_jacobian import jacobian_kappa
+from .monitor_records import Observation, softmax_weights
+
+
+class Probe(Preconditioner):
+    """Shows its observers `A` and what `C A` would be, and passes `A` on: the model computes what it did."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """``rows``, unchanged."""
+        if self.observers:
+            with torch.no_grad():
+                self._show(rows, equilibrate(rows.detach()))
+        return rows
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """`Attn(q, k, v)`, as the plain model computes it."""
+        self._show_scores(q, k, attn_mask, is_causal, scale, enable_gqa)
+        rows = F.scaled_dot_product_attention(
+            q, k, v, attn_mask, dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+        return self(rows)
+
+
+def make_probe(module: nn.Module, shape: HeadShape) -> Preconditioner:
+    """A probe for a layer of a plain model; it leaves no key in the state dict."""
+    return Probe(PreconditionConfig(), marker=False)
+
+
+class LayerObserver:
+    """Turns what one layer's preconditioner shows into observations.
+
+    Args:
+        path: the layer's name.
+        module: the attention.
+        config: what is drawn.
+        jacobian: whether the layer's Jacobian is looked at too.
+        step: says which step it is.
+        process: this process's number.
+        emit: is given every observation.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        module: nn.Module,
+        *,
+        config: MonitorConfig,
+        jacobian: bool,
+        step: Callable[[], int],
+        process: int,
+        emit: Callable[[Observation], None],
+    ) -> None:
+        preconditioner = module.get_submodule("preconditioner")
+        assert isinstance(preconditioner, Preconditioner), "preconditioned_modules yields nothing else"
+        self._path, self._module, self._preconditioner = path, module, preconditioner
+        self._config, self._step, self._process, self._emit = config, step, process, emit
+        self._handle = module.register_forward_pre_hook(self._look_at_input, with_kwargs=True) if jacobian else None
+        self._scores: Scores | None = None
+        self._kappa_jacobian = math.nan
+        self._busy = False
+        self._place = (0, 0)  # the step and the call in it
+        preconditioner.observers.append(self._see)
+        preconditioner.score_observers.append(self._see_scores)
+
+    def close(self) -> None:
+        """Take everything back."""
+        self._preconditioner.observers.remove(self._see)
+        self._preconditioner.score_observers.remove(self._see_scores)
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _see_scores(self, scores: Scores) -> None:
+        self._scores = None if self._busy else scores
+
+    @torch.no_grad()
+    def _see(self, before: Tensor, after: Tensor) -> None:
+        if self._busy:
+            return
+        scores, self._scores = self._scores, None
+        step = self._step()
+        self._place = (step, self._place[1] + 1 if self._place[0] == step else 0)
+        with torch.autocast(before.device.type, enabled=False):
+            self._emit(self._observation(before.detach(), after.detach(), scores))
+
+    def _observation(self, before: Tensor, after: Tensor, scores: Scores | None) -> Observation:
+        rows = before.reshape(-1, *before.shape[-3:])  # (B, H, N, d), whatever B is made of
+        samples = self._config.draw(f"{self._path} samples", rows.shape[0], self._config.samples)
+        heads = self._config.draw(f"{self._path} heads", rows.shape[1], self._config.heads)
+        tokens = self._config.draw(f"{self._path} tokens", rows.shape[2], self._config.tokens)
+        pick = torch.meshgrid(samples, heads, tokens, indexing="ij")
+        return Observation(
+            step=self._place[0],
+            process=self._process,
+            layer=self._path,
+            call=self._place[1],
+            samples=samples,
+            heads=heads,
+            before=rows[pick].cpu(),
+            after=after.reshape(rows.shape)[pick].cpu(),
+            weights=None if scores is None else softmax_weights(scores, samples, heads, tokens),
+            not_available="" if scores is not None else self._why_no_weights(),
+            kappa_jacobian=self._kappa_jacobian,
+        )
+
+    def _why_no_weights(self) -> str:
+        adapter: Adapter | None = find_adapter(self._module)
+        if adapter is not None and adapter.kind in ("channel", "linear"):
+            return f"{adapter.kind} attention has no softmax matrix over tokens"
+        how = "unknown" if adapter is None else adapter.mechanism
+        return f"this way in ({how}), or this call, shows the heads' outputs and neither queries nor keys"
+
+    def _look_at_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            self._kappa_jacobian = jacobian_kappa(module, args, kwargs, sample=0, name=self._path)
+        finally:
+            self._busy = False
