@@ -10,6 +10,6 @@ def test_every_line_says_where_it_comes_from() -> None:
         candidate="full", turns=7, median_ms=1.25, ratio_p20=0.9, ratio_p50=1.0, ratio_p80=1.1, saved_bytes=None,
         peak_bytes=123,
     )  # fmt: skip
-    (line,) = csv.DictReader(io.StringIO(rows_to_csv([row])))
+    (line,) = csv.DictReader(io.StringIO(rows_to_csv([row], allocator="default")))
     assert (line["shape"], line["median_ms"], line["saved_bytes"], line["peak_bytes"]) == ("s", "1.25", "", "123")
-    assert all(line[name] for name in ("date", "python", "cpu", "threads", "torch", "package"))
+    assert all(line[name] for name in ("date", "python", "cpu", "threads", "torch", "package", "allocator"))

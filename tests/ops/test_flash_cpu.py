@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -248,3 +249,23 @@ def test_the_operator_that_compilers_see(masked: bool) -> None:
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)
     arguments = (torch.randn_like(out), q, k, v, out, lse, False, bias, 0.5)
     torch.library.opcheck(torch.ops.preconditioned_attention.flash_cpu_backward.default, arguments)
+
+
+@pytest.mark.parametrize("gradient", ["full", "stop"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_values_whose_squares_overflow_when_compiled(dtype: torch.dtype, gradient: str) -> None:
+    q, k, v = (x.detach() for x in packed(2, 3, 7, 8, dtype))
+    v[0] *= 1e30
+    inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+    weight = torch.randn_like(v)
+
+    def results(attend: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        y = attend(*inputs, gradient=gradient)
+        return y, *torch.autograd.grad(y, inputs, weight)
+
+    compiled = results(torch.compile(preconditioned_attention, fullgraph=True))
+    assert all(x.isfinite().all() for x in compiled)
+    rounding = 8 * torch.finfo(dtype).eps
+    for got, expected in zip(compiled, results(preconditioned_attention), strict=True):
+        for sample in range(2):  # the gradient of v is 1e-30 in one of them
+            assert relative_error(got[sample], expected[sample]) <= rounding

@@ -36,11 +36,23 @@ def test_opcheck(dtype: torch.dtype, layout: str, device: str) -> None:
         opcheck(operators.cotangents, (dy, y, None, True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("overflowed", [True, False])
+def test_opcheck_of_overflowed_rows(dtype: torch.dtype, overflowed: bool) -> None:
+    a, lse = attended("heads last", dtype)
+    a *= torch.finfo(dtype).max / 16 if overflowed else 1
+    norms = a.to(lse.dtype).square().sum(dim=-1).sqrt()
+    assert norms.isinf().any() == overflowed
+    opcheck(torch.ops.preconditioned_attention.overflowed_rows_.default, (a, lse, norms, 1e-12))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck_without_rows(device: str) -> None:
     a, lse = torch.zeros(0, 3, 5, 8, device=device), torch.zeros(0, 3, 5, device=device)
     opcheck(operators.precondition_rows_, (a, lse, 1e-12))
     opcheck(operators.cotangents, (a, a.clone(), lse, False))
+    if device == "cpu":
+        opcheck(torch.ops.preconditioned_attention.overflowed_rows_.default, (a, lse, lse.clone(), 1e-12))
 
 
 @pytest.mark.parametrize("full", [True, False])

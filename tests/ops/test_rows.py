@@ -11,11 +11,13 @@ from preconditioned_attention.ops.rows import eps_is_negligible, precondition_ro
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
-@pytest.fixture(params=["one pass", "plain"])
+@pytest.fixture(params=["one pass", "plain", "for a compiler"])
 def path(request, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to do the row work: the fused operator and the formula that a compiler sees."""
+    """The ways to do the row work: the fused operators, the formula, and what a compiler for CPUs sees."""
     if request.param == "plain":
         monkeypatch.setattr(rows_torch, "_one_pass_serves", lambda x: False)
+    if request.param == "for a compiler":
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     return request.param
 
 
@@ -61,6 +63,20 @@ def test_rows_that_need_care(dtype: torch.dtype, place: str, path: str) -> None:
         assert torch.equal(y[0, 1, 2], a[0, 1, 2])
         assert new_lse[0, 1, 2] == lse[0, 1, 2]
         assert norms[0, 1, 2] == 1
+
+
+def test_overflowed_rows_among_others(path: str) -> None:
+    a, lse = heads(torch.float32, 2, 5, 3, 8), torch.randn(2, 3, 5)
+    a[0, 1, 2] *= 1e25
+    a[1, :, 4] = 3e38  # its norm is beyond float32
+    a[1, 2, 3] = 0
+    y, new_lse = a.clone(), lse.clone()
+    norms = precondition_rows_(y, new_lse, 1e-12)
+    exact = a.double().norm(dim=-1)
+    exact[1, 2, 3] = 1
+    torch.testing.assert_close(y.double(), a.double() / exact[..., None], rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(new_lse.double(), lse.double() + exact.log(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(norms, exact.float(), rtol=1e-6, atol=0)
 
 
 def test_a_custom_eps_below_what_squares_can_hold(path: str) -> None:

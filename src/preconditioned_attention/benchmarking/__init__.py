@@ -2,7 +2,7 @@
 
 from .attention import Row, measure_shape
 from .correctness import WrongResultError, check_result
-from .memory import saved_bytes
+from .memory import keep_memory, saved_bytes
 from .results import rows_to_csv
 from .shapes import SHAPES, Shape
 from .steps import STEPS, measure_step
@@ -16,6 +16,7 @@ __all__ = [
     "Timing",
     "WrongResultError",
     "check_result",
+    "keep_memory",
     "measure_shape",
     "measure_step",
     "rows_to_csv",

@@ -11,9 +11,12 @@ from .._environment import describe_environment
 from .attention import Row
 
 
-def rows_to_csv(rows: Sequence[Row]) -> str:
-    """CSV text: one line per row, the environment's values repeated in every line; None is an empty cell."""
-    environment = _environment()
+def rows_to_csv(rows: Sequence[Row], *, allocator: str) -> str:
+    """CSV text: one line per row, the environment's values repeated in every line; None is an empty cell.
+
+    ``allocator`` is what `keep_memory` said.
+    """
+    environment = {**_environment(), "allocator": allocator}
     text = io.StringIO()
     names = [field.name for field in dataclasses.fields(Row)]
     writer = csv.writer(text, lineterminator="\n")

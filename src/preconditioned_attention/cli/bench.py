@@ -10,7 +10,7 @@ from rich.progress import track
 
 from .._checks import check_known
 from .._files import write_atomically
-from ..benchmarking import SHAPES, STEPS, Row, measure_shape, measure_step, rows_to_csv
+from ..benchmarking import SHAPES, STEPS, Row, keep_memory, measure_shape, measure_step, rows_to_csv
 from ..reporting import Ratio, Table, plot_ratios, print_table
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,10 +42,13 @@ def bench(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         print("No GPU here: the GPU part is skipped, everything is measured on the CPU.")
+    allocator = keep_memory()
     rows: list[Row] = []
     for measured in _measurements(shapes, dtypes, modes, device, seconds):
         rows.extend(measured)
-        write_atomically(output / "bench.csv", rows_to_csv(rows))  # what is measured is kept, whatever comes
+        write_atomically(
+            output / "bench.csv", rows_to_csv(rows, allocator=allocator)
+        )  # what is measured is kept, whatever comes
     if rows:
         (output / "bench.png").write_bytes(_plot(rows))
     print_table(_table(rows))

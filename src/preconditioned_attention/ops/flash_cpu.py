@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .call import Call
 from .renormalised import Inputs, Options, Saved, additive, common_refusal, renormalised
+from .rows_torch import row_of_zeros
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -19,7 +20,7 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.
 # Inductor copies what it hands to PyTorch's operator into one layout; to one of ours it hands what there is.
 _LIBRARY = torch.library.Library("preconditioned_attention", "FRAGMENT")
 _LIBRARY.define(
-    "flash_cpu_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, bool is_causal, "
+    "flash_cpu_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? out, Tensor lse, bool is_causal, "
     "Tensor? bias, float? scale) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides),
 )
@@ -89,12 +90,15 @@ def _flash_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    out: Tensor,
+    out: Tensor | None,
     lse: Tensor,
     is_causal: bool,
     bias: Tensor | None,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Without ``out`` it is zero, and no operator is called in a compiled graph to say so."""
+    if out is None:
+        out = row_of_zeros(dout)
     dq, dk, dv = _backward(dout, q, k, v, out, lse, 0.0, is_causal, attn_mask=bias, scale=scale)
     return dq, dk, dv
 
@@ -107,7 +111,8 @@ def _kernel_backward(dout: Tensor, inputs: Inputs, saved: Saved, options: Option
     compiling = torch.compiler.is_compiling()
     operator = torch.ops.preconditioned_attention.flash_cpu_backward.default if compiling else _flash_backward
     q, k, v, bias = inputs
-    dq, dk, dv = operator(dout, q, k, v, saved.out, saved.lse, options.is_causal, bias, options.scale)
+    out = None if options.full else saved.out
+    dq, dk, dv = operator(dout, q, k, v, out, saved.lse, options.is_causal, bias, options.scale)
     return dq, dk, dv
 
 

@@ -20,6 +20,7 @@ class Options(NamedTuple):
     is_causal: bool
     scale: float | None
     dropout_p: float
+    full: bool  # gradient="full"
 
 
 class Inputs(NamedTuple):
@@ -63,31 +64,30 @@ def renormalised(kernel_forward: KernelForward, kernel_backward: KernelBackward)
             bias: Tensor | None,
             options: Options,
             eps: float,
-            full: bool,
         ) -> Tensor:
             a, lse, *state = kernel_forward(Inputs(q, k, v, bias), options)
             norms = precondition_rows_(a, _of_rows(lse, q.shape[2]), eps)
-            kept = None if full and q.dtype != torch.float16 else norms
+            kept = None if options.full and q.dtype != torch.float16 else norms
             ctx.save_for_backward(q, k, v, bias, a, lse, kept, *state)
-            ctx.options, ctx.full = options, full
+            ctx.options = options
             return a.view_as(a)  # torch 2.11 loses the gradient of an output that was changed in place in a trace
 
         @staticmethod
         @once_differentiable
         def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
             q, k, v, bias, y, lse, norms, *state = ctx.saved_tensors
-            dout, out = cotangents(dy, y, norms, full=ctx.full)
+            dout, out = cotangents(dy, y, norms, full=ctx.options.full)
             saved = Saved(out, lse, tuple(state), ctx.needs_input_grad[:4])
             grads = kernel_backward(dout, Inputs(q, k, v, bias), saved, ctx.options)
-            return *grads, *(None,) * (7 - len(grads))
+            return *grads, *(None,) * (6 - len(grads))
 
     def attend(call: Call) -> Tensor:
         q, k, v = call.q, call.k, call.v
         # One tensor in two places would stop torch.compile at the Function: a view of it is another tensor.
         k = k.view_as(k) if k is q else k
         v = v.view_as(v) if v is call.k or v is q else v
-        options = Options(call.is_causal, call.scale, call.dropout_p)
-        out: Tensor = Renormalised.apply(q, k, v, call.attn_mask, options, call.eps, call.gradient == "full")
+        options = Options(call.is_causal, call.scale, call.dropout_p, call.gradient == "full")
+        out: Tensor = Renormalised.apply(q, k, v, call.attn_mask, options, call.eps)
         if call.gain is None:
             return out
         return (out * call.gain.to(torch.promote_types(out.dtype, torch.float32)).view(-1, 1, 1)).to(out.dtype)

@@ -14,6 +14,8 @@ FLOAT16_FLOOR = 2.0**-10
 
 def precondition_rows_(a: Tensor, lse: Tensor, eps: float) -> Tensor:
     """As :func:`.rows.precondition_rows_`."""
+    if _compiler_serves(a, eps):
+        return _in_one_loop_(a, lse, eps)
     norms = _in_one_pass_(a, eps) if _one_pass_serves(a) else None
     norms, log_norms = _by_the_formula_(a, eps) if norms is None else (norms, norms.log())
     if a.dtype == torch.float16:
@@ -73,14 +75,56 @@ def _in_one_pass_(a: Tensor, eps: float) -> Tensor | None:
     rows = a.transpose(1, 2)
     norms = torch.linalg.vector_norm(rows, dim=-1, dtype=_norm_dtype(a))
     low, high = (extreme.item() for extreme in torch.aminmax(norms))
-    info = torch.finfo(norms.dtype)
-    least = info.smallest_normal**0.5 * 2.0**20
-    if not high < info.max or (eps < least and not low > least):  # `not <`: also when one is NaN
+    least = _least_norm(norms.dtype)
+    if not high < math.inf or (eps < least and not low > least):  # `not <`: also when one is NaN
         return None
     if low <= eps:
         norms = torch.where(norms <= eps, 1.0, norms)
     rows.div_(norms.unsqueeze(-1))
     return norms.transpose(1, 2)
+
+
+def _compiler_serves(x: Tensor, eps: float) -> bool:
+    """Whether `_in_one_loop_` is for ``x``: what is exported shall hold no operator that it could do without."""
+    compiling = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
+    return compiling and x.device.type == "cpu" and eps >= _least_norm(_norm_dtype(x))
+
+
+def _in_one_loop_(a: Tensor, lse: Tensor, eps: float) -> Tensor:
+    """What a compiler for CPUs makes one pass of, in the order of memory.
+
+    The formula looks for the largest entry of a row before it squares any: half of the time of short rows. Here rows
+    whose squares overflow are left as they are, and :func:`overflowed_rows_` attends to them.
+    """
+    rows = a.transpose(1, 2).to(_norm_dtype(a))
+    norms = rows.square().sum(dim=-1, keepdim=True).sqrt()
+    norms = torch.where(norms <= eps, 1.0, norms)
+    divisor = torch.where(norms == math.inf, 1.0, norms)
+    a.copy_((rows / divisor).transpose(1, 2))
+    log_norms = divisor.log()
+    if a.dtype == torch.float16:  # squares of float16 fit into float32
+        log_norms = log_norms.clamp_min(math.log(FLOAT16_FLOOR))
+    lse += log_norms.squeeze(-1).transpose(1, 2)
+    norms = norms.squeeze(-1).transpose(1, 2)
+    if a.dtype != torch.float16:
+        torch.ops.preconditioned_attention.overflowed_rows_.default(a, lse, norms, eps)
+    return norms
+
+
+def overflowed_rows_(a: Tensor, lse: Tensor, norms: Tensor, eps: float) -> None:
+    """`(A, L, r) -> (Y, lambda, r)` in place, for the rows whose ``norms`` are infinite."""
+    if norms.numel() == 0 or norms.amax().item() < math.inf:
+        return
+    found = norms == math.inf
+    rows = a[found].view(1, 1, -1, a.shape[-1])
+    found_norms, log_norms = _by_the_formula_(rows, eps)
+    a[found], norms[found] = rows.view(-1, a.shape[-1]), found_norms.flatten()
+    lse[found] += log_norms.flatten().to(lse.dtype)
+
+
+def _least_norm(dtype: torch.dtype) -> float:
+    """From here on the squares of a row are as exact in ``dtype`` as their sum."""
+    return torch.finfo(dtype).smallest_normal ** 0.5 * 2.0**20
 
 
 def _by_the_formula_(a: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -107,7 +107,7 @@ torch.library.register_fake("preconditioned_attention::varlen_flash_backward", _
 
 
 def _kernel_forward(inputs: PackedInputs, options: PackedOptions) -> tuple[Tensor, Tensor]:
-    max_q, max_k, (is_causal, scale, _) = options
+    max_q, max_k, (is_causal, scale, *_) = options
     a, lse = torch.ops.preconditioned_attention.varlen_flash.default(*inputs, max_q, max_k, is_causal, scale)
     return a, lse
 
@@ -115,7 +115,7 @@ def _kernel_forward(inputs: PackedInputs, options: PackedOptions) -> tuple[Tenso
 def _kernel_backward(
     dout: Tensor, inputs: PackedInputs, saved: PackedSaved, options: PackedOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    max_q, max_k, (is_causal, scale, _) = options
+    max_q, max_k, (is_causal, scale, *_) = options
     dq, dk, dv = torch.ops.preconditioned_attention.varlen_flash_backward.default(
         dout, *inputs, saved.out, saved.lse, max_q, max_k, is_causal, scale
     )

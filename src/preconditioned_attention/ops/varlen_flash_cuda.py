@@ -22,7 +22,7 @@ _MULTIPLE = 8  # of which the kernel wants the head dimension to be
 
 
 def _kernel_forward(inputs: PackedInputs, options: PackedOptions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    max_q, max_k, (is_causal, scale, dropout_p) = options
+    max_q, max_k, (is_causal, scale, dropout_p, _) = options
     a, lse, seed, offset, _ = _forward(*inputs, max_q, max_k, dropout_p, is_causal, False, scale=scale)
     return a, lse, seed, offset
 
@@ -31,7 +31,7 @@ def _kernel_backward(
     dout: Tensor, inputs: PackedInputs, saved: PackedSaved, options: PackedOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, *cu_seqs = inputs
-    max_q, max_k, (is_causal, scale, dropout_p) = options
+    max_q, max_k, (is_causal, scale, dropout_p, _) = options
     dq, dk, dv = _backward(
         dout, q, k, v, saved.out, saved.lse, *cu_seqs, max_q, max_k, dropout_p, is_causal, *saved.state, scale=scale
     )

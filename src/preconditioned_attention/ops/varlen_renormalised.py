@@ -64,24 +64,23 @@ def renormalised_packed(kernel_forward: PackedForward, kernel_backward: PackedBa
             cu_seq_k: Tensor,
             options: PackedOptions,
             eps: float,
-            full: bool,
         ) -> Tensor:
             inputs = PackedInputs(q, k, v, cu_seq_q, cu_seq_k)
             a, lse, *state = kernel_forward(inputs, options)
             norms = precondition_rows_(as_dense(a), lse.unsqueeze(0), eps)
-            kept = None if full and q.dtype != torch.float16 else norms
+            kept = None if options.shared.full and q.dtype != torch.float16 else norms
             ctx.save_for_backward(*inputs, a, lse, kept, *state)
-            ctx.options, ctx.full = options, full
+            ctx.options = options
             return a.view_as(a)  # torch 2.11 loses the gradient of an output that was changed in place in a trace
 
         @staticmethod
         @once_differentiable
         def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
             *tensors, y, lse, norms = ctx.saved_tensors[:8]
-            dout, out = cotangents(as_dense(dy), as_dense(y), norms, full=ctx.full)
+            dout, out = cotangents(as_dense(dy), as_dense(y), norms, full=ctx.options.shared.full)
             saved = PackedSaved(as_packed(out), lse, ctx.saved_tensors[8:])
             grads = kernel_backward(as_packed(dout), PackedInputs(*tensors), saved, ctx.options)
-            return *grads, None, None, None, None, None
+            return *grads, None, None, None, None
 
     def attend(packed: Packed) -> Tensor:
         call = packed.call
@@ -89,10 +88,11 @@ def renormalised_packed(kernel_forward: PackedForward, kernel_backward: PackedBa
         # One tensor in two places would stop torch.compile at the Function: a view of it is another tensor.
         k = k.view_as(k) if k is q else k
         v = v.view_as(v) if v is call.k or v is q else v
-        options = PackedOptions(packed.max_q, packed.max_k, Options(call.is_causal, call.scale, call.dropout_p))
+        shared = Options(call.is_causal, call.scale, call.dropout_p, call.gradient == "full")
+        options = PackedOptions(packed.max_q, packed.max_k, shared)
         at_q, at_k = packed.cu_seq_q, packed.cu_seq_k
         at_k = at_k.view_as(at_k) if at_k is at_q else at_k
-        out: Tensor = RenormalisedPacked.apply(q, k, v, at_q, at_k, options, call.eps, call.gradient == "full")
+        out: Tensor = RenormalisedPacked.apply(q, k, v, at_q, at_k, options, call.eps)
         if call.gain is None:
             return out
         return (out * call.gain.to(torch.promote_types(out.dtype, torch.float32)).view(-1, 1)).to(out.dtype)
