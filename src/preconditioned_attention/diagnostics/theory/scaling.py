@@ -13,6 +13,8 @@ from ..._extras import require
 from ...equilibration import row_norms
 from ..condition import condition_number
 
+_TOLERANCE = 1e-10  # asked of the solver; how far it came is for the dual bound to say
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowScaling:
@@ -112,7 +114,8 @@ def _solve(rows: Tensor) -> tuple[Tensor, float, str]:
         warnings.filterwarnings("ignore", message="Solution may be inaccurate")  # the bound says how inaccurate
         try:
             # The numbers are of size 1 already: Clarabel's own scaling of them was seen to break down at d = 32.
-            problem.solve(solver=cvxpy.CLARABEL, equilibrate_enable=False)
+            tolerances = dict.fromkeys(("tol_gap_abs", "tol_gap_rel", "tol_feas"), _TOLERANCE)
+            problem.solve(solver=cvxpy.CLARABEL, equilibrate_enable=False, **tolerances)
         except cvxpy.error.SolverError as error:
             raise RuntimeError(f"Clarabel failed on a matrix of shape {tuple(rows.shape)}: {error}") from error
     if w.value is None:
