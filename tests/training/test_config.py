@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from preconditioned_attention.config import PreconditionConfig
+from preconditioned_attention.diagnostics import MonitorConfig
 from preconditioned_attention.training import TrainConfig
 from tests.training.toy import toy_config
 
@@ -15,6 +16,7 @@ FULL = {
     "betas": [0.8, 0.95],
     "warmup_steps": 4,
     "final_learning_rate": 1e-5,
+    "milestones": [6, 9],
     "clip_norm": 1,
     "accumulation_steps": 2,
     "precision": "bfloat16",
@@ -22,6 +24,8 @@ FULL = {
     "evaluate_every": 5,
     "checkpoint_every": 6,
     "keep_checkpoints": 3,
+    "workers": 1,
+    "monitor": MonitorConfig(every=4, heads=2),
 }
 
 
@@ -53,6 +57,8 @@ def test_options_are_copied() -> None:
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch_size": -1}, "batch_size must be at least 1"),
         ({"seed": -1}, "seed must be at least 0"),
+        ({"workers": -1}, "workers must be at least 0"),
+        ({"milestones": [0]}, "milestones must be at least 1"),
         ({"learning_rate": 0.0}, "learning_rate must be a number|learning_rate must be more than 0"),
         ({"learning_rate": float("nan")}, "learning_rate must be more than 0"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0"),

@@ -109,7 +109,7 @@ class ConditionMonitor:
 
     def close(self) -> None:
         """Stop looking; the model is as it was. Closing twice is no error."""
-        if self._training_only and self._handles and not self._passes:
+        if self._training_only and self._handles and not (self._passes or self._driven):
             warnings.warn(
                 "the monitor was attached and saw no forward pass in training mode: call the model itself (not a part "
                 "of it, nor compiled code made before), or use the monitor as a context manager",

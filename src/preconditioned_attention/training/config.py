@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from .._checks import check_integer, check_known, check_number
 from .._yaml import format_yaml, parse_yaml
 from ..config import PreconditionConfig, check_choice
+from ..diagnostics import MonitorConfig
 
 Precision = Literal["float32", "float64", "bfloat16", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -30,7 +31,8 @@ class TrainConfig:
         weight_decay: AdamW's decoupled weight decay; parameters with fewer than two axes are left out.
         betas: AdamW's two averages.
         warmup_steps: the learning rate grows linearly over this many steps.
-        final_learning_rate: where the cosine ends.
+        final_learning_rate: where the cosine ends, and the least that ``milestones`` leave.
+        milestones: steps after which the learning rate is a tenth of what it was; they replace the cosine.
         clip_norm: the norm that the whole gradient is clipped to, or None.
         accumulation_steps: micro-batches per optimiser step.
         precision: ``"float32"`` and ``"float64"`` are the type of weights and inputs; ``"bfloat16"`` and
@@ -40,6 +42,9 @@ class TrainConfig:
         evaluate_every: steps between evaluations on the validation split; None evaluates at the end only.
         checkpoint_every: steps between checkpoints; None writes one at the end only.
         keep_checkpoints: the newest so many are kept.
+        workers: processes that load examples ahead; 0 loads them in the process that trains. It changes no number.
+        monitor: what of the model's attention is looked at on the way, every ``monitor.every`` optimiser steps from
+            the first on; None: nothing. It changes no number that is trained.
 
     Raises:
         TypeError, ValueError: an option has a value it cannot have; the message names it.
@@ -56,6 +61,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     warmup_steps: int = 0
     final_learning_rate: float = 0.0
+    milestones: tuple[int, ...] = ()
     clip_norm: float | None = None
     accumulation_steps: int = 1
     precision: Precision = "float32"
@@ -63,6 +69,8 @@ class TrainConfig:
     evaluate_every: int | None = None
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
+    workers: int = 0
+    monitor: MonitorConfig | None = None
 
     def __post_init__(self) -> None:
         self._check_task()
@@ -77,10 +85,13 @@ class TrainConfig:
             raise TypeError(f"task_options must be a mapping of the task's options; got {self.task_options!r}")
         if self.precondition is not None and not isinstance(self.precondition, PreconditionConfig):
             raise TypeError(f"precondition must be a PreconditionConfig or None; got {self.precondition!r}")
+        if self.monitor is not None and not isinstance(self.monitor, MonitorConfig):
+            raise TypeError(f"monitor must be a MonitorConfig or None; got {self.monitor!r}")
         object.__setattr__(self, "task_options", dict(self.task_options))
 
     def _check_counts(self) -> None:
         check_integer("seed", self.seed, minimum=0)
+        check_integer("workers", self.workers, minimum=0)
         for name in ("steps", "batch_size", "accumulation_steps", "keep_checkpoints"):
             check_integer(name, getattr(self, name), minimum=1)
         for name in ("evaluate_every", "checkpoint_every"):
@@ -91,6 +102,13 @@ class TrainConfig:
                 f"warmup_steps must be less than steps, or the learning rate never arrives; got "
                 f"warmup_steps={self.warmup_steps}, steps={self.steps} (with_steps() scales both)"
             )
+        milestones = tuple(check_integer("milestones", step, minimum=1) for step in self._listed_milestones())
+        object.__setattr__(self, "milestones", milestones)
+
+    def _listed_milestones(self) -> list[int]:
+        if not isinstance(self.milestones, list | tuple):
+            raise TypeError(f"milestones must be a list of steps; got {self.milestones!r}")
+        return sorted(self.milestones)
 
     def _check_numbers(self) -> None:
         if isinstance(self.betas, str) or not hasattr(self.betas, "__len__") or len(self.betas) != 2:
@@ -114,7 +132,7 @@ class TrainConfig:
             object.__setattr__(self, name, value)
 
     def with_steps(self, steps: int) -> TrainConfig:
-        """The same run at another length: warm-up and the intervals of evaluations and checkpoints scale with it."""
+        """The same run at another length: warm-up and the intervals of evaluations, checkpoints and monitor scale."""
         check_integer("steps", steps, minimum=1)
 
         def scaled(interval: int | None) -> int | None:
@@ -124,13 +142,15 @@ class TrainConfig:
             self,
             steps=steps,
             warmup_steps=self.warmup_steps * steps // self.steps,
+            milestones=tuple(max(1, milestone * steps // self.steps) for milestone in self.milestones),
             evaluate_every=scaled(self.evaluate_every),
             checkpoint_every=scaled(self.checkpoint_every),
+            monitor=self.monitor and dataclasses.replace(self.monitor, every=scaled(self.monitor.every)),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, ready for JSON or YAML."""
-        return {**dataclasses.asdict(self), "betas": list(self.betas)}
+        return {**dataclasses.asdict(self), "betas": list(self.betas), "milestones": list(self.milestones)}
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> TrainConfig:
@@ -152,6 +172,8 @@ class TrainConfig:
         values = dict(options)
         if isinstance(values.get("precondition"), Mapping):
             values["precondition"] = PreconditionConfig.from_dict(values["precondition"])
+        if isinstance(values.get("monitor"), Mapping):
+            values["monitor"] = MonitorConfig.from_dict(values["monitor"])
         return cls(**values)
 
     def to_yaml(self) -> str:

@@ -4,6 +4,7 @@
 
     config.yaml        the run's configuration
     metrics.jsonl      one line per optimiser step and per evaluation
+    conditioning.csv   what the monitor saw, one line per matrix, if the run has one
     checkpoints/       step-00000100/ ...: complete ones only
     tensorboard/       the same numbers, where TensorBoard is installed
     model.safetensors  the weights that were evaluated at the end
@@ -28,14 +29,15 @@ class RunFolder:
         self.path = path
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.jsonl"
+        self.conditioning = path / "conditioning.csv"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.weights = path / "model.safetensors"
         self.result = path / "result.json"
 
     def _present(self) -> list[Path]:
-        owned = (self.config, self.metrics, self.checkpoints, self.tensorboard, self.weights, self.result)
-        return [path for path in owned if path.exists()]
+        files = (self.config, self.metrics, self.conditioning, self.weights, self.result)
+        return [path for path in (*files, self.checkpoints, self.tensorboard) if path.exists()]
 
     def check(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
         """Raise, before any work is done, if a run of ``config`` may not or cannot be written here.

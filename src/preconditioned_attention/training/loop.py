@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import nn
-from torch.utils.data import DataLoader
 
 from .._environment import describe_environment
 from .._extras import require
 from .._files import write_atomically
 from ..conversion import precondition_
-from ..tasks import Batch, Splits, make_task
+from ..tasks import Splits, make_task
 from .checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint, save_weights
+from .conditioning import ConditioningLog
 from .config import TrainConfig
 from .errors import NonFiniteError, WriteError
 from .evaluation import evaluate, is_finite
+from .examples import load_batches
 from .folder import RunFolder
 from .metrics import MetricsLog, read_metrics
 from .order import BatchOrder
@@ -79,13 +79,15 @@ def train(
     splits = task.datasets()
     order = _batch_order(config, accelerator, splits)
     state = build_state(config, task, accelerator, prepare or partial(_precondition, config=config))
-    with ProgressLine(
-        task.name, total=config.steps, batch_size=config.batch_size, enabled=progress and accelerator.is_main_process
-    ) as line:
+    enabled = progress and accelerator.is_main_process
+    progress_line = ProgressLine(task.name, total=config.steps, batch_size=config.batch_size, enabled=enabled)
+    with ConditioningLog(state, folder.conditioning) as conditioning, progress_line as line:
         log = _begin(state, folder, line, resume=resume)
         try:
-            _run(state, splits, order, folder, log, line)
-            return _finish(state, splits, folder, log)
+            conditioning.begin(resume=resume)
+            _run(state, splits, order, folder, log, conditioning, line)
+            conditioning.close()
+            return _finish(state, splits, folder, log, conditioning)
         finally:
             log.close()
             for tracker in accelerator.trackers:
@@ -129,15 +131,23 @@ def _begin(state: TrainState, folder: RunFolder, line: ProgressLine, *, resume: 
 
 
 def _run(
-    state: TrainState, splits: Splits, order: BatchOrder, folder: RunFolder, log: MetricsLog, line: ProgressLine
+    state: TrainState,
+    splits: Splits,
+    order: BatchOrder,
+    folder: RunFolder,
+    log: MetricsLog,
+    conditioning: ConditioningLog,
+    line: ProgressLine,
 ) -> None:
     """The steps that are left."""
     config = state.config
-    batches = _batches(splits, order, first_step=state.step)
+    order = dataclasses.replace(order, first_step=state.step)
+    batches = load_batches(splits.train, order, collate=splits.collate, workers=config.workers)
     state.model.train()
     while state.step < config.steps:
         try:
-            record = optimiser_step(state, batches)
+            with conditioning.step():
+                record = optimiser_step(state, batches)
             log.add("step", record)
             state.accelerator.log({f"train/{name}": record[name] for name in record if name != "step"}, state.step)
             line.step(record)
@@ -149,15 +159,18 @@ def _run(
             _save(state, folder, log)
 
 
-def _finish(state: TrainState, splits: Splits, folder: RunFolder, log: MetricsLog) -> TrainResult:
+def _finish(
+    state: TrainState, splits: Splits, folder: RunFolder, log: MetricsLog, conditioning: ConditioningLog
+) -> TrainResult:
     """Evaluate on both splits and write the result."""
-    test = evaluate(state, splits.test, split="test")
+    test = evaluate(state, splits.test, split="test", collate=splits.collate)
     evaluations, steps = log.of_kind("evaluation"), log.of_kind("step")
     result = TrainResult(
         validation={name: value for name, value in evaluations[-1].items() if name != "step"},
         test=test,
         losses=[record["loss"] for record in steps],
         evaluations=evaluations,
+        conditioning=conditioning.history,
         seconds_per_step=statistics.median(record["seconds"] for record in steps),
         model=state.final_model(),
         config=state.config,
@@ -170,17 +183,12 @@ def _finish(state: TrainState, splits: Splits, folder: RunFolder, log: MetricsLo
     return result
 
 
-def _batches(splits: Splits, order: BatchOrder, *, first_step: int) -> Iterator[Batch]:
-    sampler = dataclasses.replace(order, first_step=first_step)
-    return iter(DataLoader(splits.train, batch_sampler=sampler))
-
-
 def _due(state: TrainState, interval: int | None) -> bool:
     return state.step == state.config.steps or (interval is not None and state.step % interval == 0)
 
 
 def _evaluate(state: TrainState, splits: Splits, log: MetricsLog) -> None:
-    metrics = evaluate(state, splits.validation, split="validation")
+    metrics = evaluate(state, splits.validation, split="validation", collate=splits.collate)
     if not is_finite(metrics):
         raise NonFiniteError(f"step {state.step}: validation metrics {metrics}. Try a lower learning rate")
     log.add("evaluation", {"step": state.step, **metrics})

@@ -20,6 +20,8 @@ class TrainResult:
         test: the same on the test split.
         losses: the training loss of every optimiser step, resumed parts included.
         evaluations: the validation metrics during training: ``step`` (steps taken so far), ``loss``, the metric.
+        conditioning: what the monitor saw: per recorded ``step`` and ``layer``, the medians that
+            ``ConditionMonitor.summary()`` gives; empty without ``config.monitor``.
         seconds_per_step: the median over all steps; evaluations and checkpoints are not counted.
         model: the model that was evaluated (the averaged one if ``config.ema_decay`` is set), in evaluation mode.
         config: the run's configuration.
@@ -30,13 +32,14 @@ class TrainResult:
     test: dict[str, float]
     losses: list[float]
     evaluations: list[dict[str, Any]]
+    conditioning: list[dict[str, Any]]
     seconds_per_step: float
     model: nn.Module
     config: TrainConfig
     environment: dict[str, Any]
 
     def to_json(self) -> str:
-        """Everything but the weights and the loss of every step, which have files of their own."""
+        """Everything but the weights, the loss of every step and the conditioning, which have files of their own."""
         content = {
             "validation": self.validation,
             "test": self.test,
