@@ -54,7 +54,7 @@ def measure_step(shape: Shape, *, device: str, seconds: float) -> Iterator[Row]:
     for gradient in ("full", "stop"):
         models[gradient] = copy.deepcopy(plain)
         precondition_(models[gradient], PreconditionConfig(gradient=gradient), strict=True)
-    steps = {name: partial(_step, model, _optimizer(model), loss) for name, model in models.items()}
+    steps = {name: partial(take_step, model, make_optimizer(model), loss) for name, model in models.items()}
     for name, timing in time_against_first(steps, seconds=seconds).items():
         yield Row(
             shape=shape.name, batch=shape.batch, heads=shape.heads, length=shape.length, keys=shape.keys,
@@ -65,11 +65,13 @@ def measure_step(shape: Shape, *, device: str, seconds: float) -> Iterator[Row]:
         )  # fmt: skip
 
 
-def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of the measured steps; the model is in training mode from here on."""
     return torch.optim.AdamW(model.train().parameters(), lr=1e-5)
 
 
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
+def take_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss) -> None:
+    """Forward, backward, update."""
     optimizer.zero_grad()
     loss(model).backward()
     optimizer.step()

@@ -10,12 +10,22 @@ from rich.progress import track
 
 from .._checks import check_known
 from .._files import write_atomically
-from ..benchmarking import SHAPES, STEPS, Row, keep_memory, measure_shape, measure_step, rows_to_csv
+from ..benchmarking import (
+    MONITORED,
+    SHAPES,
+    STEPS,
+    Row,
+    keep_memory,
+    measure_monitor,
+    measure_shape,
+    measure_step,
+    rows_to_csv,
+)
 from ..reporting import Ratio, Table, plot_ratios, print_table
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = ("eager", "compiled")
-NAMES = tuple(shape.name for shape in (*SHAPES, *STEPS))
+NAMES = tuple(shape.name for shape in (*SHAPES, *STEPS, MONITORED))
 
 
 def bench(
@@ -65,11 +75,13 @@ def _measurements(
         yield list(measure_shape(shape, DTYPES[dtype], compiled=compiled, device=device, seconds=seconds))
     for shape in track([s for s in STEPS if s.name in shapes], "training steps"):
         yield list(measure_step(shape, device=device, seconds=4 * seconds))
+    if MONITORED.name in shapes:
+        yield list(measure_monitor(device=device, seconds=4 * seconds))
 
 
 def _table(rows: list[Row]) -> Table:
     return Table(
-        title="Time relative to plain attention in the same turn",
+        title="Time relative to plain attention (monitor: to none) in the same turn",
         columns=("shape", "dtype", "mode", "measured", "candidate", "ms", "p20", "p50", "p80", "saved bytes"),
         rows=tuple(
             (
@@ -93,6 +105,6 @@ def _plot(rows: list[Row]) -> bytes:
             high=row.ratio_p80,
         )
         for row in rows
-        if row.candidate != "plain"
+        if row.candidate not in ("plain", "no monitor")
     ]
     return plot_ratios(ratios, title="Time relative to plain attention", x_label="ratio (p20, p50, p80)")
