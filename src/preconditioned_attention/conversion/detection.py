@@ -75,18 +75,25 @@ def _methods(cls: type, name: str) -> Iterator[FunctionType]:
     """Every definition of the method ``name`` in ``cls`` and its bases, those of `nn.Module` left out."""
     if name == "forward" or not hasattr(nn.Module, name):
         for base in cls.__mro__:
-            method = inspect.unwrap(vars(base).get(name, None))
+            method = vars(base).get(name)
             if isinstance(method, staticmethod | classmethod):
-                method = inspect.unwrap(method.__func__)
-            if isinstance(method, FunctionType):
-                yield method
+                method = method.__func__
+            yield from _as_function(method)
 
 
 def _own_functions(caller: FunctionType, name: str) -> Iterator[FunctionType]:
     """The function that ``caller`` means by ``name``, if both are of one file."""
-    found = inspect.unwrap(caller.__globals__.get(name, None))
-    if isinstance(found, FunctionType) and found.__module__ == caller.__module__:
-        yield found
+    for found in _as_function(caller.__globals__.get(name)):
+        if found.__module__ == caller.__module__:
+            yield found
+
+
+def _as_function(value: object) -> Iterator[FunctionType]:
+    """``value``, out of what its decorators wrap it in, if it is a function."""
+    if callable(value):
+        function = inspect.unwrap(value)
+        if isinstance(function, FunctionType):
+            yield function
 
 
 def nested_code(code: CodeType) -> Iterator[CodeType]:

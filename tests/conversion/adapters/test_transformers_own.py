@@ -47,7 +47,8 @@ def test_more_tiny_models(name: str) -> None:
 def test_every_class_of_the_tables_is_in_some_test() -> None:
     tested = {class_name(attention_class(name)) for name in MODULES}
     tested |= {class_name(type(module)) for case in OWN.values() for module in case.build().modules()}
-    by_their_own_tests = {*DEFORMABLE, *(name for name in SEEN_BY if "Flash" in name or "BiMultiHead" in name)}
+    own = ("Flash", "BiMultiHead", "GlobalLocal", "VitsAttention", "NeighborhoodAttention")
+    by_their_own_tests = {*DEFORMABLE, *(name for name in [*SEEN_BY, *RETURNED] if any(part in name for part in own))}
     assert {*RETURNED, *SEEN_BY, *DEFORMABLE, *SWAPPED["transformers_swaps"]} - by_their_own_tests <= tested
 
 
@@ -212,6 +213,74 @@ def test_flash_attention_classes(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert proof.error <= 1e-12
     assert proof.effect > 1e-3
     assert proof.widths == {8}
+
+
+def without_projection(inside: nn.Module, *args: Tensor) -> Tensor:
+    """An identity in the projection's place returns the merged heads, which are normalised and then projected."""
+    projection, inside.out_proj = inside.out_proj, nn.Identity()
+    return projection(normalised(inside(*args)[0]))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_vits(window: int | None) -> None:
+    """Its head's output is the sum of two products, of the values and of embeddings of their relative positions."""
+    settings = config(use_bias=True, window_size=window)
+    module = jitter_(attention_class("vits.VitsAttention")(settings)).double()
+    args = (rows(2, 9), None, torch.zeros(2, 1, 9, 9).double().masked_fill(torch.arange(9) > 6, -1e4))
+    for train in (False, True):
+        proof = compare(module.train(train), *args, config=PreconditionConfig(), reference=without_projection)
+        assert proof.error <= 1e-12
+        assert proof.effect > 1e-3
+
+
+def test_pegasus_x() -> None:
+    """By dense attention with a mask: tokens see their block and the global tokens, those see everything."""
+    module = jitter_(attention_class("pegasus_x.PegasusXGlobalLocalAttention")(32, 4, block_size=4)).double()
+    x, everywhere = rows(2, 12), rows(1, 2, 3)[0]
+    padding = torch.zeros(2, 12, dtype=torch.float64)
+    padding[1, 8:] = -1e9
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = module
+
+        def forward(self, *args: Tensor) -> Tensor:
+            local, wide, _ = self.attention(*args)
+            return torch.cat([wide, local], dim=1)
+
+    def reference(inside: Joined, x: Tensor, wide: Tensor, padding: Tensor) -> Tensor:
+        a, both = inside.attention, torch.cat([wide, x], dim=1)
+        q, k, v = (heads(layer(both)) for layer in (a.q_proj, a.k_proj, a.v_proj))
+        block = torch.cat([torch.full((3,), -1), torch.arange(12) // 4])
+        seen = (block[:, None] == block) | (block == -1) | (block[:, None] == -1)
+        mask = torch.where(seen, 0.0, -torch.inf).double() + nn.functional.pad(padding, (3, 0))[:, None, None]
+        return a.out_proj(diagonal_product(attention_rows(q, k, v, mask)).transpose(1, 2).flatten(2))
+
+    for train in (False, True):
+        proof = compare(Joined().train(train), x, everywhere, padding, config=PreconditionConfig(), reference=reference)
+        assert proof.error <= 1e-12
+        assert proof.effect > 1e-3
+
+
+def test_neighbourhoods(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels are in a package of their own; in their place, attention within every slice of the first axes."""
+    library = importlib.import_module("transformers.models.dinat.modeling_dinat")
+
+    def scores(query: Tensor, key: Tensor, *_: object) -> Tensor:
+        return query.flatten(2, 3) @ key.flatten(2, 3).mT
+
+    def products(weights: Tensor, value: Tensor, *_: object) -> Tensor:
+        return (weights @ value.flatten(2, 3)).view_as(value)
+
+    monkeypatch.setattr(library, "natten2dqkrpb", scores)
+    monkeypatch.setattr(library, "natten2dav", products)
+    module = jitter_(attention_class("dinat.NeighborhoodAttention")(config(), 32, 4, 3, 1)).double()
+    for train in (False, True):
+        proof = compare(module.train(train), rows(2, 4, 4), config=PreconditionConfig())
+        assert proof.error <= 1e-12
+        assert proof.effect > 1e-3
+        assert proof.widths == {8}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -36,10 +36,10 @@ def rows(*shape: int) -> Tensor:
 
 def attention_class(name: str) -> type[nn.Module]:
     """The class ``model.Class`` or ``folder.file.Class``."""
-    folder, *file, cls = name.split(".")
-    found: type[nn.Module] = getattr(
-        importlib.import_module(f"transformers.models.{folder}.modeling_{(file or [folder])[0]}"), cls
-    )
+    folder, *files, cls = name.split(".")
+    file = files[0] if files else folder
+    file = file if file in ("perceiver",) else f"modeling_{file}"
+    found: type[nn.Module] = getattr(importlib.import_module(f"transformers.models.{folder}.{file}"), cls)
     return found
 
 
@@ -48,6 +48,17 @@ Built = tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...]]  # arguments of 
 _QUERY, _KEY = rows(2, 5), rows(2, 9)
 _BIAS = torch.randn(2, 1, 5, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 _SQUARE = torch.randn(2, 1, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+_KEEP = torch.ones(2, 9)
+_KEEP[1, 6:] = 0
+_CHUNKS = config(
+    attention_logit_cap=50.0,
+    attention_chunk_size=4,
+    attention_context_left=3,
+    attention_context_right=0,
+    attention_invalid_logits_value=-1e9,
+    use_clipped_linears=False,
+)
+_CONFORMER = config(hidden_dim=32, dim_head=8, context_size=4, max_pos_emb=4)
 # What makes the classes that index the table of attention functions do so.
 _FLASH = config(_attn_implementation="flash_attention_2", attention_downsample_rate=2)
 
@@ -57,13 +68,36 @@ MODULES: dict[str, Callable[[], Built]] = {
     "clvp.ClvpSelfAttention": lambda: ((config(),), {}, (_KEY, None, _SQUARE)),
     "dab_detr.DetrAttention": lambda: ((config(),), {}, (_KEY, _SQUARE, _KEY)),
     "dab_detr.DabDetrAttention": lambda: ((config(),), {}, (_QUERY, _BIAS, _KEY, _KEY)),
+    "evolla.EvollaSequenceCompressorAttention": lambda: (
+        (32, 8, 4),
+        {},
+        (_KEY, _QUERY, torch.cat([_KEEP, torch.ones(2, 5)], dim=1)),
+    ),
+    "evolla.EvollaSequenceAlignerCrossAttention": lambda: (
+        (config(aligner_attention_probs_dropout_prob=0.0, aligner_enable_bias=True, aligner_ffn_mult=2), 32, 32),
+        {},
+        (_QUERY, _KEY, _KEY, None, torch.ones(2, 5), _KEEP, _KEEP),
+    ),
     "fastspeech2_conformer.FastSpeech2ConformerAttention": lambda: (
         (config(), {"num_attention_heads": 4, "attention_dropout_rate": 0.0}),
         {},
         (_KEY, torch.ones(2, 1, 9), rows(1, 17)),
     ),
+    "gemma4.Gemma4AudioAttention": lambda: (
+        (_CHUNKS, 0),
+        {},
+        (_KEY, rows(1, 6), torch.arange(6).expand(2, 1, 3, 4, 6) == 5),
+    ),
+    **{
+        name: lambda: ((_CONFORMER,), {}, (_KEY, torch.randint(0, 9, (4, 4))))
+        for name in (
+            "granite_speech.GraniteSpeechConformerAttention",
+            "granite_speech_plus.GraniteSpeechPlusConformerAttention",
+        )
+    },
     "grounding_dino.GroundingDinoMultiheadAttention": lambda: ((config(), 4), {}, (_QUERY, _KEY, _KEY, _BIAS)),
     "groupvit.GroupViTAttention": lambda: ((config(),), {}, (_QUERY, None, _KEY)),
+    "idefics.perceiver.IdeficsPerceiverAttention": lambda: ((32, 4, 8, True), {}, (_KEY, _QUERY)),
     "kosmos2_5.Kosmos2_5VisionAttention": lambda: ((config(head_dim=8),), {}, (_KEY, _SQUARE)),
     "layoutlmv2.LayoutLMv2SelfAttention": lambda: (
         (config(fast_qkv=False, has_relative_attention_bias=False, has_spatial_attention_bias=False),),
@@ -75,6 +109,12 @@ MODULES: dict[str, Callable[[], Built]] = {
     "mm_grounding_dino.MMGroundingDinoMultiheadAttention": lambda: ((config(), 4), {}, (_QUERY, _KEY, _KEY, _BIAS)),
     "omdet_turbo.OmDetTurboMultiheadAttention": lambda: ((config(), 32, 4, 0.0), {}, (_QUERY, _KEY, _KEY, _BIAS)),
     "oneformer.OneFormerAttention": lambda: ((32, 4), {}, (_KEY, None, rows(2, 9))),
+    "oneformer.OneFormerTextMapperAttention": lambda: ((32, 4), {}, (_QUERY, _KEY, _KEY)),
+    "pp_doclayout_v2.PPDocLayoutV2ReadingOrderSelfAttention": lambda: (
+        (config(has_relative_attention_bias=True, has_spatial_attention_bias=True),),
+        {},
+        (_KEY, torch.zeros(2, 1, 1, 9), _SQUARE, _SQUARE),
+    ),
     "prophetnet.ProphetNetAttention": lambda: ((config(), 4), {}, (_QUERY, _KEY, torch.zeros(2, 4, 1, 9))),
     "qwen2_5_omni.DiTAttention": lambda: (
         (config(head_dim=8, _attn_implementation="sdpa"),),
@@ -116,7 +156,7 @@ MODULES: dict[str, Callable[[], Built]] = {
     },
 }
 
-SINGLE = {"layoutlmv2.LayoutLMv2SelfAttention"}
+SINGLE = {"gemma4.Gemma4AudioAttention", "layoutlmv2.LayoutLMv2SelfAttention"}
 
 
 def build(name: str) -> tuple[nn.Module, tuple[Any, ...]]:

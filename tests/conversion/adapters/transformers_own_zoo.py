@@ -57,7 +57,64 @@ def boxes() -> dict[str, Tensor]:
     return {**tokens(), "bbox": torch.cat([corners, corners + 5], dim=-1)}
 
 
+def entities() -> dict[str, Tensor]:
+    """Padded tokens with the entities that some of them name."""
+    return {
+        **tokens(),
+        "entity_ids": torch.randint(1, 10, (2, 4), generator=generator()),
+        "entity_attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+        "entity_position_ids": torch.randint(0, 12, (2, 4, 3), generator=generator()),
+    }
+
+
+_FUNNEL = {
+    "vocab_size": 40,
+    "block_sizes": [1, 1],
+    "d_model": 32,
+    "n_head": 4,
+    "d_head": 8,
+    "d_inner": 32,
+    "num_decoder_layers": 1,
+}
+
 OWN = {
+    "luke": Case("luke", {**TEXT, "entity_vocab_size": 12, "entity_emb_size": 16}, entities),
+    "squeezebert": Case("squeezebert", {**TEXT, "embedding_size": 32, "q_groups": 2, "k_groups": 2, "v_groups": 2}),
+    "ibert": Case("ibert", TEXT),
+    # Both take their softmax in float32, whatever the dtype.
+    "funnel": Case("funnel", _FUNNEL, model="FunnelModel", dtype=torch.float32),
+    "funnel, factorized": Case(
+        "funnel", {**_FUNNEL, "attention_type": "factorized"}, model="FunnelModel", dtype=torch.float32
+    ),
+    "prophetnet": Case(
+        "prophetnet",
+        {
+            "hidden_size": 32,
+            "vocab_size": 40,
+            "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32,
+            "num_encoder_layers": 2,
+            "num_decoder_layers": 2,
+            "num_encoder_attention_heads": 4,
+            "num_decoder_attention_heads": 4,
+            "ngram": 2,
+            "num_buckets": 8,
+            "max_position_embeddings": 32,
+        },
+        pairs,
+        dtype=torch.float32,
+    ),
+    "sew-d": Case(
+        "sew-d",
+        {
+            **SPEECH,
+            "squeeze_factor": 2,
+            "position_buckets": 8,
+            "max_position_embeddings": 32,
+            "pos_att_type": ["p2c", "c2p"],
+        },
+        wave,
+    ),
     **same("mpnet megatron-bert rembert roformer visual_bert", {**TEXT, "visual_embedding_dim": 16}),
     "deberta": Case("deberta", {**TEXT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
     "deberta, talking heads": Case("deberta", {**TEXT, "relative_attention": True, "talking_head": True}),

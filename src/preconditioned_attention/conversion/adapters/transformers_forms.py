@@ -237,7 +237,9 @@ class Autocorrelation(_Defined):
 class ProbSparse(_Defined):
     """Informer: softmax attention for the queries that it selects."""
 
-    definition = "for the queries that are not selected, the mean of all values (in a decoder: the sum of those so far)"
+    definition = (
+        "what the selected queries attend to; for the others, the mean of all values (in a decoder: the sum up to them)"
+    )
 
 
 @register_adapter(*named("mra.MraSelfAttention"))
