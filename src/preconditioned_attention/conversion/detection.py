@@ -36,7 +36,18 @@ def computes_attention(module: nn.Module) -> bool:
     own_names = {name for name, _ in module.named_children()} | {
         name for name, _ in module.named_parameters(recurse=False)
     }
-    return re.search(r"attention|attn", cls.__name__, re.IGNORECASE) is not None and bool(own_names & _PROJECTIONS)
+    return _has_the_name(cls) and bool(own_names & _PROJECTIONS)
+
+
+def named_after_attention(cls: type[nn.Module]) -> bool:
+    """Whether ``cls`` has attention's name and projections by its code, where there is no module to look at."""
+    makers = (inspect.unwrap(vars(base)["__init__"]) for base in cls.__mro__ if "__init__" in vars(base))
+    names = {name for maker in makers if isinstance(maker, FunctionType) for name in maker.__code__.co_names}
+    return _has_the_name(cls) and bool(names & _PROJECTIONS)
+
+
+def _has_the_name(cls: type) -> bool:
+    return re.search(r"attention|attn", cls.__name__, re.IGNORECASE) is not None
 
 
 @functools.cache

@@ -174,11 +174,13 @@ def find_adapter(module: nn.Module) -> Adapter | None:
         for adapter in _adapters.get(class_name(base), ()):
             if adapter.serves(cls, base):
                 return adapter
-    for finder in _finders:
-        found = finder(cls)
-        if found is not None:
-            return found
-    return None
+    return found_by_look_up(cls)
+
+
+def found_by_look_up(cls: type[nn.Module]) -> Adapter | None:
+    """The adapter that a finder has for ``cls``, whatever is registered for it by name."""
+    _load_adapters()
+    return next((found for finder in _finders if (found := finder(cls)) is not None), None)
 
 
 def _load_adapters() -> None:

@@ -395,7 +395,7 @@ def test_a_processor_that_is_not_known_is_refused_before_and_after() -> None:
     before = first_output(model, inputs)
     adapted = copy.deepcopy(model)
     adapted.transformer_blocks[0].attn.set_processor(FluxIPAdapterAttnProcessor(16, 6, dtype=torch.float64))
-    with pytest.raises(ValueError, match="FluxIPAdapterAttnProcessor is not one"):
+    with pytest.raises(ValueError, match="FluxIPAdapterAttnProcessor: it attends once more"):
         precondition_(adapted, strict=True)
     report = precondition_(model, strict=True)
     assert len(report.converted) == 3

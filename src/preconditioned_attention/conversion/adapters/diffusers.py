@@ -1,66 +1,76 @@
-"""diffusers: the attention of its U-Nets and transformers.
+"""diffusers: the attention of its U-Nets, transformers and autoencoders.
 
-A module holds the projections and a processor computes. In the processors named below the heads' outputs, merged head
-by head, go into `to_out[0]` and, where a second stream is attended to in the same call, into `to_add_out`, with
-nothing in between. Single-stream blocks have no projection in the attention: it returns the heads' outputs, and the
-block projects them together with its feed-forward part. Flux 2 does the latter inside the attention.
+A module holds the projections and a processor computes (`diffusers_processors` says which are served). The heads'
+outputs, merged head by head, go into the output projections of the table below, one for every stream that is attended
+to in the same call, with nothing in between. Single-stream blocks have no projection in the attention: it returns the
+heads' outputs, and the block projects them together with its feed-forward part. Flux 2 does the latter inside the
+attention. The autoencoders' blocks of one head compute on their own.
 
 A processor can be replaced at any time, so a converted module looks at its processor whenever it is called.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from ...layers import Preconditioner
-from ..mechanisms import Layout, OutputHook, PreHook
-from ..registry import HeadShape, class_name, read_int, register_adapter
+from ..mechanisms import Layout, OutputHook, PostHook, PreHook
+from ..registry import HeadShape, Kind, Refused, read_int, register_adapter, register_composite
+from .diffusers_processors import named, processor_refusal
 
-_SHARED = "diffusers.models.attention_processor."
-_MODELS = "diffusers.models.transformers.transformer_"
+_MODELS = "diffusers.models."
+_SHARED = _MODELS + "attention_processor."
+_TRANSFORMERS = _MODELS + "transformers.transformer_"
+_AUTOENCODERS = _MODELS + "autoencoders.autoencoder_"
 
-# Read in diffusers 0.42.1: each attends once, and hands the merged heads and nothing else to the points.
-KNOWN_PROCESSORS = frozenset(
-    {
-        *(_SHARED + name for name in ("AttnProcessor", "AttnProcessor2_0", "FusedAttnProcessor2_0")),
-        *(_SHARED + name for name in ("AttnAddedKVProcessor", "AttnAddedKVProcessor2_0", "XFormersAttnProcessor")),
-        *(_SHARED + name for name in ("SlicedAttnProcessor", "SlicedAttnAddedKVProcessor")),
-        *(_SHARED + name for name in ("XFormersAttnAddedKVProcessor", "XFormersJointAttnProcessor")),
-        *(_SHARED + name for name in ("JointAttnProcessor2_0", "FusedJointAttnProcessor2_0")),
-        *(_SHARED + name for name in ("AuraFlowAttnProcessor2_0", "FusedAuraFlowAttnProcessor2_0")),
-        *(_SHARED + name for name in ("CogVideoXAttnProcessor2_0", "FusedCogVideoXAttnProcessor2_0")),
-        *(_SHARED + name for name in ("HunyuanAttnProcessor2_0", "FusedHunyuanAttnProcessor2_0")),
-        *(_SHARED + name for name in ("AllegroAttnProcessor2_0", "StableAudioAttnProcessor2_0")),
-        "diffusers.models.transformers.sana_transformer.SanaAttnProcessor2_0",
-        *(_MODELS + name for name in ("bria.BriaAttnProcessor", "bria_fibo.BriaFiboAttnProcessor")),
-        *(_MODELS + name for name in ("chronoedit.WanAttnProcessor", "cogview4.CogView4AttnProcessor")),
-        *(_MODELS + name for name in ("cosmos.CosmosAttnProcessor2_0", "flux.FluxAttnProcessor")),
-        *(_MODELS + name for name in ("flux2.Flux2AttnProcessor", "flux2.Flux2ParallelSelfAttnProcessor")),
-        *(_MODELS + name for name in ("glm_image.GlmImageAttnProcessor", "longcat_image.LongCatImageAttnProcessor")),
-        *(_MODELS + name for name in ("ltx.LTXVideoAttnProcessor", "lumina2.Lumina2AttnProcessor2_0")),
-        *(_MODELS + name for name in ("ovis_image.OvisImageAttnProcessor", "skyreels_v2.SkyReelsV2AttnProcessor")),
-        *(_MODELS + name for name in ("qwenimage.QwenDoubleStreamAttnProcessor2_0", "wan.WanAttnProcessor")),
-        *(_MODELS + name for name in ("wan_animate.WanAttnProcessor", "z_image.ZSingleStreamAttnProcessor")),
-    }
-)
+_TO_OUT = ("to_out.0", "to_add_out")
 
-
-def _unknown_processor(module: nn.Module) -> str | None:
-    """Why the module's present processor cannot be served, or None."""
-    name = class_name(type(module.processor))
-    if name in KNOWN_PROCESSORS:
-        return None
-    return (
-        f"its processor {name} is not one that is known to hand one attention's heads, and nothing else, to the "
-        "output projections (IP-Adapter and PAG, for example, add to them or go around them)"
-    )
+# The output projections -> the classes that have them.
+POINTS: dict[tuple[str, ...], tuple[str, ...]] = {
+    _TO_OUT: (
+        *named(_SHARED, "Attention MochiAttention"),
+        *named(
+            _TRANSFORMERS,
+            """
+            anyflow.AnyFlowAttention anyflow_far.AnyFlowAttention bria.BriaAttention bria_fibo.BriaFiboAttention
+            bria_fibo2.BriaFibo2Attention ernie_image.ErnieImageAttention flux.FluxAttention flux2.Flux2Attention
+            flux3.Flux3Attention helios.HeliosAttention ideogram4.Ideogram4Attention
+            longcat_audio_dit.AudioDiTAttention longcat_image.LongCatImageAttention ltx.LTXAttention
+            minimax_h3.MiniMaxH3Attention minimax_music3.MiniMaxMusic3Attention motif_video.MotifVideoAttention
+            motif_video.MotifVideoCrossAttention ovis_image.OvisImageAttention prx.PRXAttention
+            qwenimage21.QwenImage21Attention
+            """,
+        ),
+        _AUTOENCODERS + "kl_kvae_audio.KVAEAudioAttention",
+        _AUTOENCODERS + "kl_minimax_h3.MiniMaxH3VideoAttention",
+        _MODELS + "autoencoders.ltx2_diffusion_decoder.LTX2VideoVaeNeighborhoodAttention",
+        _MODELS + "transformers.ace_step_transformer.AceStepAttention",
+    ),
+    ("to_out", "to_out_t"): (_TRANSFORMERS + "hidream_image.HiDreamAttention",),
+    ("to_out", "to_add_out"): (_TRANSFORMERS + "cosmos3.Cosmos3PackedMoTAttention",),
+    ("to_out",): (
+        _MODELS + "transformers.minimax_music3_rvq_depth_decoder.MiniMaxMusic3DepthAttention",
+        _TRANSFORMERS + "wan_animate.WanAnimateFaceBlockCrossAttention",
+    ),
+    ("o_proj",): (_MODELS + "condition_embedders.condition_embedder_anima.AnimaTextConditionerAttention",),
+    ("out_layer",): (
+        _TRANSFORMERS + "kandinsky.Kandinsky5Attention",
+        _TRANSFORMERS + "kandinsky6.Kandinsky6Attention",
+        _TRANSFORMERS + "kandinsky6_sr.Kandinsky6SRAttention",
+    ),
+    ("proj",): (_TRANSFORMERS + "sana_wm.MultiHeadCrossAttention",),
+    ("img_attn_proj", "txt_attn_proj"): (
+        _TRANSFORMERS + "joyimage.JoyImageAttention",
+        _TRANSFORMERS + "joyimage_edit_plus.JoyImageEditPlusAttention",
+    ),
+}
 
 
 def check_processor(module: nn.Module, args: tuple[Any, ...]) -> None:
     """A forward pre-hook that refuses a processor which came after the conversion and is not known."""
-    reason = _unknown_processor(module)
+    reason = processor_refusal(module.processor)
     if reason is not None:
         raise ValueError(
             f"this attention is preconditioned, and {reason}; go back to the processor that it was converted with "
@@ -68,63 +78,75 @@ def check_processor(module: nn.Module, args: tuple[Any, ...]) -> None:
         )
 
 
-class ProcessorHooks(PreHook):
-    """A row hook on every output projection, or an output hook on a module that has none."""
+class StreamsHook(OutputHook):
+    """An output hook for every stream that attention without projections returns."""
 
-    candidates: ClassVar[tuple[str, ...]] = ("to_out.0", "to_add_out")
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Precondition what comes out, one tensor or several."""
+        if isinstance(output, Tensor):
+            return self.layout.apply(self.preconditioner, output)
+        return tuple(x if x is None else self.layout.apply(self.preconditioner, x) for x in output)
+
+
+class HeadHooks(PreHook):
+    """A row hook on every output projection that a module has."""
+
+    candidates: ClassVar[tuple[str, ...]]
+    form: ClassVar[Literal["merged", "channels"]] = "merged"
 
     def points(self, module: nn.Module) -> tuple[str, ...]:
         """The output projections that this module has."""
         names = {name for name, _ in module.named_modules()}
         return tuple(point for point in self.candidates if point in names)
 
+    def shape(self, module: nn.Module) -> HeadShape:
+        """From the module's attributes; the autoencoders' blocks have one head and do not say so."""
+        heads = read_int(module, "heads", "num_heads", "num_attention_heads") or 1
+        width = read_int(module, "inner_dim")
+        if width is None and self.points(module):
+            width = module.get_submodule(self.points(module)[0]).get_parameter("weight").shape[1]
+        return HeadShape(heads, width // heads if width else None)
+
+    def layout(self, module: nn.Module) -> Layout:
+        """Head by head, along the last axis or along the channels."""
+        head_dim = self.shape(module).head_dim
+        assert head_dim is not None, "there is a projection, or the module says how wide it is"
+        return Layout(head_dim, self.form)
+
+
+class ProcessorHooks(HeadHooks):
+    """Attention that leaves computing to a processor: hooks on its projections, or on itself if it has none."""
+
     def refusal(self, module: nn.Module) -> str | None:
         """A processor that is not known."""
-        return _unknown_processor(module)
-
-    def shape(self, module: nn.Module) -> HeadShape:
-        """From the module's attributes."""
-        heads, width = read_int(module, "heads"), read_int(module, "inner_dim")
-        return HeadShape(heads, width // heads if heads and width else None)
+        return processor_refusal(module.processor)
 
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
         """Hook the projections, or the module if it has none, and watch over its processor."""
         if not self.points(module):
-            module.register_forward_hook(OutputHook(preconditioner, self.layout(module)))
+            module.register_forward_hook(StreamsHook(preconditioner, self.layout(module)))
         super().attach(module, preconditioner)
         module.register_forward_pre_hook(check_processor)
 
     def detach(self, module: nn.Module) -> None:
         """Remove every hook of ours."""
         super().detach(module)
-        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, OutputHook)]:
+        for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, StreamsHook)]:
             del module._forward_hooks[key]
         for key in [key for key, hook in module._forward_pre_hooks.items() if hook is check_processor]:
             del module._forward_pre_hooks[key]
 
 
-@register_adapter(
-    _SHARED + "Attention",
-    _MODELS + "bria.BriaAttention",
-    _MODELS + "bria_fibo.BriaFiboAttention",
-    _MODELS + "flux.FluxAttention",
-    _MODELS + "flux2.Flux2Attention",
-    _MODELS + "longcat_image.LongCatImageAttention",
-    _MODELS + "ltx.LTXAttention",
-    _MODELS + "ovis_image.OvisImageAttention",
-)
-class AttentionHooks(ProcessorHooks):
-    """Self-, cross- and joint attention, with or without projections of its own."""
+def _register(base: type[HeadHooks], classes: tuple[str, ...], points: tuple[str, ...], **options: Any) -> None:
+    register_adapter(*classes)(type(base.__name__, (base,), {"candidates": points, **options}))
 
 
-@register_adapter(
-    _MODELS + "chronoedit.WanAttention",
-    _MODELS + "skyreels_v2.SkyReelsV2Attention",
-    _MODELS + "wan.WanAttention",
-    _MODELS + "wan_animate.WanAttention",
-)
-class WanHooks(ProcessorHooks):
-    """Self- and cross-attention of Wan and of the models made from it."""
+for _points, _classes in POINTS.items():
+    _register(ProcessorHooks, _classes, _points)
+
+
+class SummingHooks(ProcessorHooks):
+    """Classes that may attend to an image beside the text."""
 
     def refusal(self, module: nn.Module) -> str | None:
         """Cross-attention to an image beside the text."""
@@ -133,7 +155,90 @@ class WanHooks(ProcessorHooks):
         return super().refusal(module)
 
 
-@register_adapter(_MODELS + "flux2.Flux2ParallelSelfAttention")
+class GatedHooks(ProcessorHooks):
+    """Classes that may have a gate per head."""
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """A gate, which a row scaling after it would undo."""
+        if module.to_gate_logits is not None:
+            return "a gate per head multiplies the heads' outputs before the first module that sees them"
+        return super().refusal(module)
+
+
+class MaybeDifferentialHooks(ProcessorHooks):
+    """Classes that may be differential."""
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """Differential attention."""
+        if module.use_differential:
+            return "differential attention: it subtracts one attention's output from another's"
+        return super().refusal(module)
+
+
+_register(
+    SummingHooks,
+    named(
+        _TRANSFORMERS,
+        """
+        chronoedit.WanAttention skyreels_v2.SkyReelsV2Attention wan.WanAttention wan_animate.WanAttention
+        wan_animate_2.WanAnimate2Attention
+        """,
+    ),
+    _TO_OUT,
+)
+_register(
+    GatedHooks,
+    (_TRANSFORMERS + "ltx2.LTX2Attention", _TRANSFORMERS + "sana_wm_refiner.SanaWMLTX2Attention"),
+    _TO_OUT,
+)
+_register(
+    MaybeDifferentialHooks,
+    (
+        _AUTOENCODERS + "same.SAMEAttention",
+        _TRANSFORMERS + "stable_audio3.StableAudio3CrossAttention",
+        _TRANSFORMERS + "stable_audio3.StableAudio3SelfAttention",
+    ),
+    ("to_out",),
+)
+_register(ProcessorHooks, (_AUTOENCODERS + "kl_cosmos.CosmosCausalAttention",), ("to_out.0",), form="channels")
+_register(ProcessorHooks, (_AUTOENCODERS + "mmaudio.MMAudioAttnBlock1D",), ("proj_out",), form="channels")
+_register(
+    HeadHooks,
+    named(
+        _AUTOENCODERS,
+        """
+        kl_hunyuanimage.HunyuanImageAttentionBlock kl_qwenimage.QwenImageAttentionBlock
+        kl_qwenimage21.QwenImage21AttentionBlock kl_wan.WanAttentionBlock
+        """,
+    ),
+    ("proj",),
+    form="channels",
+)
+_register(
+    HeadHooks,
+    named(
+        _AUTOENCODERS,
+        """
+        kl_hunyuanimage_refiner.HunyuanImageRefinerAttnBlock kl_hunyuanvideo15.HunyuanVideo15AttnBlock
+        kl_ltx2_audio.LTX2AudioAttnBlock vidtok.VidTokAttnBlock
+        """,
+    ),
+    ("proj_out",),
+    form="channels",
+)
+_register(
+    HeadHooks,
+    (
+        _MODELS + "transformers.consisid_transformer_3d.PerceiverAttention",
+        _MODELS + "transformers.consisid_transformer_3d.PerceiverCrossAttention",
+    ),
+    ("to_out",),
+)
+_register(HeadHooks, (_MODELS + "embeddings.MochiAttentionPool",), ("to_out",), kind="pooling")
+_register(HeadHooks, (_MODELS + "unets.unet_1d_blocks.SelfAttention1d",), ("proj_attn",))
+
+
+@register_adapter(_TRANSFORMERS + "flux2.Flux2ParallelSelfAttention")
 class ParallelHooks(ProcessorHooks):
     """Flux 2's single-stream blocks: `to_out` sees the merged heads, and the feed-forward part behind them."""
 
@@ -145,3 +250,77 @@ class ParallelHooks(ProcessorHooks):
         assert shape.num_heads is not None
         assert shape.head_dim is not None
         return Layout(shape.head_dim, width=shape.num_heads * shape.head_dim)
+
+
+@register_adapter(_MODELS + "embeddings.AttentionPooling")
+class PooledHeads(PostHook):
+    """One query, the tokens' mean, and no projection: it returns its heads."""
+
+    kind: ClassVar[Kind] = "pooling"
+
+    def shape(self, module: nn.Module) -> HeadShape:
+        """From the module's attributes."""
+        return HeadShape(read_int(module, "num_heads"), read_int(module, "dim_per_head"))
+
+
+@register_adapter(_MODELS + "embeddings.HunyuanDiTAttentionPool")
+class FunctionalPooling(Refused):
+    """Hands its projections' weights to a function."""
+
+    reason = "no module sees the heads' outputs: F.multi_head_attention_forward takes the projection's weights"
+
+
+@register_adapter(
+    _AUTOENCODERS + "rfd4_proteina.RFD4ProteinaPairAttention",
+    _TRANSFORMERS + "krea2.Krea2Attention",
+    _TRANSFORMERS + "rfd4_proteina.RFD4ProteinaPairAttention",
+)
+class GatedEntries(Refused):
+    """A gate for every entry."""
+
+    reason = "a gate multiplies the entries of the heads' outputs before the first module that sees them"
+
+
+@register_adapter(_TRANSFORMERS + "cosmos.CosmosAttention")
+class TextAndImage(Refused):
+    """Cosmos' cross-attention."""
+
+    reason = "it may sum two attentions, to the text and to an image, before the first module that sees them"
+
+
+@register_adapter(_AUTOENCODERS + "kl_minimax_h3_audio.MiniMaxH3AudioCausalAttention")
+class AveragedHeads(Refused):
+    """The mean over the heads."""
+
+    reason = "the heads' outputs are averaged before any module sees them"
+
+
+@register_adapter(_SHARED + "SanaMultiscaleLinearAttention")
+class MultiscaleLinear(Refused):
+    """Linear attention on large maps only."""
+
+    reason = "linear attention of several scales, which on small maps computes another, quadratic form"
+
+
+@register_adapter(
+    _TRANSFORMERS + "sana_wm.SanaWMBidirectionalGDNAttention",
+    _TRANSFORMERS + "sana_wm.SanaWMBidirectionalGDNCamAttention",
+)
+class GatedDelta(Refused):
+    """No softmax."""
+
+    reason = "a gated delta rule: a recurrent state, and no attention weights times values"
+
+
+@register_adapter(_TRANSFORMERS + "sana_wm.SanaWMSoftmaxAttention", _TRANSFORMERS + "sana_wm.SanaWMSoftmaxCamAttention")
+class Sizeless(Refused):
+    """Modules without parameters."""
+
+    reason = "only its input tells how wide a head is, and the block mixes what it returns with a camera branch"
+
+
+# Its softmax is over layers; its attention is that of the module that it reaches into, whose projection is hooked.
+register_composite(
+    _MODELS + "condition_embedders.condition_embedder_minimax_music3.MiniMaxMusic3ConditionEncoder",
+    _MODELS + "embeddings.IPAdapterTimeImageProjectionBlock",
+)

@@ -16,7 +16,10 @@ from ..registry import HeadShape, read_int, register_adapter, register_composite
 
 KNOWN_POOL = "6b9e82cf44216015"  # digest of the pooling's upstream forward, open_clip 3.3.0
 
-register_composite("open_clip.transformer.AttentionalPooler")  # holds an `nn.MultiheadAttention`
+register_composite(
+    "open_clip.loss.DistillClipLoss",  # its softmax is over a batch's logits
+    "open_clip.transformer.AttentionalPooler",  # holds an `nn.MultiheadAttention`
+)
 
 
 class PreconditionedAttentionPool2d(upstream.AttentionPool2d):

@@ -15,6 +15,15 @@ class NoRows(Refused):
     reason = "one context vector for all tokens: there is no row per token and head to equilibrate"
 
 
+@register_adapter(
+    *named("big_bird.BigBirdBlockSparseAttention bigbird_pegasus.BigBirdPegasusBlockSparseAttention")
+)
+class BlockSparseAlone(Refused):
+    """Asked for only where it is not a part of what holds it."""
+
+    reason = "it computes for an attention that is converted as a whole; this one is held by something else"
+
+
 @register_adapter(*named("slanet.SLANetAttentionGRUCell slanext.SLANeXtAttentionGRUCell"))
 class AdditiveCell(Refused):
     """A recurrent cell that looks at an image."""

@@ -11,9 +11,20 @@ from torch import nn
 
 from ...layers import Preconditioner
 from ..mechanisms import Layout, OutputHook, PostHook
-from ..registry import HeadShape, read_int, register_adapter, register_composite
+from ..registry import HeadShape, Refused, read_int, register_adapter, register_composite
 
-register_composite("x_transformers.x_transformers.TransformerWrapper")  # its softmax is over the vocabulary
+register_composite(
+    "x_transformers.x_transformers.AttentionResidual",  # its softmax is over the layers
+    "x_transformers.x_transformers.CoPE",  # positions
+    "x_transformers.x_transformers.TransformerWrapper",  # its softmax is over the vocabulary
+)
+
+
+@register_adapter("x_transformers.attend.Attend")
+class AttendAlone(Refused):
+    """Asked for only where it is not a part of `Attention`."""
+
+    reason = "it computes for an Attention, which is converted as a whole; this one is held by something else"
 
 
 @register_adapter("x_transformers.x_transformers.Attention")
