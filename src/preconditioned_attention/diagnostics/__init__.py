@@ -2,6 +2,7 @@
 
 from .condition import condition_number
 from .entropy import attention_entropy
+from .explanation import explain
 from .monitor import ConditionMonitor
 from .monitor_config import MonitorConfig
 from .monitor_file import merge_records, read_records
@@ -23,6 +24,7 @@ __all__ = [
     "attention_entropy",
     "condition_number",
     "effective_rank",
+    "explain",
     "jacobian_kappa",
     "mean_direction_share",
     "merge_records",

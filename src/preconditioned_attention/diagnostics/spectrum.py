@@ -12,9 +12,9 @@ from ..equilibration import check_rows
 from .refinement import refined_smallest
 from .results import Spectrum
 
-# The Gram matrix squares the condition number: the smallest singular value loses `eps kappa^2 / 2` of itself. Up to
-# this share of 1 / sqrt(eps) that stays under 1e-6 in float64.
-_GRAM_SAFE = 1e-3
+# The Gram matrix squares the condition number: the smallest singular value loses `eps kappa^2 / 2` of itself. Up to this
+# condition number that stays under 1e-6.
+_GRAM_SAFE = 1e-3 / torch.finfo(torch.float64).eps ** 0.5
 # The decomposition loses `eps kappa`: from here on the smallest singular value is computed again.
 _SVD_SAFE = 1e8
 
@@ -59,6 +59,8 @@ def decompose(matrices: Tensor, method: SpectrumMethod, precision: torch.dtype) 
     check_known("method", [method], ["svd", "gram"])
     if precision not in (torch.float32, torch.float64):
         raise ValueError(f"precision must be torch.float64 or torch.float32; got {precision}")
+    if method == "gram" and precision != torch.float64:
+        raise ValueError(f'method="gram" computes in torch.float64 only; got precision={precision}')
     scaled, exponent, finite = normalised(matrices)
     values, error, words = (_by_gram if method == "gram" else _by_svd)(scaled.to(precision))
     norm = torch.linalg.vector_norm(scaled, dim=(-2, -1))
@@ -74,9 +76,9 @@ def singular_values(
         matrices: ``(..., N, d)``, float16, bfloat16, float32 or float64.
         method: ``"svd"``, or ``"gram"``: square roots of the eigenvalues of `A^T A` (`A A^T` if wide), cheaper where
             `N >> d`. The Gram matrix squares the condition number, so matrices whose condition number exceeds
-            `1e-3 / sqrt(eps)` (6.7e4 in float64) are computed again by ``"svd"``, and ``method`` of the result says
-            how many.
-        precision: of the arithmetic: float64, or float32, which is less exact and quicker.
+            `1e-3 / sqrt(eps)` (6.7e4) are computed again by ``"svd"``, and ``method`` of the result says how many.
+        precision: of the arithmetic: float64, or float32, which is less exact and quicker; ``"gram"`` has no use for
+            it, because squaring leaves too little of float32.
 
     Returns:
         A :class:`Spectrum`; not defined where a matrix has an entry that is not finite. In float64 the smallest
@@ -84,7 +86,7 @@ def singular_values(
 
     Raises:
         TypeError: complex or integer input.
-        ValueError: fewer than two axes, an empty matrix, an unknown ``method`` or ``precision``.
+        ValueError: fewer than two axes, an empty matrix, an unknown ``method`` or ``precision``, or the two do not go together.
     """
     parts = decompose(matrices, method, precision)
     return Spectrum(
@@ -119,9 +121,9 @@ def _by_gram(matrices: Tensor) -> tuple[Tensor, Tensor, str]:
     eps = torch.finfo(matrices.dtype).eps
     # Half of max(N, d) eps s_max^2 / s_min, what the eigenvalue's error is worth in s_min.
     error = max(matrices.shape[-2:]) * eps * values[..., 0] * (values[..., 0] / values[..., -1]) / 2
-    unsafe = ~(values[..., 0] <= _GRAM_SAFE / eps**0.5 * values[..., -1])
+    unsafe = ~(values[..., 0] <= _GRAM_SAFE * values[..., -1])
     unsafe |= values[..., 0] == 0
     if unsafe.any():
         values[unsafe], error[unsafe], _ = _by_svd(matrices[unsafe])
-    again = f" ({int(unsafe.sum())} of {unsafe.numel()} by svd: condition number above {_GRAM_SAFE / eps**0.5:.1e})"
+    again = f" ({int(unsafe.sum())} of {unsafe.numel()} by svd: condition number above {_GRAM_SAFE:.1e})"
     return values, error, "gram" + (again if unsafe.any() else "")
