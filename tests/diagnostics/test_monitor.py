@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 
 from preconditioned_attention import ConditionMonitor, layers, precondition_
-from preconditioned_attention.diagnostics import condition_number, read_records, row_norm_spread
+from preconditioned_attention.diagnostics import Observation, condition_number, read_records, row_norm_spread
 from tests.explicit import attention_rows, diagonal_product
 
 SIZES = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
@@ -65,11 +65,12 @@ def test_what_it_records_is_a_and_c_a(converted: bool) -> None:
     rows = attention_rows(q, k, v)
     if converted:
         precondition_(model)
-    with ConditionMonitor(model, keep_matrices=True) as monitor:
+    observations: list[Observation] = []
+    with ConditionMonitor(model, on_observation=observations.append) as monitor:
         model(IMAGES)
     first, second = monitor.summary()
     assert (first["layer"], second["layer"], first["matrices"]) == ("blocks.0.attn", "blocks.1.attn", 6)
-    seen = monitor.observations[0]
+    seen = observations[0]
     torch.testing.assert_close(seen.before, rows, rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(seen.after, diagonal_product(rows), rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(seen.weights, (q @ k.mT / math.sqrt(8)).softmax(dim=-1), rtol=1e-12, atol=1e-13)
@@ -264,10 +265,13 @@ def test_on_the_other_adapters(family: str, converted: bool) -> None:
 
 def test_entropy_knows_masks_and_shared_keys() -> None:
     model, (tokens,) = llama()
-    with torch.no_grad(), ConditionMonitor(model, keep_matrices=True) as monitor:
+    observations: list[Observation] = []
+    with torch.no_grad(), ConditionMonitor(model, on_observation=observations.append):
         model(tokens)
-        eager = model.set_attn_implementation("eager") or model(tokens, output_attentions=True).attentions
-    for seen, weights in zip(monitor.observations, eager, strict=False):
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        eager = model(tokens, output_attentions=True).attentions
+    for seen, weights in zip(observations, eager, strict=True):
         torch.testing.assert_close(seen.weights, weights.double(), rtol=1e-4, atol=1e-6)
 
 

@@ -5,7 +5,7 @@ from .pretrained import from_pretrained
 from .registry import Adapter, HeadShape, register_adapter
 from .report import ConversionEntry, ConversionReport
 from .support import SupportedClass, support_page
-from .unweighted import build_without_weights
+from .unweighted import build_model, build_without_weights
 from .verify import Verification, VerificationError
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "SupportedClass",
     "Verification",
     "VerificationError",
+    "build_model",
     "build_without_weights",
     "from_pretrained",
     "is_preconditioned",

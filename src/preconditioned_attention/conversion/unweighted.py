@@ -1,4 +1,4 @@
-"""Any model of timm or transformers by its name, without its weights: enough to see what a conversion would do."""
+"""Any model of timm or transformers by its name, with random weights or without any."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ from torch import nn
 
 
 def build_without_weights(name: str) -> nn.Module:
-    """The architecture ``name`` on the meta device: nothing is downloaded, nothing allocated.
+    """The architecture ``name`` on the meta device: nothing is allocated. Enough to see what a conversion would do.
+
+    Raises:
+        ValueError, ImportError: as :func:`build_model`.
+    """
+    with torch.device("meta"):
+        return build_model(name)
+
+
+def build_model(name: str) -> nn.Module:
+    """The architecture ``name`` with random weights from torch's global generator; nothing is downloaded.
 
     Args:
         name: a model of timm (``"vit_tiny_patch16_224"``), a model type of transformers (``"gpt2"``, with its default
@@ -25,10 +35,9 @@ def build_without_weights(name: str) -> nn.Module:
         raise ImportError(
             "models come from timm or transformers; install one: pip install 'preconditioned-attention[all]'"
         )
-    with torch.device("meta"):
-        model = (_of_timm(name) if "timm" in libraries else None) or (
-            _of_transformers(name) if "transformers" in libraries else None
-        )
+    model = (_of_timm(name) if "timm" in libraries else None) or (
+        _of_transformers(name) if "transformers" in libraries else None
+    )
     if model is None:
         similar = _similar(name, libraries)
         hint = f"; similar ones: {', '.join(similar)}" if similar else ""

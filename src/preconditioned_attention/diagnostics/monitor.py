@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,13 +43,13 @@ class ConditionMonitor:
         jacobian: also record the condition number of the Jacobian of each attention layer's output with respect to
             its input, for the first sample of the batch, without dropout. Dense, so for small inputs only: see
             :data:`~preconditioned_attention.diagnostics.monitor_jacobian.JACOBIAN_LIMIT`.
-        keep_matrices: keep the matrices themselves, in :attr:`observations`.
+        on_observation: called with the :class:`Observation` of every recorded call, which holds the matrices
+            themselves; a list's ``append`` keeps them all.
         path: a CSV file to write every record to; with several processes each writes its own, and
             :func:`merge_records` joins them. It must not exist.
 
     Attributes:
         records: a :class:`Record` per matrix, in the order in which they were seen.
-        observations: an :class:`Observation` per recorded call, if ``keep_matrices``.
 
     Raises:
         TypeError, ValueError: an option has a value it cannot have; on entering and attaching also: no such attention,
@@ -71,16 +72,15 @@ class ConditionMonitor:
         tokens: int | None = None,
         seed: int = 0,
         jacobian: bool = False,
-        keep_matrices: bool = False,
+        on_observation: Callable[[Observation], object] | None = None,
         path: Path | str | None = None,
     ) -> None:
         self.model = model
         self.config = MonitorConfig(every=every, samples=samples, heads=heads, tokens=tokens, seed=seed)
         self.jacobian = jacobian
-        self.keep_matrices = keep_matrices
+        self.on_observation = on_observation
         self.path = None if path is None else Path(path)
         self.records: list[Record] = []
-        self.observations: list[Observation] = []
         self._file: RecordFile | None = None
         self._step = 1
         self._driven = False
@@ -221,8 +221,8 @@ class ConditionMonitor:
     def _keep(self, seen: Observation) -> None:
         records = measure(seen)
         self.records.extend(records)
-        if self.keep_matrices:
-            self.observations.append(seen)
+        if self.on_observation is not None:
+            self.on_observation(seen)
         if self._file is not None:
             self._file.add(records)
 
