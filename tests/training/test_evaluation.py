@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset, default_collate
 
 from preconditioned_attention.training.evaluation import evaluate, is_finite
 from preconditioned_attention.training.processes import make_accelerator
@@ -48,9 +49,48 @@ class MeanLoss(Toy):
         return {**values, "loss": values["loss"].mean()}
 
 
+class Listing(Toy):
+    """Returns what cannot be averaged: here the labels, in a list."""
+
+    def evaluate(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor | list[int]]:
+        return {**super().evaluate(model, batch), "labels": batch[1].tolist()}
+
+
+class WholeSplit(Listing):
+    metric = "first"
+
+    def score(self, dataset: TensorDataset, values: dict[str, list[int]]) -> dict[str, float]:
+        assert values == {"labels": dataset.tensors[1].tolist()}
+        return {"first": float(values["labels"][0]), "size": float(len(values["labels"]))}
+
+
+def test_lists_go_to_the_score_in_the_order_of_the_dataset(tmp_path: Path) -> None:
+    state = state_of(WholeSplit(), tmp_path, batch_size=5)
+    test = state.task.datasets().test
+    metrics = evaluate(state, test, split="test")
+    assert metrics["first"] == test.tensors[1][0]
+    assert metrics["size"] == len(test)
+    assert metrics["accuracy"] == evaluate(state_of(Toy(), tmp_path), test, split="test")["accuracy"]
+
+
+def test_batches_are_made_by_the_splits_own_collate(tmp_path: Path) -> None:
+    sizes = []
+
+    def collate(examples: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+        sizes.append(len(examples))
+        return default_collate(examples)
+
+    evaluate(state_of(Toy(), tmp_path, batch_size=5), Toy().datasets().test, split="test", collate=collate)
+    assert sizes == [5, 5, 5, 2]
+
+
 @pytest.mark.parametrize(
     ("task", "message"),
-    [(NoMetric(), r"must return 'accuracy'; got \['loss'\]"), (MeanLoss(), r"shape \(B,\); got 'loss' of shape \(\)")],
+    [
+        (NoMetric(), r"must report its metric 'accuracy'; got \['loss'\]"),
+        (MeanLoss(), r"shape \(B,\); got 'loss' of shape \(\)"),
+        (Listing(), r"returns a list, 'labels', and the task has no method score"),
+    ],
 )
 def test_what_a_task_must_return(tmp_path: Path, task: Toy, message: str) -> None:
     state = state_of(task, tmp_path)

@@ -36,6 +36,13 @@ def test_warm_up_and_cosine() -> None:
     assert rates[4:] == sorted(rates[4:], reverse=True)
 
 
+def test_milestones_replace_the_cosine() -> None:
+    config = toy_config(steps=12, warmup_steps=2, milestones=[9, 6], learning_rate=0.1, final_learning_rate=2e-3)
+    factors = [learning_rate_factor(step, config=config) for step in range(12)]
+    assert factors == pytest.approx([0.5, 1, 1, 1, 1, 1, 0.1, 0.1, 0.1, 0.02, 0.02, 0.02])
+    assert config.with_steps(24).milestones == (12, 18)
+
+
 def test_no_warm_up_starts_at_the_learning_rate() -> None:
     config = toy_config(steps=10)
     assert learning_rate_factor(0, config=config) == 1.0

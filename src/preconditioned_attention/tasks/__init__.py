@@ -8,9 +8,9 @@ from typing import Any
 
 from .._checks import check_known
 from .digits import Digits
-from .protocol import Batch, Splits, Task
+from .protocol import Batch, Illustrated, Scored, Splits, Task
 
-__all__ = ["TASKS", "Batch", "Digits", "Splits", "Task", "make_task"]
+__all__ = ["TASKS", "Batch", "Digits", "Illustrated", "Scored", "Splits", "Task", "make_task"]
 
 TASKS: dict[str, Callable[..., Task]] = {"digits": Digits}
 """Tasks by name; add your own, and a configuration can name it."""

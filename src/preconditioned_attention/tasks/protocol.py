@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
+
+from ..reporting import Picture
 
 Batch = Any
-"""What :func:`torch.utils.data.default_collate` makes of examples: tensors in lists, tuples or dictionaries."""
+"""What ``Splits.collate`` makes of examples: tensors in lists, tuples or dictionaries."""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Three map-style datasets (``__len__`` and ``__getitem__``) of tensors."""
+    """Three map-style datasets (``__len__`` and ``__getitem__``), and what makes a batch of a list of examples.
+
+    The training split may draw random numbers for its augmentations, from the global generators of Python, numpy and
+    torch: the loop seeds them. The other two must not.
+    """
 
     train: Dataset[Any]
     validation: Dataset[Any]
     test: Dataset[Any]
+    collate: Callable[[list[Any]], Batch] = default_collate
 
 
 class Task(Protocol):
@@ -30,7 +38,7 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """The key of the main metric in what :meth:`evaluate` returns, such as ``"accuracy"``."""
+        """The key of the main metric in what :meth:`evaluate` or :meth:`Scored.score` returns, such as "accuracy"."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -45,8 +53,27 @@ class Task(Protocol):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean loss over the batch, a scalar with a gradient."""
 
-    def evaluate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Values per example, each of shape ``(B,)``: ``"loss"`` and the metric at least. The loop averages them."""
+    def evaluate(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor | list[Any]]:
+        """Values per example: tensors of shape ``(B,)``, which the loop averages over the split, such as the metric.
+
+        Lists of length ``B`` are not averaged: they go to :meth:`Scored.score`, which such a task must have.
+        """
 
     def example_batch(self, size: int = 32) -> tuple[Tensor, ...]:
         """The model's arguments, ``model(*batch)``, for the first ``size`` validation examples: to look at layers."""
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """What a task has besides if a metric belongs to a whole split and is no mean over its examples."""
+
+    def score(self, dataset: Dataset[Any], values: Mapping[str, list[Any]]) -> dict[str, float]:
+        """Metrics of a split. ``values`` holds the lists of :meth:`Task.evaluate`, joined in the dataset's order."""
+
+
+@runtime_checkable
+class Illustrated(Protocol):
+    """What a task has besides if it can show what a model does."""
+
+    def pictures(self, model: nn.Module) -> dict[str, Picture]:
+        """Pictures by name for the report of a run; the same examples for every model."""

@@ -1,49 +1,58 @@
-"""Metrics averaged over a split, every example counted once."""
+"""Metrics of a split: means over its examples, and what belongs to the split as a whole."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
+from ..tasks import Batch, Scored
 from .randomness import Stream, derive_seed, seed_all
 from .state import TrainState
 
+Values = Mapping[str, Tensor | list[Any]]
 
-def evaluate(state: TrainState, dataset: Dataset[Any], *, split: str) -> dict[str, float]:
-    """The mean of every value that the task's ``evaluate`` gives, over all examples and all processes.
 
-    Each process takes its share of the examples without padding, so the mean is the same for any number of processes
-    up to rounding.
+def evaluate(
+    state: TrainState,
+    dataset: Dataset[Any],
+    *,
+    split: str,
+    collate: Callable[[list[Any]], Batch] = default_collate,
+) -> dict[str, float]:
+    """The mean of every tensor that the task's ``evaluate`` gives, and what its ``score`` makes of the lists.
+
+    Each process takes its share of the examples without padding, so every example counts once, and the metrics are
+    the same for any number of processes (means: up to rounding).
 
     Raises:
-        ValueError: the split is empty, or the task returns values that are not one per example, or lacks the loss
-            or its metric.
+        ValueError: the split is empty, or the task returns something else than one value per example, or its metric
+            is not among what it returns.
     """
-    from accelerate.utils import gather_object
-
     accelerator, model = state.accelerator, state.evaluated
     size = len(dataset)  # type: ignore[arg-type]
     if size == 0:
         raise ValueError(f"the {split} split of task {state.task.name!r} is empty; it must hold examples")
     share = Subset(dataset, range(accelerator.process_index, size, accelerator.num_processes))
+    loader = DataLoader(share, batch_size=_batch_size(state), collate_fn=collate, num_workers=state.config.workers)
     seed_all(derive_seed(state.config.seed, Stream.EVALUATION, state.step, accelerator.process_index))
     sums: defaultdict[str, float] = defaultdict(float)
+    lists: defaultdict[str, list[Any]] = defaultdict(list)
     model.eval()
     with torch.no_grad(), accelerator.autocast():
-        for batch in DataLoader(share, batch_size=_batch_size(state)):
+        for batch in loader:
             for name, values in _checked(state, state.task.evaluate(model, state.place(batch))).items():
-                sums[name] += values.cpu().double().sum().item()
+                if isinstance(values, Tensor):
+                    sums[name] += values.cpu().double().sum().item()
+                else:
+                    lists[name].extend(values)
     model.train()
-    totals: defaultdict[str, float] = defaultdict(float)
-    for part in gather_object([dict(sums)]):
-        for name, value in part.items():
-            totals[name] += value
-    return {name: total / size for name, total in totals.items()}
+    return _with_metric(state, {**_means(sums, size), **_scores(state, dataset, lists)})
 
 
 def is_finite(metrics: dict[str, float]) -> bool:
@@ -56,14 +65,48 @@ def _batch_size(state: TrainState) -> int:
     return state.config.batch_size // (state.accelerator.num_processes * state.config.accumulation_steps)
 
 
-def _checked(state: TrainState, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    for name in ("loss", state.task.metric):
-        if name not in values:
-            raise ValueError(f"evaluate of task {state.task.name!r} must return {name!r}; got {sorted(values)}")
+def _means(sums: Mapping[str, float], size: int) -> dict[str, float]:
+    """The means over the split, from the sums over every process's share."""
+    from accelerate.utils import gather_object
+
+    totals: defaultdict[str, float] = defaultdict(float)
+    for part in gather_object([dict(sums)]):
+        for name, value in part.items():
+            totals[name] += value
+    return {name: total / size for name, total in totals.items()}
+
+
+def _scores(state: TrainState, dataset: Dataset[Any], lists: Mapping[str, list[Any]]) -> dict[str, float]:
+    """What the task makes of all processes' lists, put back in the order of the dataset."""
+    from accelerate.utils import gather_object
+
+    if not isinstance(state.task, Scored):
+        return {}
+    parts = gather_object([dict(lists)])
+    size = len(dataset)  # type: ignore[arg-type]
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    joined = {name: [parts[index % len(parts)][name][index // len(parts)] for index in range(size)] for name in names}
+    return state.task.score(dataset, joined)
+
+
+def _checked(state: TrainState, values: Values) -> Values:
     for name, value in values.items():
-        if value.ndim != 1:
+        if isinstance(value, Tensor) and value.ndim != 1:
             raise ValueError(
                 f"evaluate of task {state.task.name!r} must return one value per example, shape (B,); "
                 f"got {name!r} of shape {tuple(value.shape)}"
             )
+        if isinstance(value, list) and not isinstance(state.task, Scored):
+            raise ValueError(
+                f"evaluate of task {state.task.name!r} returns a list, {name!r}, and the task has no method score "
+                "to make metrics of it"
+            )
     return values
+
+
+def _with_metric(state: TrainState, metrics: dict[str, float]) -> dict[str, float]:
+    if state.task.metric not in metrics:
+        raise ValueError(
+            f"task {state.task.name!r} must report its metric {state.task.metric!r}; got {sorted(metrics)}"
+        )
+    return metrics

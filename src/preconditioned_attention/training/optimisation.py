@@ -24,7 +24,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
 
 
 def make_scheduler(optimizer: AdamW, config: TrainConfig) -> LambdaLR:
-    """Linear warm-up, then a cosine to ``final_learning_rate``; stepped once per optimiser step."""
+    """Linear warm-up, then a cosine to ``final_learning_rate``, or steps down; stepped once per optimiser step."""
     return LambdaLR(optimizer, partial(learning_rate_factor, config=config))
 
 
@@ -34,4 +34,6 @@ def learning_rate_factor(step: int, *, config: TrainConfig) -> float:
         return (step + 1) / config.warmup_steps
     progress = min(1.0, (step - config.warmup_steps) / (config.steps - config.warmup_steps))
     final = config.final_learning_rate / config.learning_rate
+    if config.milestones:
+        return max(final, 0.1 ** sum(step >= milestone for milestone in config.milestones))
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2

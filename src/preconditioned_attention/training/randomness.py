@@ -21,6 +21,7 @@ class Stream(enum.IntEnum):
     ORDER = 1
     STEP = 2
     EVALUATION = 3
+    EXAMPLES = 4
 
 
 def derive_seed(seed: int, stream: Stream, *key: int) -> int:
