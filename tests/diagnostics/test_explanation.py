@@ -83,8 +83,10 @@ def test_worse_and_singular() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("kappa_before", 0.5), ("kappa_after", math.inf), ("spread", -1.0), ("spread", math.nan)]
-    + [("mean_direction_share", 1.1), ("mean_direction_share", math.nan)],
+    [
+        *(("kappa_before", 0.5), ("kappa_after", math.inf), ("spread", -1.0), ("spread", math.nan)),
+        *(("mean_direction_share", 1.1), ("mean_direction_share", math.nan)),
+    ],
 )
 def test_impossible_numbers_are_named(name: str, value: float) -> None:
     good = {"kappa_before": 2.0, "kappa_after": 1.0, "spread": 0.5, "mean_direction_share": 0.5}

@@ -33,7 +33,7 @@ def test_gram_says_where_it_was_not_safe() -> None:
     result = singular_values(torch.stack([safe, unsafe, unsafe]), method="gram")
     assert result.method == "gram (2 of 3 by svd: condition number above 6.7e+04)"
     assert singular_values(safe, method="gram").method == "gram"
-    with pytest.raises(ValueError, match='method="gram" computes in torch.float64 only; got precision=torch.float32'):
+    with pytest.raises(ValueError, match=r'"gram" computes in torch\.float64 only; got precision=torch\.float32'):
         singular_values(safe, method="gram", precision=torch.float32)
 
 

@@ -36,8 +36,8 @@ def explain(*, kappa_before: float, kappa_after: float, spread: float, mean_dire
         return f"C divides kappa by {factor:.3g}, {numbers}: it evens out row norms that differ by {spread:.0%}."
     if factor <= 1 / _CHANGED:
         return (
-            f"C multiplies kappa by {1 / factor:.3g}, {numbers}: short rows become as long as the others, and here that "
-            "costs more than it gains."
+            f"C multiplies kappa by {1 / factor:.3g}, {numbers}: short rows become as long as the others, and here "
+            "that costs more than it gains."
         )
     return f"C leaves kappa about as it was, {numbers}. {causes}"
 

@@ -12,8 +12,8 @@ from ..equilibration import check_rows
 from .refinement import refined_smallest
 from .results import Spectrum
 
-# The Gram matrix squares the condition number: the smallest singular value loses `eps kappa^2 / 2` of itself. Up to this
-# condition number that stays under 1e-6.
+# The Gram matrix squares the condition number: the smallest singular value loses `eps kappa^2 / 2` of itself. Up to
+# this condition number that stays under 1e-6.
 _GRAM_SAFE = 1e-3 / torch.finfo(torch.float64).eps ** 0.5
 # The decomposition loses `eps kappa`: from here on the smallest singular value is computed again.
 _SVD_SAFE = 1e8
@@ -86,7 +86,8 @@ def singular_values(
 
     Raises:
         TypeError: complex or integer input.
-        ValueError: fewer than two axes, an empty matrix, an unknown ``method`` or ``precision``, or the two do not go together.
+        ValueError: fewer than two axes, an empty matrix, an unknown ``method`` or ``precision``, or two that do not go
+            together.
     """
     parts = decompose(matrices, method, precision)
     return Spectrum(

@@ -87,7 +87,7 @@ def test_what_has_no_condition_number_is_refused() -> None:
         optimal_row_scaling(torch.full((5, 2), torch.nan))
     with pytest.raises(ValueError, match="once per matrix"):
         optimal_row_scaling(torch.ones(2, 5, 2))
-    with pytest.raises(TypeError, match="matrices must be a torch.Tensor"):
+    with pytest.raises(TypeError, match=r"matrices must be a torch\.Tensor"):
         optimal_row_scaling([[1.0]])
 
 

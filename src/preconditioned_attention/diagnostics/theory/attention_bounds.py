@@ -26,6 +26,8 @@ read in full, so the assumptions and the proofs are this project's own.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -149,7 +151,7 @@ def _check_square(weights: Tensor) -> None:
 def _check_product(*factors: tuple[Tensor, str]) -> None:
     for factor, _ in factors:
         check_matrices(factor)
-    for (left, left_name), (right, right_name) in zip(factors, factors[1:], strict=False):
+    for (left, left_name), (right, right_name) in pairwise(factors):
         if left.size(-1) != right.size(-2):
             raise ValueError(
                 f"{left_name} {tuple(left.shape)} and {right_name} {tuple(right.shape)} cannot be multiplied: "
