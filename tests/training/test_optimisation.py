@@ -1,10 +1,17 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from preconditioned_attention.training.optimisation import learning_rate_factor, make_optimizer, make_scheduler
+from preconditioned_attention.tasks import OptimisationSettings
+from preconditioned_attention.training.optimisation import (
+    learning_rate_factor,
+    make_optimisation,
+    make_optimizer,
+    make_scheduler,
+)
 from tests.training.toy import toy_config
 
 
@@ -60,3 +67,27 @@ def test_the_schedule_survives_its_state_dict() -> None:
     other.load_state_dict(scheduler.state_dict())
     assert other.get_last_lr() == scheduler.get_last_lr()
     assert torch.tensor(other.get_last_lr()).isfinite().all()
+
+
+class OwnOptimisation:
+    """A task that brings what it needs."""
+
+    name = "own"
+
+    def make_optimizer(self, model: nn.Module, settings: OptimisationSettings) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def make_schedule(self, settings: OptimisationSettings) -> Callable[[int], float]:
+        return lambda step: 1 - step / settings.steps
+
+
+def test_a_task_brings_its_own() -> None:
+    config = toy_config(steps=10, learning_rate=0.5, weight_decay=0.3)
+    optimizer, scheduler = make_optimisation(nn.Linear(2, 2), OwnOptimisation(), config)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.param_groups[0]["weight_decay"] == 0.3
+    optimizer.step()
+    scheduler.step()
+    assert scheduler.get_last_lr() == [pytest.approx(0.45)]
+    with pytest.raises(ValueError, match="task 'own' has a schedule of its own, which milestones do not reach"):
+        make_optimisation(nn.Linear(2, 2), OwnOptimisation(), toy_config(milestones=[3]))

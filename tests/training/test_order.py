@@ -47,3 +47,12 @@ def test_batch_larger_than_the_data() -> None:
 def test_batch_that_cannot_be_shared() -> None:
     with pytest.raises(ValueError, match="processes times accumulation_steps, 2 x 3; got 8"):
         BatchOrder(size=26, batch_size=8, seed=0, processes=2, accumulation_steps=3)
+
+
+def test_repeats_stand_in_one_batch_and_leave_the_epoch_its_length() -> None:
+    epoch = list(itertools.chain(*batches(3, repeats=4)))
+    groups = [epoch[start : start + 4] for start in range(0, 24, 4)]
+    assert all(len(set(group)) == 1 for group in groups)
+    assert len(set(epoch)) == 6
+    assert batches(3, repeats=4) == batches(3, repeats=4)
+    assert batches(6, repeats=4)[3:] != batches(3, repeats=4)

@@ -6,11 +6,16 @@ Repository, 1998 (CC BY 4.0), as :func:`sklearn.datasets.load_digits` gives it.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
 import torch
 from torch.utils.data import TensorDataset
 
 from .._checks import check_integer
 from .._extras import require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 VALIDATION_SIZE = 300
 TEST_SIZE = 300
@@ -43,3 +48,27 @@ def load_digits(*, split_seed: int = 0) -> tuple[TensorDataset, TensorDataset, T
         TensorDataset(images[validation], targets[validation]),
         TensorDataset(images[test], targets[test]),
     )
+
+
+class DigitImages:
+    """One split of :func:`load_digits` as RGB images of 8 x 8 pixels, for pipelines that begin with images.
+
+    Args:
+        split: ``"train"``, ``"validation"`` or ``"test"``.
+        split_seed: as in :func:`load_digits`.
+    """
+
+    classes = tuple("0123456789")
+
+    def __init__(self, split: Literal["train", "validation", "test"], *, split_seed: int = 0) -> None:
+        parts = dict(zip(("train", "validation", "test"), load_digits(split_seed=split_seed), strict=True))
+        pixels, self._labels = parts[split].tensors
+        self._pixels = ((pixels[:, 0] + 1) * 127.5).round().to(torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def read(self, index: int) -> tuple[Image, int]:
+        """The image and its label."""
+        image = require("PIL.Image", extra="vision").fromarray(self._pixels[index].numpy())
+        return image.convert("RGB"), int(self._labels[index])

@@ -8,11 +8,24 @@ from typing import Any
 
 from .._checks import check_known
 from .digits import Digits
-from .protocol import Batch, Illustrated, Scored, Splits, Task
+from .image_classification import ImageClassification
+from .protocol import Batch, Illustrated, OptimisationSettings, Optimised, Scored, Splits, Task
 
-__all__ = ["TASKS", "Batch", "Digits", "Illustrated", "Scored", "Splits", "Task", "make_task"]
+__all__ = [
+    "TASKS",
+    "Batch",
+    "Digits",
+    "Illustrated",
+    "ImageClassification",
+    "OptimisationSettings",
+    "Optimised",
+    "Scored",
+    "Splits",
+    "Task",
+    "make_task",
+]
 
-TASKS: dict[str, Callable[..., Task]] = {"digits": Digits}
+TASKS: dict[str, Callable[..., Task]] = {"digits": Digits, "image-classification": ImageClassification}
 """Tasks by name; add your own, and a configuration can name it."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import Dataset, default_collate
 
 from ..reporting import Picture
@@ -19,6 +20,8 @@ Batch = Any
 class Splits:
     """Three map-style datasets (``__len__`` and ``__getitem__``), and what makes a batch of a list of examples.
 
+    ``repeats`` is how often each training example of an epoch comes in a row; the epoch keeps its length.
+
     The training split may draw random numbers for its augmentations, from the global generators of Python, numpy and
     torch: the loop seeds them. The other two must not.
     """
@@ -27,6 +30,20 @@ class Splits:
     validation: Dataset[Any]
     test: Dataset[Any]
     collate: Callable[[list[Any]], Batch] = default_collate
+    repeats: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisationSettings:
+    """What a run's configuration says about its optimiser and its learning rate; see ``TrainConfig``."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    betas: tuple[float, float]
+    warmup_steps: int
+    final_learning_rate: float
 
 
 class Task(Protocol):
@@ -69,6 +86,17 @@ class Scored(Protocol):
 
     def score(self, dataset: Dataset[Any], values: Mapping[str, list[Any]]) -> dict[str, float]:
         """Metrics of a split. ``values`` holds the lists of :meth:`Task.evaluate`, joined in the dataset's order."""
+
+
+@runtime_checkable
+class Optimised(Protocol):
+    """What a task has besides if its field has optimisers and schedules of its own; others get AdamW and a cosine."""
+
+    def make_optimizer(self, model: nn.Module, settings: OptimisationSettings) -> Optimizer:
+        """The optimiser of the model's parameters."""
+
+    def make_schedule(self, settings: OptimisationSettings) -> Callable[[int], float]:
+        """From the step, counted from 0, to its learning rate over ``settings.learning_rate``."""
 
 
 @runtime_checkable

@@ -109,6 +109,7 @@ def _batch_order(config: TrainConfig, accelerator: Accelerator, splits: Splits) 
         processes=accelerator.num_processes,
         process=accelerator.process_index,
         accumulation_steps=config.accumulation_steps,
+        repeats=splits.repeats,
     )
 
 

@@ -1,16 +1,35 @@
-"""AdamW and its learning rate."""
+"""The optimiser and its learning rate: AdamW and a cosine, or what a task brings."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from typing import Any
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..tasks import OptimisationSettings, Optimised, Task
 from .config import TrainConfig
+
+
+def make_optimisation(model: nn.Module, task: Task, config: TrainConfig) -> tuple[Optimizer, LambdaLR]:
+    """The task's own optimiser and schedule, if it is :class:`Optimised`, or those below.
+
+    Raises:
+        ValueError: ``config`` has milestones for a schedule that the task decides.
+    """
+    if not isinstance(task, Optimised):
+        optimizer = make_optimizer(model, config)
+        return optimizer, make_scheduler(optimizer, config)
+    if config.milestones:
+        raise ValueError(f"task {task.name!r} has a schedule of its own, which milestones do not reach; leave them out")
+    fields = dataclasses.fields(OptimisationSettings)
+    settings = OptimisationSettings(**{field.name: getattr(config, field.name) for field in fields})
+    own = task.make_optimizer(model, settings)
+    return own, LambdaLR(own, task.make_schedule(settings))
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:

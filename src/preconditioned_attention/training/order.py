@@ -26,6 +26,7 @@ class BatchOrder:
         processes: how many processes share a batch.
         process: which of them this is.
         accumulation_steps: micro-batches per global batch.
+        repeats: how often each example of an epoch comes in a row; the epoch has room for ``1 / repeats`` of the data.
         first_step: the optimiser step to begin with.
 
     Raises:
@@ -38,6 +39,7 @@ class BatchOrder:
     processes: int = 1
     process: int = 0
     accumulation_steps: int = 1
+    repeats: int = 1
     first_step: int = 0
 
     def __post_init__(self) -> None:
@@ -62,4 +64,4 @@ class BatchOrder:
 
     def _epoch_order(self, epoch: int) -> Tensor:
         generator = torch.Generator().manual_seed(derive_seed(self.seed, Stream.ORDER, epoch))
-        return torch.randperm(self.size, generator=generator)
+        return torch.randperm(self.size, generator=generator).repeat_interleave(self.repeats)[: self.size]

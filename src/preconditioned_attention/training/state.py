@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..tasks import Batch, Task
 from .config import TrainConfig
-from .optimisation import make_optimizer, make_scheduler
+from .optimisation import make_optimisation
 from .randomness import Stream, derive_seed, seed_all
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def build_state(config: TrainConfig, task: Task, accelerator: Accelerator, prepa
     average = None
     if config.ema_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    optimizer = make_optimizer(model, config)
-    wrapped: tuple[Any, ...] = accelerator.prepare(model, optimizer, make_scheduler(optimizer, config))
+    wrapped: tuple[Any, ...] = accelerator.prepare(model, *make_optimisation(model, task, config))
     return TrainState(
         config=config,
         task=task,
