@@ -1,33 +1,13 @@
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor
 
 from preconditioned_attention.diagnostics.theory import (
-    Inequality,
     linear_attention_bound,
     linear_attention_head_bound,
     softmax_attention_bound,
     softmax_attention_head_bound,
 )
-
-COUNT = 10_000
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(COUNT, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def linear(bound: Callable[..., Inequality], tokens: int, channels: int, d: int) -> Inequality:
-    return bound(normal(tokens, channels, seed=0), *(normal(channels, d, seed=seed) for seed in (1, 2, 3)))
-
-
-def softmax(tokens: int, channels: int, d: int) -> Inequality:
-    scores = torch.logspace(-1, 1, COUNT, dtype=torch.float64)[:, None, None] * normal(tokens, tokens, seed=4)
-    return softmax_attention_bound(
-        scores.softmax(dim=-1), normal(tokens, channels, seed=0), normal(channels, d, seed=1)
-    )
+from tests.diagnostics.theory.instances import COUNT, linear, normal, softmax, softmax_head
 
 
 @pytest.mark.parametrize("shape", [(12, 6, 3), (8, 6, 6), (6, 6, 6), (9, 4, 1)], ids=str)
@@ -48,9 +28,7 @@ def test_softmax_bound_fails_with_fewer_tokens_than_channels() -> None:
 
 @pytest.mark.parametrize("shape", [(4, 6, 3), (4, 6, 5), (12, 6, 3)], ids=str)
 def test_softmax_head_bound_holds_for_any_shape(shape: tuple[int, int, int]) -> None:
-    tokens, channels, d = shape
-    values = normal(tokens, channels, seed=0) @ normal(channels, d, seed=1)
-    result = softmax_attention_head_bound(normal(tokens, tokens, seed=4).softmax(dim=-1), values)
+    result = softmax_head(*shape)
     assert result.holds.all()
     assert result.applies.float().mean() > 0.99
 

@@ -50,6 +50,18 @@ def test_no_other_scaling_is_better_and_c_is_within_the_root_of_n(name: str) -> 
     assert (best.kappa <= (1 + 1e-9) * kappas[:, 0] / kappas[:, -1]).all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(64, 32), (96, 24), (24, 96), (130, 16)], ids=str)
+@pytest.mark.parametrize("decades", [1, 3, 6])
+def test_larger_matrices(shape: tuple[int, int], decades: int) -> None:
+    torch.manual_seed(0)
+    values = torch.logspace(0, -decades, min(shape), dtype=torch.float64)
+    a = torch.logspace(-2, 2, shape[0], dtype=torch.float64)[:, None] * with_spectrum(values, *shape)
+    best = optimal_row_scaling(a)
+    assert best.kappa <= (1 + 1e-6) * best.lower
+    assert best.kappa <= best.equilibrated <= math.sqrt(shape[0]) * best.lower
+
+
 def test_an_orthonormal_matrix_with_scaled_rows_is_brought_back() -> None:
     torch.manual_seed(0)
     q = torch.linalg.qr(torch.randn(20, 5, dtype=torch.float64))[0]

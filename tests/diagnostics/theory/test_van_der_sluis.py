@@ -6,21 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preconditioned_attention.diagnostics.theory import row_equilibration_bound
-
-
-def scaled_orthonormal(shape: tuple[int, int], count: int = 10_000) -> torch.Tensor:
-    """Matrices whose best scaling is known: it brings back orthonormal columns (rows, if wide), kappa = 1."""
-    g = torch.Generator().manual_seed(0)
-    tall = (max(shape), min(shape))
-    q = torch.linalg.qr(torch.randn(count, *tall, generator=g, dtype=torch.float64))[0]
-    q = q if shape == tall else q.mT
-    spread = torch.logspace(-2, 1, count, dtype=torch.float64)[:, None, None]
-    return (spread * torch.randn(count, shape[0], 1, generator=g, dtype=torch.float64)).clamp(-8, 8).exp() * q
+from tests.diagnostics.theory.instances import scaled_orthonormal
 
 
 @pytest.mark.parametrize("shape", [(12, 4), (4, 12), (5, 5), (40, 3)], ids=str)
 def test_ten_thousand_instances_with_a_known_minimum(shape: tuple[int, int]) -> None:
-    a = scaled_orthonormal(shape)
+    a = scaled_orthonormal(*shape)
     result = row_equilibration_bound(a, torch.ones(len(a), dtype=torch.float64))
     assert result.applies.all()
     assert result.holds.all()
@@ -66,7 +57,7 @@ def test_zero_rows_do_not_count() -> None:
 
 def test_an_inequality_that_fails_is_not_called_true() -> None:
     # A "minimum" that no scaling has.
-    result = row_equilibration_bound(scaled_orthonormal((12, 4), 10), torch.full((10,), 0.1))
+    result = row_equilibration_bound(scaled_orthonormal(12, 4)[:10], torch.full((10,), 0.1))
     assert not result.holds.any()
     assert "Contradicted by 10 of 10" in result.explain()
 
