@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +22,17 @@ from preconditioned_attention.conversion.adapters.transformers import REFUSED
 from preconditioned_attention.conversion.adapters.transformers_own import SEEN_BY
 from preconditioned_attention.conversion.registry import find_adapter
 from tests.conversion.adapters.transformers_own_zoo import OWN
-from tests.conversion.adapters.transformers_zoo import DECODERS, DISPATCHING, PAIRS, SHARED, Case, check
-from tests.conversion.oracle import jitter_
+from tests.conversion.adapters.transformers_zoo import (
+    AUDIO,
+    DECODERS,
+    DISPATCHING,
+    ENCODERS,
+    MULTIMODAL,
+    PAIRS,
+    VISION,
+    check,
+    wave,
+)
 from tests.explicit import attention_rows, diagonal_product, relative_error
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 40}
@@ -218,32 +228,6 @@ def test_deepcopy_pickle_and_a_fresh_process(tmp_path) -> None:
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True)
 
 
-GENERATORS = {
-    "gpt2": Case("gpt2", DECODERS["gpt2"].config, model="AutoModelForCausalLM"),
-    "llama": Case("llama", SHARED, model="AutoModelForCausalLM"),
-    "t5": Case("t5", PAIRS["t5"].config, model="AutoModelForSeq2SeqLM"),
-}
-CACHES = ["dynamic", "static", "offloaded", "offloaded_static", "quantized"]
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize("name", GENERATORS)
-def test_generation_with_a_cache_equals_generation_without(name: str, cache: str, beams: int) -> None:
-    if cache == "quantized":
-        pytest.importorskip("optimum.quanto", reason="transformers' quantised cache needs optimum-quanto or hqq")
-    if cache.startswith("offloaded") and not torch.accelerator.is_available():
-        pytest.skip("transformers offloads a cache from an accelerator, and there is none")
-    # far from zero, so that what is generated depends on the attention
-    model, given = jitter_(GENERATORS[name].build(), 0.5), tokens(padded=True)
-    options = {"min_new_tokens": 6, "max_new_tokens": 6, "do_sample": False, "num_beams": beams, "pad_token_id": 0}
-    plain = model.generate(**given, **options)
-    precondition_(model)
-    expected = model.generate(**given, **options, use_cache=False)
-    assert not torch.equal(expected, plain), "the conversion shows"
-    assert torch.equal(model.generate(**given, **options, cache_implementation=cache), expected)
-
-
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
 def test_attention_weights_are_those_of_the_plain_model(name: str) -> None:
     """In the first layer, which sees the same input: the method scales what the weights mix, not the weights."""
@@ -295,8 +279,34 @@ def test_more_tiny_models(name: str) -> None:
     check(DISPATCHING[name])
 
 
+SORTS = {
+    "encoder": ENCODERS,
+    "decoder": DECODERS,
+    "encoder and decoder": PAIRS,
+    "vision": VISION,
+    "audio": AUDIO,
+    "multimodal": MULTIMODAL,
+}
+
+
 def test_the_zoo_is_wide() -> None:
-    assert len({case.model_type for case in (DISPATCHING | OWN).values()}) >= 60
+    """Sixty architectures, of every sort; whatever takes a padding mask gets padding."""
+    zoo = DISPATCHING | OWN
+    counts = {sort: len({case.model_type for case in cases.values()}) for sort, cases in SORTS.items()}
+    print({"all": len({case.model_type for case in zoo.values()}), **counts})
+    assert len({case.model_type for case in zoo.values()}) >= 60
+    assert set(DISPATCHING) == {name for cases in SORTS.values() for name in cases}
+    assert all(count >= 6 for count in counts.values())
+    padded = {name for name, case in zoo.items() if "attention_mask" in (given := case.inputs()) and is_padded(given)}
+    texts = {name for name, case in zoo.items() if "input_ids" in case.inputs()}
+    sounds = {name for name, case in zoo.items() if case.inputs == wave}
+    # CPM-Ant pads on its own account, and Nystromformer with landmarks fails on padding, converted or not
+    assert texts | sounds - {"cpmant", "nystromformer"} <= padded | {"cpmant", "nystromformer"}
+
+
+def is_padded(given: dict[str, Tensor]) -> bool:
+    """Whether its mask leaves tokens out."""
+    return bool((given["attention_mask"] == 0).any())
 
 
 def looks_up(node: ast.AST) -> bool:
@@ -338,6 +348,7 @@ def test_every_dispatching_method_is_classified() -> None:
     """
     methods = list(dispatching_methods())
     refused, hooked, goes_around = set(), set(), set()
+    counts: Counter[str] = Counter()
     for module, name, method in methods:
         cls = getattr(importlib.import_module(module), name)
         adapter = find_adapter(cls.__new__(cls))
@@ -349,7 +360,12 @@ def test_every_dispatching_method_is_classified() -> None:
         assert all(isinstance(call.args[0], ast.Name) and call.args[0].id == "self" for call in calls), (module, name)
         if f"{module}.{name}" in REFUSED:
             refused.add(name)
-        elif adapter.mechanism != "attention interface":
+            assert adapter.refusal(cls.__new__(cls)) == REFUSED[f"{module}.{name}"]
+            counts["refused"] += 1
+            continue
+        counts["exact"] += 1
+        assert not adapter.definition, (module, name)
+        if adapter.mechanism != "attention interface":
             hooked.add(name)
         elif "reorder_and_upcast_attn" in ast.unparse(method):
             goes_around.add(name)
@@ -357,4 +373,6 @@ def test_every_dispatching_method_is_classified() -> None:
     assert refused == {"DiffLlamaAttention", "Florence2VisionChannelAttention"}
     assert goes_around == {"GPT2Attention", "DecisionTransformerGPT2Attention"}
     assert hooked == {name.rpartition(".")[2] for name, points in SEEN_BY.items() if points == ("o_proj",)}
-    assert len(methods) >= 400, "the search no longer finds what it should"
+    print(f"transformers {transformers.__version__}, dispatching methods:", dict(counts))
+    if transformers.__version__ == "5.23.0":
+        assert counts == {"exact": 443, "refused": 2}
