@@ -16,13 +16,18 @@ pytest.importorskip("diffusers")
 
 import diffusers
 from diffusers.models import attention_processor as processors
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, MochiAttention
+from diffusers.models.embeddings import MochiAttentionPool
 from diffusers.models.transformers.transformer_flux import FluxAttention, FluxIPAdapterAttnProcessor
 from diffusers.models.transformers.transformer_flux2 import Flux2Attention, Flux2ParallelSelfAttention
 from diffusers.models.transformers.transformer_ltx import LTXAttention
+from diffusers.models.transformers.transformer_ltx2 import LTX2Attention
 from diffusers.models.transformers.transformer_wan import WanAttention
 
-CLASSES = (Attention, FluxAttention, Flux2Attention, Flux2ParallelSelfAttention, LTXAttention, WanAttention)
+CLASSES = (
+    *(Attention, FluxAttention, Flux2Attention, Flux2ParallelSelfAttention, LTXAttention, LTX2Attention),
+    *(MochiAttention, MochiAttentionPool, WanAttention),
+)
 
 
 Built = tuple[nn.Module, dict[str, Any]]  # a small model and what it is called with
@@ -233,9 +238,43 @@ def stable_audio() -> Built:
     return model, {**inputs, "rotary_embedding": (normal(8, 2), normal(8, 2))}
 
 
+def hunyuan_video() -> Built:
+    model = diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1, num_single_layers=2,
+        num_refiner_layers=1, patch_size=2, guidance_embeds=False, text_embed_dim=6, pooled_projection_dim=5,
+        rope_axes_dim=(2, 2, 4),
+    )  # fmt: skip
+    inputs = {"hidden_states": normal(2, 4, 2, 4, 4), "encoder_hidden_states": normal(2, 5, 6)}
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    inputs |= {"encoder_attention_mask": mask, "pooled_projections": normal(2, 5)}
+    return model, {**inputs, "timestep": torch.tensor([1, 2])}
+
+
+def mochi() -> Built:
+    model = diffusers.MochiTransformer3DModel(
+        patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=8, in_channels=4,
+        text_embed_dim=16, time_embed_dim=4, max_sequence_length=5,
+    )  # fmt: skip
+    inputs = {"hidden_states": normal(1, 4, 2, 4, 4), "encoder_hidden_states": normal(1, 5, 16)}
+    mask = torch.tensor([[1, 1, 1, 0, 0]], dtype=torch.bool)  # it attends sample by sample
+    return model, {**inputs, "encoder_attention_mask": mask, "timestep": torch.tensor([1])}
+
+
+def ltx2() -> Built:
+    model = diffusers.LTX2VideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
+        audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2, audio_attention_head_dim=4,
+        audio_cross_attention_dim=8, num_layers=2, caption_channels=6,
+    )  # fmt: skip
+    video = {"hidden_states": normal(2, 8, 4), "encoder_hidden_states": normal(2, 5, 6)}
+    audio = {"audio_hidden_states": normal(2, 4, 4), "audio_encoder_hidden_states": normal(2, 5, 6)}
+    sizes = {"num_frames": 2, "height": 2, "width": 2, "audio_num_frames": 4}
+    return model, {**video, **audio, **sizes, "timestep": torch.tensor([1, 2])}
+
+
 MODELS = [
     *(unet, unet_added, unet_unconditional, unet_video, autoencoder, dit, pixart, sd3, flux, flux2, qwen, wan, ltx),
-    *(auraflow, cogvideox, cogview4, hunyuan, lumina2, allegro, stable_audio),
+    *(auraflow, cogvideox, cogview4, hunyuan, hunyuan_video, lumina2, ltx2, mochi, allegro, stable_audio),
 ]
 
 
@@ -263,7 +302,8 @@ def test_whole_models(build: Callable[[], Built], training: bool) -> None:
     state, plain = copy.deepcopy(model.state_dict()), first_output(model, inputs)
     with normalising_inside(model, *CLASSES) as widths:
         expected = first_output(model, inputs)
-    report = precondition_(model, strict=build is not hunyuan)  # its text pooling is nobody's
+    # the pooling of HunyuanDiT's text is refused
+    report = precondition_(model, PreconditionConfig(pooling=True), strict=build is not hunyuan)
     assert len(report.converted) == len(widths) > 0
     assert set(widths) == {entry.head_dim for entry in report.converted}
     assert relative_error(first_output(model, inputs), expected) <= 1e-10

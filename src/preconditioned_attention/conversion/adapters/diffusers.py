@@ -104,7 +104,8 @@ class HeadHooks(PreHook):
         heads = read_int(module, "heads", "num_heads", "num_attention_heads") or 1
         width = read_int(module, "inner_dim")
         if width is None and self.points(module):
-            width = module.get_submodule(self.points(module)[0]).get_parameter("weight").shape[1]
+            weights = module.get_submodule(self.points(module)[0]).parameters()
+            width = next(weight.shape[1] for weight in weights if weight.dim() > 1)
         return HeadShape(heads, width // heads if width else None)
 
     def layout(self, module: nn.Module) -> Layout:

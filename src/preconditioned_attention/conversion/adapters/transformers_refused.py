@@ -15,9 +15,7 @@ class NoRows(Refused):
     reason = "one context vector for all tokens: there is no row per token and head to equilibrate"
 
 
-@register_adapter(
-    *named("big_bird.BigBirdBlockSparseAttention bigbird_pegasus.BigBirdPegasusBlockSparseAttention")
-)
+@register_adapter(*named("big_bird.BigBirdBlockSparseAttention bigbird_pegasus.BigBirdPegasusBlockSparseAttention"))
 class BlockSparseAlone(Refused):
     """Asked for only where it is not a part of what holds it."""
 
