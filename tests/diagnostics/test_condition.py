@@ -3,6 +3,8 @@ from fractions import Fraction
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from preconditioned_attention.diagnostics import condition_number
 from tests.diagnostics.spectra import exact_dense, with_spectrum
@@ -129,3 +131,18 @@ def test_bad_arguments_are_named() -> None:
         condition_number(torch.ones(3, 3), method="qr")
     with pytest.raises(ValueError, match=r"got torch\.bfloat16"):
         condition_number(torch.ones(3, 3), precision=torch.bfloat16)
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), power=st.integers(-500, 500), seed=st.integers(0, 2**16))
+def test_scale_rotation_and_transposition_change_nothing(rows: int, columns: int, power: int, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    a = torch.randn(rows, columns, generator=g, dtype=torch.float64)
+    q = torch.linalg.qr(torch.randn(rows, rows, generator=g, dtype=torch.float64))[0]
+    plain = condition_number(a)
+    assert plain.value >= 1
+    for other in (a * 2.0**power, q @ a, a.mT):
+        result = condition_number(other)
+        assert result.lower <= plain.upper
+        assert plain.lower <= result.upper
+        torch.testing.assert_close(result.value, plain.value, rtol=1e-9, atol=0)

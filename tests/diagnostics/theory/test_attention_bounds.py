@@ -7,7 +7,7 @@ from preconditioned_attention.diagnostics.theory import (
     softmax_attention_bound,
     softmax_attention_head_bound,
 )
-from tests.diagnostics.theory.instances import COUNT, linear, normal, softmax, softmax_head
+from tests.diagnostics.theory.instances import COUNT, linear, normal, softmax, softmax_head, softmax_weights
 
 
 @pytest.mark.parametrize("shape", [(12, 6, 3), (8, 6, 6), (6, 6, 6), (9, 4, 1)], ids=str)
@@ -100,3 +100,12 @@ def test_what_does_not_fit_is_named() -> None:
         softmax_attention_bound(torch.ones(3, 6), x, w)
     with pytest.raises(ValueError, match=r"weights \(3, 3\) and v \(6, 4\)"):
         softmax_attention_head_bound(torch.ones(3, 3), x)
+
+
+def test_rank_is_judged_by_the_dtype_that_was_given() -> None:
+    centred = normal(9, 4, seed=0)[0].float()
+    centred = centred - centred.mean(dim=-1, keepdim=True)  # rank 3 but for rounding
+    w = normal(4, 2, seed=1)[0].float()
+    result = softmax_attention_bound(softmax_weights(9)[0].float(), centred, w)
+    assert "X has full rank" in result.explain()
+    assert torch.linalg.cond(centred.double()) < 1e12  # float64 alone would have believed the rounding

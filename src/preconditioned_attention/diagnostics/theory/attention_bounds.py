@@ -55,12 +55,10 @@ def softmax_attention_bound(weights: Tensor, x: Tensor, w_v: Tensor) -> Inequali
     """
     _check_square(weights)
     _check_product((weights, "weights"), (x, "x"), (w_v, "w_v"))
-    wide = [part.detach().to(torch.float64) for part in (weights, x, w_v)]
-    parts = [condition_number(part) for part in wide]
     return _inequality(
         "kappa(P X W_V) <= kappa(P) kappa(X) kappa(W_V)",
-        condition_number(wide[0] @ (wide[1] @ wide[2])),
-        [(parts[0], 1, "P"), (parts[1], 1, "X"), (parts[2], 1, "W_V")],
+        condition_number(_double(weights) @ (_double(x) @ _double(w_v))),
+        [(condition_number(weights), 1, "P"), (condition_number(x), 1, "X"), (condition_number(w_v), 1, "W_V")],
         _shapes("N >= D >= d", x.size(-2) >= x.size(-1) >= w_v.size(-1)),
     )
 
@@ -81,11 +79,10 @@ def softmax_attention_head_bound(weights: Tensor, v: Tensor) -> Inequality:
     """
     _check_square(weights)
     _check_product((weights, "weights"), (v, "v"))
-    p, values = weights.detach().to(torch.float64), v.detach().to(torch.float64)
     return _inequality(
         "kappa(P V) <= kappa(P) kappa(V)",
-        condition_number(p @ values),
-        [(condition_number(p), 1, "P"), (condition_number(values), 1, "V")],
+        condition_number(_double(weights) @ _double(v)),
+        [(condition_number(weights), 1, "P"), (condition_number(v), 1, "V")],
         _shapes("any", True),
     )
 
@@ -103,10 +100,9 @@ def linear_attention_bound(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> 
         TypeError: complex or integer input.
         ValueError: matrices that are empty or do not fit together.
     """
-    wide = _linear_parts(x, w_q, w_k, w_v)
-    q, k, v = (wide[0] @ w for w in wide[1:])
-    names = ("X", "W_Q", "W_K", "W_V")
-    parts = [(condition_number(part), 3 if name == "X" else 1, name) for part, name in zip(wide, names, strict=True)]
+    q, k, v = _projected(x, w_q, w_k, w_v)
+    named = ((x, 3, "X"), (w_q, 1, "W_Q"), (w_k, 1, "W_K"), (w_v, 1, "W_V"))
+    parts = [(condition_number(part), power, name) for part, power, name in named]
     return _inequality(
         "kappa(Q K^T V) <= kappa(X)^3 kappa(W_Q) kappa(W_K) kappa(W_V)",
         condition_number(q @ (k.mT @ v)),
@@ -121,10 +117,9 @@ def linear_attention_head_bound(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor
     Assumes `N >= D >= d` and full rank of `X`, `W_Q` and `K^T V`. Arguments and errors as
     :func:`linear_attention_bound`.
     """
-    wide = _linear_parts(x, w_q, w_k, w_v)
-    q, k, v = (wide[0] @ w for w in wide[1:])
+    q, k, v = _projected(x, w_q, w_k, w_v)
     inner = k.mT @ v
-    parts = [(condition_number(wide[0]), 1, "X"), (condition_number(wide[1]), 1, "W_Q")]
+    parts = [(condition_number(x), 1, "X"), (condition_number(w_q), 1, "W_Q")]
     return _inequality(
         "kappa(Q K^T V) <= kappa(X) kappa(W_Q) kappa(K^T V)",
         condition_number(q @ inner),
@@ -133,13 +128,18 @@ def linear_attention_head_bound(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor
     )
 
 
-def _linear_parts(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> list[Tensor]:
+def _double(matrices: Tensor) -> Tensor:
+    """Products are formed in float64, so that rounding is that of the factors."""
+    return matrices.detach().to(torch.float64)
+
+
+def _projected(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     for weight, name in ((w_q, "w_q"), (w_k, "w_k"), (w_v, "w_v")):
         _check_product((x, "x"), (weight, name))
     if not w_q.shape[-2:] == w_k.shape[-2:] == w_v.shape[-2:]:
         shapes = ", ".join(str(tuple(w.shape[-2:])) for w in (w_q, w_k, w_v))
         raise ValueError(f"w_q, w_k and w_v must have one shape (D, d); got {shapes}")
-    return [part.detach().to(torch.float64) for part in (x, w_q, w_k, w_v)]
+    return _double(x) @ _double(w_q), _double(x) @ _double(w_k), _double(x) @ _double(w_v)
 
 
 def _check_square(weights: Tensor) -> None:

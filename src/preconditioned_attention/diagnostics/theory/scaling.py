@@ -52,7 +52,8 @@ def optimal_row_scaling(matrix: Tensor) -> RowScaling:
     worse than `C`; the solver's dual variables, made feasible, give the bound ``lower``.
 
     Args:
-        matrix: ``(N, d)``. Time and memory grow fast: seconds at 64 x 32, a minute at 128 x 64.
+        matrix: ``(N, d)``. Time and memory grow steeply with the smaller side: processor time was a second at 64 x 32, a
+            minute at 128 x 64.
 
     Raises:
         TypeError: complex or integer input.
