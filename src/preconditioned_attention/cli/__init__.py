@@ -14,12 +14,14 @@ from .._extras import require
 COMMANDS = {
     "train": "train one arm of a recipe; stops and resumes",
     "compare": "train with and without preconditioning, several seeds, and report the differences",
+    "data": "write data that need no download",
     "inspect": "what a conversion would do to a model of timm or transformers, without its weights",
     "sweep": "convert every attention of the libraries that are installed, and count",
     "support": "which attention classes are converted, and how",
     "bench": "time and memory against plain attention, on this machine",
 }
-"""The name of a command is that of its module here and of the function in it; the module loads when it is asked for."""
+"""The name of a command is that of its module here and of the function in it, or of a dictionary of functions by the
+names of its own commands; the module loads when it is asked for."""
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -52,7 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _call(command: str, arguments: list[str]) -> None:
     tyro = require("tyro", extra="train")
     function = getattr(importlib.import_module(f".{command}", __name__), command)
-    tyro.cli(function, prog=f"precond {command}", args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
+    options = {"prog": f"precond {command}", "args": arguments, "config": (tyro.conf.FlagCreatePairsOff,)}
+    if isinstance(function, dict):  # a command with commands of its own
+        tyro.extras.subcommand_cli_from_dict(function, **options)
+    else:
+        tyro.cli(function, **options)
 
 
 def _usage() -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .._checks import check_known
+from .detection import Coco, DigitScenesTask
 from .digits import Digits
 from .image_classification import ImageClassification
 from .protocol import Batch, Illustrated, OptimisationSettings, Optimised, Scored, Splits, Task
@@ -14,6 +15,8 @@ from .protocol import Batch, Illustrated, OptimisationSettings, Optimised, Score
 __all__ = [
     "TASKS",
     "Batch",
+    "Coco",
+    "DigitScenesTask",
     "Digits",
     "Illustrated",
     "ImageClassification",
@@ -25,7 +28,12 @@ __all__ = [
     "make_task",
 ]
 
-TASKS: dict[str, Callable[..., Task]] = {"digits": Digits, "image-classification": ImageClassification}
+TASKS: dict[str, Callable[..., Task]] = {
+    "digits": Digits,
+    "image-classification": ImageClassification,
+    "coco": Coco,
+    "digit-scenes": DigitScenesTask,
+}
 """Tasks by name; add your own, and a configuration can name it."""
 
 

@@ -41,7 +41,7 @@ def load_batches(
 ) -> Iterator[Batch]:
     """The micro-batches of ``order``, without end; ``workers`` processes load them ahead."""
     examples = SeededExamples(dataset, seed=order.seed, process=order.process)
-    return iter(DataLoader(examples, batch_sampler=_keys(order), collate_fn=collate, num_workers=workers))  # type: ignore[arg-type]
+    return iter(DataLoader(examples, batch_sampler=_keys(order), collate_fn=collate, num_workers=workers))
 
 
 def _keys(order: BatchOrder) -> Iterator[list[Key]]:

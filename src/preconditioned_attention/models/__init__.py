@@ -1,0 +1,1 @@
+"""Models that timm, transformers and torchvision do not have whole: detectors on attention backbones."""
