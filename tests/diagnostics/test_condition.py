@@ -146,3 +146,15 @@ def test_scale_rotation_and_transposition_change_nothing(rows: int, columns: int
         assert result.lower <= plain.upper
         assert plain.lower <= result.upper
         torch.testing.assert_close(result.value, plain.value, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(12, 3), (4, 30), (6, 6)], ids=str)
+def test_the_bounds_hold_what_was_rounded_away(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    exact = torch.randn(2000, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    kappa = torch.linalg.cond(exact)
+    rounded = condition_number(exact.to(dtype))
+    assert (rounded.lower <= kappa).all()
+    assert (kappa <= rounded.upper).all()
+    assert (rounded.upper.isinf() == rounded.numerically_singular).all()
+    assert rounded.defined.float().mean() > 0.9

@@ -62,3 +62,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy.sparse.linalg", None)
     with pytest.raises(ImportError, match=r"preconditioned-attention\[train\]"):
         condition_number(torch.eye(40), method="lanczos")
+
+
+def test_an_empty_batch() -> None:
+    assert condition_number(torch.randn(0, 3, 40, 40), method="lanczos").value.shape == (0, 3)

@@ -47,3 +47,10 @@ def test_product_with_twice_the_digits(width: int) -> None:
     a = torch.cat([a, -a, 1e-13 * torch.randn(5, 1, dtype=torch.float64)], dim=1)  # all but the last term cancels
     v = torch.cat([v, v, torch.ones(1, dtype=torch.float64)])
     torch.testing.assert_close(exact_product(a, v), a[:, -1], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("kappa", [1.0, 1e4, 1e8])
+def test_matrices_that_need_no_refinement_keep_their_value(kappa: float) -> None:
+    torch.manual_seed(0)
+    a = with_spectrum(torch.tensor([1, 1 / kappa], dtype=torch.float64), 9, 2)
+    assert refined_smallest(a).item() == pytest.approx(1 / kappa, rel=1e-7, abs=0)

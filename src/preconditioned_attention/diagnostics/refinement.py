@@ -19,7 +19,7 @@ def refined_smallest(matrix: Tensor) -> Tensor:
     """
     tall = matrix if matrix.size(0) >= matrix.size(1) else matrix.mT
     _, values, vectors = torch.linalg.svd(tall, full_matrices=False)
-    small = vectors[values < _SMALL * values[0]]
+    small = vectors[values <= torch.maximum(_SMALL * values[0], values[-1])]
     return torch.linalg.svdvals(torch.stack([exact_product(tall, v) for v in small], dim=-1))[-1]
 
 
