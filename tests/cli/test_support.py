@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from preconditioned_attention.cli import main
+from preconditioned_attention.conversion.support import MATRIX_BEGINS, MATRIX_ENDS
 
 
 def test_prints_or_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -11,3 +12,13 @@ def test_prints_or_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "| `nn.modules.activation.MultiheadAttention` | converted |" in printed
     assert main(["support", "--output", str(tmp_path / "support.md")]) == 0
     assert (tmp_path / "support.md").read_text().strip() == printed.strip()
+
+
+def test_writes_the_matrix_of_a_readme(tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# Title\n\n{MATRIX_BEGINS}\nold\n{MATRIX_ENDS}\n\nMore.\n")
+    assert main(["support", "--readme", str(readme)]) == 0
+    text = readme.read_text()
+    assert text.startswith(f"# Title\n\n{MATRIX_BEGINS}\n| library |")
+    assert text.endswith(f"|\n{MATRIX_ENDS}\n\nMore.\n")
+    assert "old" not in text

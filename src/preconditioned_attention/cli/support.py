@@ -5,18 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from .._files import write_atomically
-from ..conversion import support_page
+from ..conversion import support_page, with_support_matrix
 
 
-def support(*, output: Path | None = None) -> None:
+def support(*, output: Path | None = None, readme: Path | None = None) -> None:
     """Write the table of supported attention classes as Markdown, from the registry.
 
     Args:
-        output: The file to write; without it the table is printed.
+        output: The file to write; without it, and without a README, the table is printed.
+        readme: A README whose matrix of libraries is to be written anew, between its two markers.
     """
-    page = support_page()
-    if output is None:
-        print(page)
-        return
-    write_atomically(output, page)
-    print(f"Written: {output}")
+    pages = {} if output is None else {output: support_page()}
+    if readme is not None:
+        pages[readme] = with_support_matrix(readme.read_text(encoding="utf-8"))
+    for path, page in pages.items():
+        write_atomically(path, page)
+        print(f"Written: {path}")
+    if not pages:
+        print(support_page())

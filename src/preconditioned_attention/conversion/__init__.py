@@ -4,7 +4,7 @@ from .convert import is_preconditioned, precondition_, restore_, survey
 from .pretrained import from_pretrained
 from .registry import Adapter, HeadShape, register_adapter
 from .report import ConversionEntry, ConversionReport
-from .support import SupportedClass, support_page
+from .support import SupportedClass, support_page, with_support_matrix
 from .unweighted import build_model, build_without_weights
 from .verify import Verification, VerificationError
 
@@ -25,4 +25,5 @@ __all__ = [
     "restore_",
     "support_page",
     "survey",
+    "with_support_matrix",
 ]

@@ -1,24 +1,29 @@
-"""What is supported, read from the registry: the table of `docs/support.md`."""
+"""What is supported, read from the registry: the tables of `docs/support.md` and of the README."""
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
+from .catalogue import CatalogueEntry, attention_classes, model_files
 from .convert import KIND_OPTIONS
 from .registry import Adapter, Refused, adapter_libraries, registered_adapters
 
 _INTRODUCTION = """\
 # What is supported
 
-Written by `precond support --output docs/support.md` from the registry of adapters; a test compares the two. A class
-that is not here is found all the same, by the code that its forward runs, and listed in the report as unknown.
-
-Beside these, every class of transformers that looks its attention function up in `ALL_ATTENTION_FUNCTIONS` is
-converted, whatever its name. *Option* is the field of `PreconditionConfig` that has to be True.
+Written by `precond support --output docs/support.md` from the registry of adapters, for the libraries that were
+installed; a test compares the two. A class that is not here is found all the same, by the code that its forward runs,
+and listed in the report as unknown. *Option* is the field of `PreconditionConfig` that has to be True.
 """
+
+MATRIX_BEGINS = "<!-- Written by `precond support --readme README.md`; a test compares. -->"
+MATRIX_ENDS = "<!-- End of what `precond support` writes. -->"
 
 
 @dataclass(frozen=True, order=True)
@@ -44,15 +49,32 @@ class SupportedClass:
     remark: str
 
 
+@functools.cache
 def supported_classes() -> tuple[SupportedClass, ...]:
-    """Every class with an adapter, of the libraries that are installed; imports them."""
+    """Every class with an adapter, by its name or by a look-up, of the libraries that are installed; imports them."""
     for module in adapter_libraries():
         if find_spec(module.partition(".")[0]):
             importlib.import_module(module)
     by_name: dict[str, list[Adapter]] = {}
     for name, adapter in registered_adapters():
         by_name.setdefault(name, []).append(adapter)
-    return tuple(sorted(_supported(name, adapters) for name, adapters in by_name.items()))
+    rows = [_supported(name, adapters) for name, adapters in by_name.items()]
+    return tuple(sorted([*rows, *(_looked_up(entry) for entry in _look_ups() if entry.name not in by_name)]))
+
+
+def _look_ups() -> Iterator[CatalogueEntry]:
+    """The classes of transformers that look their attention function up; those of other libraries do not."""
+    if not find_spec("transformers"):
+        return
+    for file in model_files("transformers"):
+        with suppress(ModuleNotFoundError):  # some files need packages of their own
+            yield from (entry for entry in attention_classes(file) if entry.looks_up)
+
+
+def _looked_up(entry: CatalogueEntry) -> SupportedClass:
+    assert entry.adapter is not None, "a look-up found it"
+    row = _supported(entry.name, [entry.adapter])
+    return replace(row, status="refused", mechanism="", remark=entry.refusal) if entry.refusal else row
 
 
 def _supported(name: str, adapters: list[Adapter]) -> SupportedClass:
@@ -87,3 +109,29 @@ def _sections(classes: tuple[SupportedClass, ...]) -> Iterator[str]:
             cells = (f"`{row.name}`", row.status, row.kind, row.mechanism, option, row.remark)
             yield f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
         yield ""
+
+
+def with_support_matrix(text: str) -> str:
+    """``text``, the README, with what stands between the two markers written anew.
+
+    Raises:
+        ValueError: the text does not have the two markers, one after the other.
+    """
+    before, begins, rest = text.partition(MATRIX_BEGINS)
+    _, ends, after = rest.partition(MATRIX_ENDS)
+    if not (begins and ends):
+        raise ValueError(f"the text must hold the lines {MATRIX_BEGINS!r} and {MATRIX_ENDS!r}, in this order")
+    return "\n".join([before + MATRIX_BEGINS, *_matrix(supported_classes()), MATRIX_ENDS + after])
+
+
+def _matrix(classes: tuple[SupportedClass, ...]) -> Iterator[str]:
+    """A line for every library."""
+    yield "| library | attention classes converted | of these by option | refused, with the reason | how |"
+    yield "|---|---|---|---|---|"
+    for library in sorted({row.library for row in classes}):
+        own = [row for row in classes if row.library == library]
+        converted = [row for row in own if row.status == "converted"]
+        by_option = sum(bool(row.option) for row in converted)
+        ways = Counter(row.mechanism.partition(",")[0] for row in converted).most_common()
+        how = ", ".join(f"{way} ({number})" for way, number in ways)
+        yield f"| {library} | {len(converted)} | {by_option} | {len(own) - len(converted)} | {how} |"
