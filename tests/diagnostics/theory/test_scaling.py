@@ -17,6 +17,7 @@ def matrices() -> dict[str, torch.Tensor]:
 
     uneven = torch.logspace(0, 4, 20, dtype=torch.float64)[:, None] * normal(20, 6)
     zero_row = normal(10, 4)
+    zero_row *= 1e10
     zero_row[3] = 0
     torch.manual_seed(1)
     return {
@@ -38,6 +39,8 @@ def test_no_other_scaling_is_better_and_c_is_within_the_root_of_n(name: str) -> 
     a = matrices()[name].double()
     best = optimal_row_scaling(matrices()[name])
     assert condition_number(best.scaling[:, None] * a).value.item() == pytest.approx(best.kappa, rel=1e-6)
+    assert best.scaling.max() <= 1
+    assert best.scaling.min() >= 0
     assert best.lower <= best.kappa <= best.equilibrated <= math.sqrt(len(a)) * best.lower
     assert best.kappa <= (1 + 1e-6) * best.lower  # the dual proves it
     # Every one of 1000: near the best, near C, near the identity and far from all.

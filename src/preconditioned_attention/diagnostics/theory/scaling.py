@@ -42,9 +42,9 @@ def optimal_row_scaling(matrix: Tensor) -> RowScaling:
     r"""The diagonal `D >= 0` with the least `kappa(D A)`, for a small matrix.
 
     With `M(w) = A^T diag(w) A`, `w = D^2`, it is the semidefinite program `min t: I <= M(w) <= t I, w >= 0`, whose
-    least `t` is `kappa^2` (S. Boyd, L. Vandenberghe, "Convex Optimization", 2004, exercise 4.41 and section 4.6). The
-    square makes it hard for a solver, so it is solved around `C A = U S V^T`, congruently, with all numbers of
-    size 1:
+    least `t` is `kappa^2` (S. Boyd, L. El Ghaoui, E. Feron, V. Balakrishnan, "Linear Matrix Inequalities in System and
+    Control Theory", 1994, chapter 3). The square makes it hard for a solver, so it is solved around `C A = U S V^T`,
+    congruently, with all numbers of size 1:
 
         min tau:    U^T diag(w) U >= s_min^2 S^-2,    S U^T diag(w) U S <= tau s_max^2 I,    w >= 0
 
@@ -52,8 +52,8 @@ def optimal_row_scaling(matrix: Tensor) -> RowScaling:
     worse than `C`; the solver's dual variables, made feasible, give the bound ``lower``.
 
     Args:
-        matrix: ``(N, d)``. Time and memory grow steeply with the smaller side: processor time was a second at 64 x 32, a
-            minute at 128 x 64.
+        matrix: ``(N, d)``. Time and memory grow steeply with the smaller side: on one CPU core a few seconds at
+            64 x 32, a minute at 128 x 64.
 
     Raises:
         TypeError: complex or integer input.
@@ -74,10 +74,11 @@ def optimal_row_scaling(matrix: Tensor) -> RowScaling:
     kappa = _kappa(weights.sqrt()[:, None] * rows)
     if not kappa < equilibrated:
         weights, kappa, method = torch.ones_like(weights), equilibrated, f"{method}; C itself was no worse"
+    relative = weights.sqrt() * (norms[kept].min() / norms[kept])
     scaling = torch.ones_like(norms)
-    scaling[kept] = weights.sqrt() / norms[kept]
+    scaling[kept] = relative / relative.max()
     return RowScaling(
-        scaling=scaling / scaling[kept].max(),
+        scaling=scaling,
         kappa=kappa,
         lower=min(lower, kappa),
         equilibrated=equilibrated,
