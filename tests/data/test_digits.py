@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
-from preconditioned_attention.data.digits import load_digits
+from preconditioned_attention.data.digits import DigitImages, load_digits
 
 
 def all_of(*parts: torch.utils.data.TensorDataset) -> torch.Tensor:
@@ -36,3 +37,15 @@ def test_the_split_depends_on_its_seed_alone() -> None:
     assert not torch.equal(first, all_of(*load_digits(split_seed=1)))
     with pytest.raises(ValueError, match="split_seed"):
         load_digits(split_seed=-1)
+
+
+def test_digits_as_images() -> None:
+    for split, part in zip(("train", "validation", "test"), load_digits(split_seed=2), strict=True):
+        images = DigitImages(split, split_seed=2)
+        assert len(images) == len(part)
+        assert images.classes == tuple("0123456789")
+        image, label = images.read(5)
+        assert (image.size, image.mode, label) == ((8, 8), "RGB", int(part[5][1]))
+        grey = torch.from_numpy(np.array(image)).double().permute(2, 0, 1)
+        # Half a grey level: 16 levels of the data in 255 of an image.
+        torch.testing.assert_close(grey / 127.5 - 1, part[5][0].double().expand(3, 8, 8), atol=0.5 / 127.5, rtol=0)

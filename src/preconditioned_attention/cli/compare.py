@@ -10,14 +10,16 @@ import tyro
 from .._checks import check_known
 from ..comparison import compare as run_comparison
 from ..comparison import task_run, task_settings
-from ..recipes import load_recipe
 from ..tasks import make_task
 from ..training import ARMS
+from .choice import choose_recipe, folder_name
 
 
 def compare(
     recipe: Annotated[str, tyro.conf.Positional],
     *,
+    model: str | None = None,
+    task_options: tuple[str, ...] = (),
     arms: tuple[str, ...] = tuple(ARMS),
     output: Path | None = None,
     seeds: tuple[int, ...] | None = None,
@@ -30,6 +32,8 @@ def compare(
 
     Args:
         recipe: The name of a recipe, or the path of a YAML file.
+        model: Picks RECIPE/MODEL among recipes that come as a family, such as digits with --model xcit.
+        task_options: Replace options of the recipe's task, such as root=/data/imagenet num_classes=100.
         arms: Which arms; plain is needed, the others are measured against it.
         output: The folder to write; by default runs/compare-RECIPE.
         seeds: Replace the recipe's seeds.
@@ -39,7 +43,7 @@ def compare(
         overwrite: Replace the results in the output folder.
     """
     check_known("arm", arms, ARMS)
-    loaded = load_recipe(recipe)
+    loaded = choose_recipe(recipe, model=model, task_options=task_options)
     config = loaded.train if steps is None else loaded.train.with_steps(steps)
     task = make_task(config.task, config.task_options)
     run_comparison(
@@ -47,7 +51,7 @@ def compare(
         arms={name: config for name, config in ARMS.items() if name in arms},
         seeds=loaded.compare.seeds if seeds is None else seeds,
         learning_rates=loaded.compare.learning_rates if learning_rates is None else learning_rates,
-        output=Path("runs") / f"compare-{loaded.name}" if output is None else output,
+        output=Path("runs") / f"compare-{folder_name(loaded)}" if output is None else output,
         metric=task.metric,
         higher_is_better=task.higher_is_better,
         title=f"Preconditioned attention on {loaded.name}",

@@ -11,14 +11,16 @@ import torch
 import tyro
 
 from .._checks import check_known
-from ..recipes import load_recipe
 from ..training import ARMS, TrainConfig, TrainResult
 from ..training import train as run_training
+from .choice import choose_recipe, folder_name
 
 
 def train(
     recipe: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE")],
     *,
+    model: str | None = None,
+    task_options: tuple[str, ...] = (),
     arm: str = "plain",
     output: Path | None = None,
     seed: int | None = None,
@@ -31,6 +33,8 @@ def train(
 
     Args:
         recipe: The name of a recipe, or the path of a YAML file.
+        model: Picks RECIPE/MODEL among recipes that come as a family, such as digits with --model xcit.
+        task_options: Replace options of the recipe's task, such as root=/data/imagenet num_classes=100.
         arm: plain, row-full or row-stop.
         output: The folder to write; by default runs/RECIPE-ARM-seedN.
         seed: Replaces the recipe's seed.
@@ -40,9 +44,9 @@ def train(
         overwrite: Replace the run in the output folder.
     """
     check_known("arm", [arm], ARMS)
-    loaded = load_recipe(recipe)
+    loaded = choose_recipe(recipe, model=model, task_options=task_options)
     config = _configure(loaded.train, arm=arm, seed=seed, learning_rate=learning_rate, steps=steps)
-    folder = Path("runs") / f"{loaded.name}-{arm}-seed{config.seed}" if output is None else output
+    folder = Path("runs") / f"{folder_name(loaded)}-{arm}-seed{config.seed}" if output is None else output
     result = run_training(config, folder, resume=resume, overwrite=overwrite)
     if int(os.environ.get("RANK", "0")) == 0:
         print(_summary(result, arm, folder))

@@ -48,9 +48,14 @@ class Recipe:
 
 
 def recipe_names() -> list[str]:
-    """The names of the recipes that come with the package."""
-    files = resources.files(__name__).iterdir()
-    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+    """The names of the recipes that come with the package; those in a folder are called ``folder/name``."""
+    names = []
+    for entry in resources.files(__name__).iterdir():
+        if entry.is_dir():
+            names += [f"{entry.name}/{file.name}" for file in entry.iterdir()]
+        else:
+            names.append(entry.name)
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def load_recipe(name: str | Path) -> Recipe:
