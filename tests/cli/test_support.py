@@ -3,7 +3,14 @@ from pathlib import Path
 import pytest
 
 from preconditioned_attention.cli import main
+from preconditioned_attention.conversion import support
 from preconditioned_attention.conversion.support import MATRIX_BEGINS, MATRIX_ENDS
+
+
+@pytest.fixture(autouse=True)
+def _registered_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at every class of transformers takes a while."""
+    monkeypatch.setattr(support, "_look_ups", lambda: ())
 
 
 def test_prints_or_writes_the_table(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -2,11 +2,23 @@ from pathlib import Path
 
 import pytest
 
-from preconditioned_attention.conversion import support_page
-from preconditioned_attention.conversion.support import supported_classes, with_support_matrix
+from preconditioned_attention.conversion import support, support_page
+from preconditioned_attention.conversion.catalogue import attention_classes
+from preconditioned_attention.conversion.support import (
+    MATRIX_BEGINS,
+    MATRIX_ENDS,
+    supported_classes,
+    with_support_matrix,
+)
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "support.md"
+PAGE, README = ROOT / "docs" / "support.md", ROOT / "README.md"
+
+
+@pytest.fixture
+def registered_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking at every class of transformers takes a while."""
+    monkeypatch.setattr(support, "_look_ups", lambda: ())
 
 
 def sections(page: str) -> dict[str, str]:
@@ -14,25 +26,36 @@ def sections(page: str) -> dict[str, str]:
     return {part.partition("\n")[0]: part for part in page.split("\n## ")[1:]}
 
 
+def matrix_rows(text: str) -> dict[str, str]:
+    """Library -> its line of the matrix."""
+    lines = text.partition(MATRIX_BEGINS)[2].partition(MATRIX_ENDS)[0].splitlines()
+    return {line.split()[1]: line for line in lines[3:]}
+
+
+@pytest.mark.usefixtures("registered_only")
 def test_the_page_in_the_docs_is_fresh() -> None:
-    """Every library that is installed here is compared. When this fails: precond support --output docs/support.md"""
+    """When this or the next fails: precond support --output docs/support.md --readme README.md"""
     written, now = sections(PAGE.read_text()), sections(support_page())
     assert {"timm", "torch", "torchvision", "transformers"} <= set(now)
+    registered = now.pop("transformers").splitlines()[3:]
+    assert set(registered) <= set(written["transformers"].splitlines())
     for library, part in now.items():
         assert written[library].strip() == part.strip()
 
 
-def matrix_rows(text: str) -> dict[str, str]:
-    """Library -> its line of the matrix."""
-    return {line.split()[1]: line for line in text.splitlines() if line.startswith("|") and line.count("|") == 6}
-
-
+@pytest.mark.usefixtures("registered_only")
 def test_the_matrix_in_the_readme_is_fresh() -> None:
-    """When this fails: precond support --readme README.md"""
-    text = (ROOT / "README.md").read_text()
-    written, now = matrix_rows(text), matrix_rows(with_support_matrix(text))
+    written, now = matrix_rows(README.read_text()), matrix_rows(with_support_matrix(README.read_text()))
+    del now["transformers"]
+    assert {"timm", "torch", "torchvision"} <= set(now)
     assert {library: written[library] for library in now} == now
-    assert {"timm", "torch", "torchvision", "transformers"} <= set(now)
+
+
+@pytest.mark.slow
+def test_what_is_written_of_transformers_is_fresh() -> None:
+    assert sections(PAGE.read_text())["transformers"].strip() == sections(support_page())["transformers"].strip()
+    text = README.read_text()
+    assert matrix_rows(text)["transformers"] == matrix_rows(with_support_matrix(text))["transformers"]
 
 
 def test_a_text_without_the_markers() -> None:
@@ -40,7 +63,10 @@ def test_a_text_without_the_markers() -> None:
         with_support_matrix("# A README")
 
 
-def test_classes_that_look_their_attention_up_are_listed() -> None:
+def test_classes_that_look_their_attention_up_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = (f"transformers.models.{name}.modeling_{name}" for name in ("bert", "diffllama"))
+    found = [entry for file in files for entry in attention_classes(file) if entry.looks_up]
+    monkeypatch.setattr(support, "_look_ups", lambda: tuple(found))
     rows = {row.name: row for row in supported_classes() if row.library == "transformers"}
     assert rows["models.bert.modeling_bert.BertSelfAttention"].mechanism == "attention interface"
     refused = rows["models.diffllama.modeling_diffllama.DiffLlamaAttention"]
@@ -57,6 +83,7 @@ def test_classes_that_look_their_attention_up_are_listed() -> None:
         ("models.mobilevit.LinearSelfAttention", "refused", ""),
     ],
 )
+@pytest.mark.usefixtures("registered_only")
 def test_what_it_says_of_some_classes(name: str, status: str, option: str) -> None:
     (row,) = [row for row in supported_classes() if (row.library, row.name) == ("timm", name)]
     assert (row.status, row.option) == (status, option)

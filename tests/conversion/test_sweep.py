@@ -72,6 +72,7 @@ def test_when_a_sweep_is_complete(what: str, outcome: sweeping.Outcome, complete
     assert is_complete([Finding("timm", what, "x", outcome)]) is complete
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same_as_one() -> None:
     chosen = [Subject("timm", name) for name in ("test_vit", "test_resnet", "test_vit2")]
     progress: list[int] = []
@@ -109,5 +110,4 @@ def test_every_class_of_a_library(library: str) -> None:
     findings = sweep(subjects(library))
     assert is_complete(findings), [finding for finding in findings if finding.outcome in ("unknown", "failed")]
     if library == "transformers":
-        # 445 classes look their attention up in a method of their own, three inherit theirs
-        assert counts(findings)[sweeping.LOOKING_UP] == {"exactly": 446, "refused": 2}
+        assert counts(findings)[sweeping.LOOKING_UP] == {"exactly": 443, "refused": 2}

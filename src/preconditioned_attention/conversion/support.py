@@ -49,7 +49,6 @@ class SupportedClass:
     remark: str
 
 
-@functools.cache
 def supported_classes() -> tuple[SupportedClass, ...]:
     """Every class with an adapter, by its name or by a look-up, of the libraries that are installed; imports them."""
     for module in adapter_libraries():
@@ -62,13 +61,14 @@ def supported_classes() -> tuple[SupportedClass, ...]:
     return tuple(sorted([*rows, *(_looked_up(entry) for entry in _look_ups() if entry.name not in by_name)]))
 
 
-def _look_ups() -> Iterator[CatalogueEntry]:
+@functools.cache
+def _look_ups() -> tuple[CatalogueEntry, ...]:
     """The classes of transformers that look their attention function up; those of other libraries do not."""
-    if not find_spec("transformers"):
-        return
-    for file in model_files("transformers"):
+    found: list[CatalogueEntry] = []
+    for file in model_files("transformers") if find_spec("transformers") else ():
         with suppress(ModuleNotFoundError):  # some files need packages of their own
-            yield from (entry for entry in attention_classes(file) if entry.looks_up)
+            found += (entry for entry in attention_classes(file) if entry.looks_up)
+    return tuple(found)
 
 
 def _looked_up(entry: CatalogueEntry) -> SupportedClass:

@@ -1,7 +1,5 @@
 """Every attention class of timm, as a small module in float64, against attention that normalises inside itself."""
 
-from collections import Counter
-
 import pytest
 import timm
 import torch
@@ -10,7 +8,7 @@ from timm.models import cait, efficientvit_mit, eva, nest, xcit
 from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
-from preconditioned_attention.conversion.convert import attention_sites, survey
+from preconditioned_attention.conversion.convert import attention_sites
 from preconditioned_attention.conversion.registry import class_name, find_adapter, registered_adapters
 from tests.conversion.adapters.timm_zoo_cases import CASES, MODELS, REFUSED, Case, rand
 from tests.conversion.oracle import compare, jitter_, normalising_inside
@@ -135,35 +133,3 @@ def test_whole_models(name: str) -> None:
         assert relative_error(plain, inside) > 1e-6
         restore_(model)
         assert torch.equal(model(x), plain)
-
-
-@pytest.mark.slow
-def test_every_registered_model() -> None:
-    """All of timm without weights, every option on: what is converted, and under which definition."""
-    counts: Counter[str] = Counter()
-    unknown: set[str] = set()
-    for name in timm.list_models():
-        with torch.device("meta"):
-            model = timm.create_model(name)
-        adapters = {path: find_adapter(module) for path, module in model.named_modules()}
-        report = survey(model, ALL)
-        if report.converted:
-            assert len(precondition_(model, ALL).converted) == len(report.converted)
-        unknown |= {entry.class_name for entry in report.entries if entry.status == "unknown"}
-        softmax = [entry for entry in report.entries if adapters[entry.path].kind in ("softmax", "class", "pooling")]
-        whole = all(entry.status == "converted" for entry in softmax)
-        counts["models"] += 1
-        counts["with something converted"] += bool(report.converted)
-        counts["softmax"] += bool(softmax)
-        counts["softmax, converted"] += bool(softmax) and whole
-        counts["softmax, exactly"] += bool(softmax) and whole and not any(adapters[e.path].definition for e in softmax)
-        counts["with something refused"] += bool(report.left_out)
-    assert not unknown
-    assert counts == {
-        "models": 1371,
-        "with something converted": 681,
-        "softmax": 658,
-        "softmax, converted": 658,
-        "softmax, exactly": 652,
-        "with something refused": 29,
-    }
