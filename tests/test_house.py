@@ -15,7 +15,7 @@ TESTS = Path(__file__).parent
 # A room may import from those that stand behind it here. `diagnostics` and `recipes` stand beside the chain at the
 # place they need; `reporting` knows numbers only.
 CHAIN = [
-    *("cli", "comparison", "recipes", "training", "tasks", "models", "data", "benchmarking", "diagnostics"),
+    *("cli", "inspection", "comparison", "recipes", "training", "tasks", "models", "data", "benchmarking", "diagnostics"),
     *("conversion", "layers", "flex", "functional", "varlen", "ops", "equilibration", "config"),
 ]
 FREE = {
@@ -26,7 +26,7 @@ FREE = {
     "_yaml",
     "_version",
 }  # private helpers that import nothing of ours but each other
-MAY_REPORT = {"cli", "comparison", "training", "tasks", "benchmarking"}
+MAY_REPORT = {"cli", "inspection", "comparison", "training", "tasks", "benchmarking"}
 HEAVY = [
     "timm",
     "transformers",

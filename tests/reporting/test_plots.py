@@ -7,12 +7,17 @@ import pytest
 
 from preconditioned_attention.reporting import (
     Curve,
+    HeatMap,
     LayerPoints,
+    Profile,
     Ratio,
     SeedInterval,
+    heat_limits,
     plot_bands,
+    plot_heat_maps,
     plot_intervals,
     plot_layers,
+    plot_profiles,
     plot_ratios,
 )
 from preconditioned_attention.reporting.plots import COLOURS, DOTS_PER_INCH, WIDTH_INCHES
@@ -110,3 +115,47 @@ def test_ratios_share_a_line_per_label() -> None:
     assert has_colour(png, COLOURS[1])
     assert has_colour(png, COLOURS[2])
     assert pixels(png).shape[0] > pixels(plot_ratios(ratios[:2], title="t", x_label="x")).shape[0]
+
+
+def heat(*maps: HeatMap, **options) -> np.ndarray:
+    labels = [f"layer {index}" for index in range(len(maps[0].values))]
+    given = {"row_labels": labels, "x_label": "head", "value_label": "kappa"} | options
+    return pixels(plot_heat_maps(maps, **given))
+
+
+def has_colour(image: np.ndarray, share: float) -> bool:
+    """Whether viridis's colour for this share of the scale fills some of the picture."""
+    colour = np.array(matplotlib.colormaps["viridis"](share)[:3])
+    return bool((np.abs(image[..., :3] - colour).max(axis=-1) < 0.02).sum() > 3000)
+
+
+def test_heat_maps_share_a_scale() -> None:
+    one, other = HeatMap(title="A", values=[[1.0, 1.0], [1.0]]), HeatMap(title="C A", values=[[10.0, 10.0], [10.0]])
+    assert heat_limits([one, other]) == (1.0, 10.0)
+    together = heat(one, other)
+    assert has_colour(together, 0.0)
+    assert has_colour(together, 1.0)
+    alone = heat(one, limits=(0.0, 2.0))
+    assert has_colour(alone, 0.5)
+    assert not has_colour(alone, 0.97)
+    assert has_colour(heat(one, limits=(0.1, 10.0), log=True), 0.5)
+
+
+def test_heat_maps_cross_out_what_is_missing() -> None:
+    missing = HeatMap(title="A", values=[[math.nan, math.inf], [math.nan]])
+    assert heat_limits([missing]) == (1.0, 1.0)
+    assert not np.array_equal(heat(missing), heat(HeatMap(title="A", values=[[], []])))
+    assert heat_limits([HeatMap(title="A", values=[[2.0, math.nan], [0.5]])]) == (0.5, 2.0)
+
+
+def test_profiles_are_told_apart_by_depth_and_end_at_zero() -> None:
+    def profiles(*values: float, depth: float = 0.0) -> np.ndarray:
+        one = Profile(label="layer", depth=depth, values=values)
+        return pixels(plot_profiles([one], title="t", x_label="index", y_label="share"))
+
+    falling = profiles(1.0, 0.1, 0.01)
+    assert not np.array_equal(falling, profiles(1.0, 0.1, 0.01, depth=1.0))
+    assert not np.array_equal(falling, profiles(1.0, 0.1, 0.0))
+    profiles(1.0)
+    many = [Profile(label=f"layer {i}", depth=i / 29, values=[1.0, 0.5]) for i in range(30)]
+    pixels(plot_profiles(many, title="t", x_label="index", y_label="share"))

@@ -1,16 +1,32 @@
 """Tables, plots and self-contained HTML pages. Knows numbers and words, and nothing else of this package."""
 
 from .html import Callout, Figures, Page, Picture, Section, Text, render_html
-from .plots import Curve, LayerPoints, Ratio, SeedInterval, plot_bands, plot_intervals, plot_layers, plot_ratios
+from .plots import (
+    Curve,
+    HeatMap,
+    LayerPoints,
+    Profile,
+    Ratio,
+    SeedInterval,
+    heat_limits,
+    plot_bands,
+    plot_heat_maps,
+    plot_intervals,
+    plot_layers,
+    plot_profiles,
+    plot_ratios,
+)
 from .tables import Table, decimals_for, format_number, print_table
 
 __all__ = [
     "Callout",
     "Curve",
     "Figures",
+    "HeatMap",
     "LayerPoints",
     "Page",
     "Picture",
+    "Profile",
     "Ratio",
     "Section",
     "SeedInterval",
@@ -18,9 +34,12 @@ __all__ = [
     "Text",
     "decimals_for",
     "format_number",
+    "heat_limits",
     "plot_bands",
+    "plot_heat_maps",
     "plot_intervals",
     "plot_layers",
+    "plot_profiles",
     "plot_ratios",
     "print_table",
     "render_html",

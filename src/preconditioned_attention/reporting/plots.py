@@ -65,6 +65,23 @@ class Ratio:
     high: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """Numbers in rows, top to bottom, and columns; rows may differ in length, and NaN is a number that is missing."""
+
+    title: str
+    values: Sequence[Sequence[float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One falling curve, such as the singular values of a layer's heads over the largest; ``depth`` is from 0 to 1."""
+
+    label: str
+    depth: float
+    values: Sequence[float]
+
+
 def _colour(style: int) -> str:
     return COLOURS[style % len(COLOURS)]
 
@@ -206,3 +223,74 @@ def plot_layers(groups: Sequence[LayerPoints], *, title: str, y_label: str, log_
 
 def _finite(values: Sequence[float]) -> list[float]:
     return [value if math.isfinite(value) else math.nan for value in values]
+
+
+def plot_heat_maps(
+    maps: Sequence[HeatMap],
+    *,
+    row_labels: Sequence[str],
+    x_label: str,
+    value_label: str,
+    limits: tuple[float, float] | None = None,
+    log: bool = False,
+) -> bytes:
+    """The maps side by side with one colour scale; cells without a number are crossed out, columns count from 0.
+
+    ``limits`` of the scale are those of the numbers unless they are given, as for a picture beside another.
+    """
+    np = require("numpy", extra="train")
+    columns = max((len(row) for one in maps for row in one.values), default=0)
+    low, high = heat_limits(maps) if limits is None else limits
+    colours = require("matplotlib.colors", extra="train")
+    norm = (colours.LogNorm if log else colours.Normalize)(low, high if high > low else low * 1.01 + 1e-12)
+    height = 1.5 + 0.24 * max(4, len(row_labels))
+    figure = require("matplotlib.figure", extra="train").Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    for position, (axis, one) in enumerate(zip(axes, maps, strict=True)):
+        grid = np.full((len(row_labels), columns), np.nan)
+        for index, row in enumerate(one.values):
+            grid[index, : len(row)] = row
+            missing = [column for column, value in enumerate(row) if not math.isfinite(value)]
+            axis.plot(missing, [index] * len(missing), "x", color="#8a94a0", markersize=4)
+        grid[~np.isfinite(grid)] = np.nan
+        image = axis.imshow(grid, norm=norm, cmap="viridis", aspect="auto", interpolation="nearest")
+        axis.set_facecolor("#f2f4f6")
+        axis.set_title(one.title, loc="left", fontsize=10.5, fontweight="bold")
+        axis.set_yticks(range(len(row_labels)), row_labels if position == 0 else [""] * len(row_labels), fontsize=7.5)
+        step = max(1, math.ceil(columns / 12))
+        axis.set_xticks(range(0, columns, step))
+        axis.tick_params(axis="x", labelsize=8)
+        axis.set_xlabel(x_label, fontsize=10)
+        axis.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=list(axes), shrink=0.9)
+    bar.set_label(value_label, fontsize=10)
+    bar.ax.tick_params(labelsize=8)
+    if log:
+        bar.ax.yaxis.set_major_formatter("{x:g}")
+        bar.ax.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
+        bar.ax.tick_params(which="minor", labelsize=8)
+    return _png(figure)
+
+
+def heat_limits(maps: Sequence[HeatMap]) -> tuple[float, float]:
+    """The smallest and the largest finite number of ``maps``; (1, 1) where there is none."""
+    numbers = [value for one in maps for row in one.values for value in row if math.isfinite(value)]
+    return (min(numbers), max(numbers)) if numbers else (1.0, 1.0)
+
+
+def plot_profiles(profiles: Sequence[Profile], *, title: str, x_label: str, y_label: str) -> bytes:
+    """The curves on a logarithmic axis, coloured by depth; numbers that are not positive end a curve."""
+    figure, axes = _figure(3.9)
+    map_ = require("matplotlib", extra="train").colormaps["viridis"]
+    for profile in profiles:
+        values = [value if value > 0 else math.nan for value in profile.values]
+        colour = map_(0.92 * profile.depth)
+        marker = "o" if len(values) == 1 else None
+        axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.4, marker=marker, label=profile.label)
+    _log_scale(axes)
+    axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold")
+    axes.set_xlabel(x_label, fontsize=10.5)
+    axes.set_ylabel(y_label, fontsize=10.5)
+    if len(profiles) <= 12:
+        axes.legend(frameon=False, fontsize=7.5, ncols=2)
+    return _png(figure)
