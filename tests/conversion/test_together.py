@@ -1,5 +1,6 @@
 """Converted models in the hands of other tools: none of them may lose a preconditioner, or apply it twice."""
 
+import copy
 from pathlib import Path
 
 import peft
@@ -163,3 +164,52 @@ def test_merging_lora_under_a_hooked_projection_is_refused() -> None:
     restore_(merged)
     precondition_(merged)
     assert relative_error(merged(IMAGES), expected) <= 1e-5
+
+
+def test_data_parallel(mechanism: str, tmp_path: Path) -> None:
+    """DistributedDataParallel, whose gradients are those of the model alone; one process is enough to see that."""
+    model, report = converted(mechanism)
+    parameter = model.patch_embed.proj.weight
+    (expected,) = torch.autograd.grad(model(IMAGES).square().sum(), parameter)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(model)
+        parallel(IMAGES).square().sum().backward()
+        report.verify(IMAGES, through=parallel)
+    finally:
+        dist.destroy_process_group()
+    assert relative_error(parameter.grad, expected) <= 1e-5
+
+
+def test_export(mechanism: str, tmp_path: Path) -> None:
+    """The exported program computes what the model does, and comes back from a file without this package's classes."""
+    model, _ = converted(mechanism)
+    expected = model(IMAGES)
+    program = torch.export.export(model, (IMAGES,))
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2")
+    assert relative_error(loaded.module()(IMAGES), expected) <= 1e-6
+    assert relative_error(loaded.module()(IMAGES), plain(mechanism)(IMAGES)) > 1e-3
+
+
+def test_loading_weights_first(mechanism: str, tmp_path: Path) -> None:
+    """The order that the documentation asks for: a plain checkpoint into a plain model, then the conversion."""
+    source = plain(mechanism)
+    safetensors.torch.save_file(source.state_dict(), tmp_path / "plain.safetensors")
+    expected_model = copy.deepcopy(source)
+    precondition_(expected_model)
+    model = plain(mechanism)
+    timm.models.load_checkpoint(model, str(tmp_path / "plain.safetensors"))
+    precondition_(model)
+    assert torch.equal(model(IMAGES), expected_model(IMAGES))
+
+
+def test_a_checkpoint_of_the_other_form_is_noticed(mechanism: str, tmp_path: Path) -> None:
+    """timm's loader stops where a preconditioned checkpoint meets a plain model, and the reverse warns."""
+    model, _ = converted(mechanism)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    with pytest.raises(RuntimeError, match="requires_preconditioned_attention"):
+        timm.models.load_checkpoint(plain(mechanism), str(tmp_path / "model.safetensors"))
+    safetensors.torch.save_file(plain(mechanism).state_dict(), tmp_path / "plain.safetensors")
+    with pytest.warns(UserWarning, match="does not say that it was trained with preconditioned attention"):
+        timm.models.load_checkpoint(model, str(tmp_path / "plain.safetensors"))
