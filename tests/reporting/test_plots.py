@@ -123,7 +123,7 @@ def heat(*maps: HeatMap, **options) -> np.ndarray:
     return pixels(plot_heat_maps(maps, **given))
 
 
-def has_colour(image: np.ndarray, share: float) -> bool:
+def filled_at(image: np.ndarray, share: float) -> bool:
     """Whether viridis's colour for this share of the scale fills some of the picture."""
     colour = np.array(matplotlib.colormaps["viridis"](share)[:3])
     return bool((np.abs(image[..., :3] - colour).max(axis=-1) < 0.02).sum() > 3000)
@@ -133,12 +133,12 @@ def test_heat_maps_share_a_scale() -> None:
     one, other = HeatMap(title="A", values=[[1.0, 1.0], [1.0]]), HeatMap(title="C A", values=[[10.0, 10.0], [10.0]])
     assert heat_limits([one, other]) == (1.0, 10.0)
     together = heat(one, other)
-    assert has_colour(together, 0.0)
-    assert has_colour(together, 1.0)
+    assert filled_at(together, 0.0)
+    assert filled_at(together, 1.0)
     alone = heat(one, limits=(0.0, 2.0))
-    assert has_colour(alone, 0.5)
-    assert not has_colour(alone, 0.97)
-    assert has_colour(heat(one, limits=(0.1, 10.0), log=True), 0.5)
+    assert filled_at(alone, 0.5)
+    assert not filled_at(alone, 0.97)
+    assert filled_at(heat(one, limits=(0.1, 10.0), log=True), 0.5)
 
 
 def test_heat_maps_cross_out_what_is_missing() -> None:

@@ -239,7 +239,7 @@ def plot_heat_maps(
     ``limits`` of the scale are those of the numbers unless they are given, as for a picture beside another.
     """
     np = require("numpy", extra="train")
-    columns = max((len(row) for one in maps for row in one.values), default=0)
+    columns = max((1, *(len(row) for one in maps for row in one.values)))
     low, high = heat_limits(maps) if limits is None else limits
     colours = require("matplotlib.colors", extra="train")
     norm = (colours.LogNorm if log else colours.Normalize)(low, high if high > low else low * 1.01 + 1e-12)
