@@ -7,6 +7,7 @@ from .report import ConversionEntry, ConversionReport
 from .support import SupportedClass, support_page, with_support_matrix
 from .unweighted import build_model, build_without_weights
 from .verify import Verification, VerificationError
+from .weight_files import conversion_metadata, load_safetensors, save_safetensors
 
 __all__ = [
     "Adapter",
@@ -18,11 +19,14 @@ __all__ = [
     "VerificationError",
     "build_model",
     "build_without_weights",
+    "conversion_metadata",
     "from_pretrained",
     "is_preconditioned",
+    "load_safetensors",
     "precondition_",
     "register_adapter",
     "restore_",
+    "save_safetensors",
     "support_page",
     "survey",
     "with_support_matrix",
