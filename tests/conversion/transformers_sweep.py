@@ -16,7 +16,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +24,12 @@ from typing import Literal
 
 import transformers
 from torch import nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from preconditioned_attention.conversion import detection
+from preconditioned_attention.conversion import ConversionReport, detection
+from preconditioned_attention.conversion.convert import survey
 from preconditioned_attention.conversion.registry import Adapter, Refused, class_name, find_adapter, is_composite
+from preconditioned_attention.conversion.unweighted import build_without_weights
 
 Status = Literal["converted", "defined", "refused", "delegates", "no attention", "unknown"]
 
@@ -45,6 +47,17 @@ class SweptClass:
 def transformers_classes() -> list[SweptClass]:
     """Every class that is looked at, by name."""
     return sorted((_classified(cls) for cls in _modules() if _looked_at(cls)), key=lambda found: found.name)
+
+
+def model_types() -> Iterator[tuple[str, ConversionReport | None]]:
+    """Every model type, and what a conversion would do to it; None if it does not build from its defaults alone."""
+    for name in sorted(CONFIG_MAPPING_NAMES):
+        try:
+            model = build_without_weights(name)
+        except Exception:  # whatever upstream raises: a missing package, no model of its own, a default that fails
+            yield name, None
+        else:
+            yield name, survey(model)
 
 
 def not_importable() -> dict[str, str]:
@@ -93,14 +106,10 @@ def _names(cls: type[nn.Module]) -> set[str]:
     return {name for code in detection._code_run_by_forward(cls) for name in code.co_names}
 
 
-def _is_named_after_attention(cls: type) -> bool:
-    return re.search(r"attention|attn", cls.__name__, re.IGNORECASE) is not None
-
-
 def _looked_at(cls: type[nn.Module]) -> bool:
     # cheapest first
     return (
-        _is_named_after_attention(cls)
+        detection._has_the_name(cls)
         or detection._code_computes_attention(cls)
         or any("softmax" in name.lower() for name in _names(cls))
         or _adapter(cls) is not None
@@ -125,20 +134,12 @@ def _classified(cls: type[nn.Module]) -> SweptClass:
 def _without_adapter(cls: type[nn.Module]) -> tuple[Status, str]:
     if is_composite(_bare(cls)):
         return "no attention", "registered: a softmax for something else"
-    if _is_part(cls):
-        return "delegates", "a part of a class that is converted as a whole"
-    if detection._code_computes_attention(cls) or (_is_named_after_attention(cls) and _projects(cls)):
+    if detection._code_computes_attention(cls) or detection.named_after_attention(cls):
         return "unknown", ""
     held = sorted(other.__name__ for other in _built(cls) if _is_known(other))
     if held:
         return "delegates", f"builds {', '.join(held)}"
     return "no attention", "no product of a softmax with anything, and no projections to queries, keys and values"
-
-
-def _is_part(cls: type[nn.Module]) -> bool:
-    """Whether an adapter with parts of its own serves a class that builds this one."""
-    owners = (other for other in vars(_import(cls.__module__)).values() if _is_module(other) and other is not cls)
-    return any(cls in _built(owner) and (a := _adapter(owner)) is not None and a.parts for owner in owners)
 
 
 def _is_module(value: object) -> bool:
@@ -163,10 +164,3 @@ def _built(cls: type[nn.Module]) -> frozenset[type[nn.Module]]:
                 named += (values[name] for name in code.co_names if name in values)
     found = (value for entry in named for value in (entry.values() if isinstance(entry, dict) else [entry]))
     return frozenset(value for value in found if _is_module(value) and value is not cls)
-
-
-def _projects(cls: type[nn.Module]) -> bool:
-    """Whether its constructors assign projections to queries, keys and values."""
-    constructors = (vars(base).get("__init__") for base in cls.__mro__ if base is not nn.Module)
-    codes = (inspect.unwrap(c).__code__ for c in constructors if isinstance(c, FunctionType))
-    return any(detection._PROJECTIONS & set(code.co_names) for code in codes)

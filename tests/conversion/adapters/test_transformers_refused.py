@@ -15,6 +15,8 @@ from tests.conversion.adapters.transformers_zoo import TEXT, Case
 
 REFUSED = {
     "bailing_hybrid.BailingHybridDeltaAttention": "RMS-normalised at once",
+    "big_bird.BigBirdBlockSparseAttention": "converted as a whole",
+    "bigbird_pegasus.BigBirdPegasusBlockSparseAttention": "converted as a whole",
     "glm5_next.Glm5NextTextLinearAttention": "RMS-normalised at once",
     "inkling2.Inkling2BlockAttentionResidual": "residual stream",
     "kimi_linear.KimiLinearDeltaAttention": "RMS-normalised at once",

@@ -54,9 +54,9 @@ class Interface(Adapter):
         num_heads, head_dim, width = (
             read_int(module, *names) or read_int(getattr(module, "config", None), *names)
             for names in (
-                ("num_heads", "num_attention_heads", "n_heads", "n_head"),
+                ("num_heads", "num_attention_heads", "n_heads", "n_head", "decoder_self_attention_heads"),
                 ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim"),
-                ("embed_dim", "hidden_size"),
+                ("embed_dim", "hidden_size", "dim"),
             )
         )
         if head_dim is None and num_heads and width:
