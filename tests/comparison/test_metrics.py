@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from preconditioned_attention.comparison import RunMetrics
+from preconditioned_attention.reporting import Picture
 from tests.comparison.synthetic import conditioning
 
 
@@ -77,3 +78,20 @@ def test_validation_and_test_are_needed():
         RunMetrics.from_returned({"validation": 1.0}, metric="accuracy")
     with pytest.raises(TypeError, match="NoneType"):
         RunMetrics.from_returned(None, metric="accuracy")
+
+
+def test_conditioning_on_the_way_needs_its_step():
+    row = {**conditioning()[0], "moment": "training"}
+    values = {"validation": 1.0, "test": 1.0}
+    kept = RunMetrics.from_returned({**values, "conditioning": [{**row, "step": 3}]}, metric="accuracy").conditioning[0]
+    assert (kept["step"], kept["moment"]) == (3, "training")
+    with pytest.raises(ValueError, match="with moment 'training' must have a 'step'"):
+        RunMetrics.from_returned({**values, "conditioning": [row]}, metric="accuracy")
+
+
+def test_pictures_survive_the_file():
+    metrics = RunMetrics(validation=1.0, test=0.5, pictures={"one": Picture(b"\x00png", "what", "caption")})
+    assert RunMetrics.from_dict(json.loads(json.dumps(metrics.to_dict()))) == metrics
+    assert RunMetrics.from_returned(metrics, metric="accuracy").pictures == metrics.pictures
+    with pytest.raises(TypeError, match="pictures must be a mapping"):
+        RunMetrics.from_returned({"validation": 1, "test": 1, "pictures": [b"png"]}, metric="accuracy")

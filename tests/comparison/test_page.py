@@ -35,6 +35,19 @@ def test_sections_without_content_are_left_out():
     assert {"Inside attention", "Every layer"} <= set(titles(conditioning=conditioning()))
 
 
+def test_pictures_of_the_arms_stand_side_by_side():
+    def run(name):
+        return RunMetrics(validation=1.0, test=1.0, pictures={"detections": Picture(b"png", f"of {name}", "caption")})
+
+    runs = {name: [run(name), run("the second seed")] for name in ARMS}
+    records = make_records(PLAN, {(key.arm, key.seed, key.learning_rate): run(key.arm) for key in PLAN.run_keys()})
+    summaries = summarise(PLAN, records)
+    page = build_page(PLAN, summaries, give_verdicts(PLAN, summaries), runs, {}, title="t", environment={"cpu": "x"})
+    (section,) = (section for section in page.sections if section.title == "What the models do")
+    (figures,) = section.blocks
+    assert [picture.description for picture in figures.pictures] == [f"{name}: of {name}" for name in ARMS]
+
+
 def test_every_outcome_has_a_tone():
     assert set(TONES) == set(Outcome)
 

@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..reporting import Picture
+
 # What a model looks like inside, per attention layer: condition number and spread of row norms, before and after C.
 CONDITIONING_KEYS = ("layer", "kappa_before", "kappa_after", "spread_before", "spread_after")
 MOMENTS = ("initialisation", "end")
+DURING = "training"  # and on the way, where the run was monitored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +29,10 @@ class RunMetrics:
         evaluations: the metric on the way, one mapping with ``"step"`` and the metric's name per evaluation.
         conditioning: one mapping per attention layer with the keys ``layer``, ``kappa_before``, ``kappa_after``,
             ``spread_before``, ``spread_after`` (what ``ConditionMonitor.summary()`` returns) and optionally
-            ``moment``: ``"initialisation"`` or ``"end"`` (the default). kappa may be infinite.
+            ``moment``: ``"initialisation"``, ``"end"`` (the default), or ``"training"``, then with ``step``. kappa may
+            be infinite.
         extra: anything else that JSON can hold; it is kept in ``results.json``.
+        pictures: what the model does, by name; the report shows those of the first seed, arm beside arm.
     """
 
     validation: float
@@ -37,6 +42,7 @@ class RunMetrics:
     evaluations: Sequence[Mapping[str, Any]] = ()
     conditioning: Sequence[Mapping[str, Any]] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, Picture] = field(default_factory=dict)
 
     @classmethod
     def from_returned(cls, returned: object, *, metric: str) -> RunMetrics:
@@ -67,6 +73,7 @@ class RunMetrics:
             evaluations=_check_evaluations(values.get("evaluations", ()), metric),
             conditioning=_check_conditioning(values.get("conditioning", ())),
             extra=_check_json("extra", extra),
+            pictures=_check_pictures(values.get("pictures", {})),
         )
 
     def not_finite(self) -> str | None:
@@ -82,7 +89,14 @@ class RunMetrics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return dataclasses.asdict(self)
+        pictures = {name: picture.to_dict() for name, picture in self.pictures.items()}
+        return {**dataclasses.asdict(dataclasses.replace(self, pictures={})), "pictures": pictures}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunMetrics:
+        """The inverse of :meth:`to_dict`."""
+        pictures = {name: Picture.from_dict(picture) for name, picture in values.get("pictures", {}).items()}
+        return cls(**{**values, "pictures": pictures})
 
 
 def _number(name: str, value: object) -> float:
@@ -112,11 +126,19 @@ def _check_conditioning(conditioning: object) -> list[dict[str, Any]]:
         if not isinstance(row, Mapping) or any(key not in row for key in CONDITIONING_KEYS):
             raise ValueError(f"each of conditioning must be a mapping with {', '.join(CONDITIONING_KEYS)}; got {row!r}")
         moment = row.get("moment", "end")
-        if moment not in MOMENTS:
-            raise ValueError(f"conditioning: moment must be one of {', '.join(MOMENTS)}; got {moment!r}")
+        if moment not in (*MOMENTS, DURING):
+            raise ValueError(f"conditioning: moment must be one of {', '.join((*MOMENTS, DURING))}; got {moment!r}")
+        if moment == DURING and "step" not in row:
+            raise ValueError(f"each of conditioning with moment {DURING!r} must have a 'step'; got {row!r}")
         numbers = {key: _number(key, row[key]) for key in CONDITIONING_KEYS[1:]}
         rows.append({**_check_json("conditioning", row), **numbers, "layer": str(row["layer"]), "moment": moment})
     return rows
+
+
+def _check_pictures(pictures: object) -> dict[str, Picture]:
+    if not isinstance(pictures, Mapping) or not all(isinstance(one, Picture) for one in pictures.values()):
+        raise TypeError(f"pictures must be a mapping from names to reporting.Picture; got {pictures!r}")
+    return dict(pictures)
 
 
 def _check_json(name: str, value: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,6 +66,7 @@ def build_page(
         _section("Results", *results),
         _section("Failed runs", failures_table(summaries)),
         _section("Curves", _figures(pictures, "training-loss", "validation")),
+        _section("What the models do", *_arm_pictures(runs)),
         _section("Choice of the learning rate", rates_table(plan, summaries)),
         _section("Inside attention", Text((CONDITIONING,)), *plots) if any(conditioning) else None,
         _section("How to read this", how_to_read(plan)),
@@ -90,6 +91,19 @@ def _section(title: str, *blocks: Block | None, folded: bool = False) -> Section
 def _figures(pictures: Mapping[str, Picture], *names: str) -> Figures | None:
     present = tuple(pictures[name] for name in names if name in pictures)
     return Figures(present) if present else None
+
+
+def _arm_pictures(runs: Mapping[str, Sequence[RunMetrics]]) -> list[Block | None]:
+    """Per picture of the tasks, every arm's with its first seed, side by side."""
+    first = {arm: arm_runs[0].pictures for arm, arm_runs in runs.items() if arm_runs}
+    names = dict.fromkeys(name for pictures in first.values() for name in pictures)
+    return [
+        _figures({arm: _of_arm(arm, own[name]) for arm, own in first.items() if name in own}, *first) for name in names
+    ]
+
+
+def _of_arm(arm: str, picture: Picture) -> Picture:
+    return Picture(picture.png, f"{arm}: {picture.description}", f"{arm}, first seed. {picture.caption}")
 
 
 def _callouts(verdicts: Mapping[str, Verdict]) -> list[Block]:

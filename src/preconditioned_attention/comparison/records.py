@@ -60,7 +60,7 @@ class RunRecord:
         """The inverse of :meth:`to_dict`."""
         description, metrics = values["description"], values["metrics"]
         return cls(
-            **{**values, "metrics": None if metrics is None else RunMetrics(**metrics)},
+            **{**values, "metrics": None if metrics is None else RunMetrics.from_dict(metrics)},
             key=RunKey(description["seed"], description["learning_rate"], description["arm"]),
         )
 

@@ -73,9 +73,10 @@ class Comparison:
 
 
 def _run_to_dict(record: RunRecord) -> dict[str, Any]:
-    """A run without its traceback (which stays in the run's own file: it names paths of the machine)."""
+    """A run without its traceback (which names paths of the machine) and pictures: they stay in the run's own file."""
     values = record.to_dict()
     values.pop("traceback")
+    (values["metrics"] or {}).pop("pictures", None)
     description = values.pop("description")
     return {**{name: description[name] for name in ("arm", "seed", "learning_rate")}, **values}
 

@@ -20,7 +20,7 @@ from .metrics import RunMetrics
 from .preparation import Prepare
 
 # What the comparison sets itself, and what cannot change a result.
-_NOT_SETTINGS = ("seed", "learning_rate", "precondition", "checkpoint_every", "keep_checkpoints")
+_NOT_SETTINGS = ("seed", "learning_rate", "precondition", "checkpoint_every", "keep_checkpoints", "workers")
 
 
 def task_run(config: TrainConfig) -> Callable[[Prepare, int, float], RunMetrics]:
@@ -59,6 +59,7 @@ def task_run(config: TrainConfig) -> Callable[[Prepare, int, float], RunMetrics]
             evaluations=result.evaluations,
             conditioning=[{**row, "moment": moment} for moment, rows in moments for row in rows],
             extra={"validation_metrics": result.validation, "test_metrics": result.test},
+            pictures=result.pictures,
         )
 
     return run

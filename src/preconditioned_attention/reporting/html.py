@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -47,6 +48,16 @@ class Picture:
     def data_uri(self) -> str:
         """The picture as a ``data:`` URI."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain values for JSON, the PNG in base 64."""
+        png = base64.b64encode(self.png).decode("ascii")
+        return {"png": png, "description": self.description, "caption": self.caption}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, str]) -> Picture:
+        """The inverse of :meth:`to_dict`."""
+        return cls(base64.b64decode(values["png"]), values["description"], values["caption"])
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,22 @@ from .._checks import check_known
 from .detection import Coco, DigitScenesTask
 from .digits import Digits
 from .image_classification import ImageClassification
-from .protocol import Batch, Illustrated, OptimisationSettings, Optimised, Scored, Splits, Task
+from .lra_listops import ListOps
+from .protocol import Baselined, Batch, Illustrated, OptimisationSettings, Optimised, Pretrained, Scored, Splits, Task
 
 __all__ = [
     "TASKS",
+    "Baselined",
     "Batch",
     "Coco",
     "DigitScenesTask",
     "Digits",
     "Illustrated",
     "ImageClassification",
+    "ListOps",
     "OptimisationSettings",
     "Optimised",
+    "Pretrained",
     "Scored",
     "Splits",
     "Task",
@@ -33,6 +37,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "image-classification": ImageClassification,
     "coco": Coco,
     "digit-scenes": DigitScenesTask,
+    "lra-listops": ListOps,
 }
 """Tasks by name; add your own, and a configuration can name it."""
 

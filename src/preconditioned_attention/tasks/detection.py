@@ -48,6 +48,11 @@ class InstanceSegmentation:
     model: dict[str, Any]
 
     @property
+    def pretrained(self) -> bool:
+        """Whether the backbone starts from timm's pretrained weights."""
+        return bool(self.model.get("pretrained", False))
+
+    @property
     def classes(self) -> int:
         """The number of categories."""
         raise NotImplementedError

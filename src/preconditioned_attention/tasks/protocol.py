@@ -100,8 +100,25 @@ class Optimised(Protocol):
 
 
 @runtime_checkable
+class Baselined(Protocol):
+    """What a task has besides if there are predictors without a model that its scores should be seen beside."""
+
+    def baselines(self) -> dict[str, float]:
+        """The main metric of each on the test split, by name."""
+
+
+@runtime_checkable
 class Illustrated(Protocol):
     """What a task has besides if it can show what a model does."""
 
     def pictures(self, model: nn.Module) -> dict[str, Picture]:
         """Pictures by name for the report of a run; the same examples for every model."""
+
+
+@runtime_checkable
+class Pretrained(Protocol):
+    """What a task has besides if its model may start from weights that others trained."""
+
+    @property
+    def pretrained(self) -> bool | str:
+        """Whether it does; or where the weights are."""

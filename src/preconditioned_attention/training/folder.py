@@ -8,6 +8,8 @@
     checkpoints/       step-00000100/ ...: complete ones only
     tensorboard/       the same numbers, where TensorBoard is installed
     model.safetensors  the weights that were evaluated at the end
+    pictures/          what the task shows of the model, if it shows something
+    report.html        the metrics, the settings and the pictures, to look at
     result.json        validation and test metrics, configuration, versions, hardware
 """
 
@@ -33,11 +35,14 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.weights = path / "model.safetensors"
+        self.pictures = path / "pictures"
+        self.report = path / "report.html"
         self.result = path / "result.json"
 
     def _present(self) -> list[Path]:
-        files = (self.config, self.metrics, self.conditioning, self.weights, self.result)
-        return [path for path in (*files, self.checkpoints, self.tensorboard) if path.exists()]
+        files = (self.config, self.metrics, self.conditioning, self.weights, self.report, self.result)
+        folders = (self.checkpoints, self.tensorboard, self.pictures)
+        return [path for path in (*files, *folders) if path.exists()]
 
     def check(self, config: TrainConfig, *, resume: bool, overwrite: bool) -> None:
         """Raise, before any work is done, if a run of ``config`` may not or cannot be written here.
@@ -73,7 +78,7 @@ class RunFolder:
         if not self.config.exists():
             raise ValueError(f"nothing to resume: output folder {self.path} holds no run; start it without --resume")
         saved = TrainConfig.from_yaml(self.config.read_text(encoding="utf-8"), source=str(self.config))
-        before, now = _flat(saved.to_dict()), _flat(config.to_dict())
+        before, now = flatten(saved.to_dict()), flatten(config.to_dict())
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         differences = [f"{name} was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
         if differences:
@@ -83,9 +88,9 @@ class RunFolder:
             )
 
 
-def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Options of options by their full names, such as ``precondition.gradient``."""
     flat: dict[str, Any] = {}
     for name, value in options.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,8 @@ from torch import nn
 from .._environment import describe_environment
 from .._extras import require
 from .._files import write_atomically
-from ..conversion import precondition_
-from ..tasks import Splits, make_task
+from ..conversion import is_preconditioned, precondition_
+from ..tasks import Illustrated, Pretrained, Splits, make_task
 from .checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint, save_weights
 from .conditioning import ConditioningLog
 from .config import TrainConfig
@@ -26,6 +27,7 @@ from .metrics import MetricsLog, read_metrics
 from .order import BatchOrder
 from .processes import make_accelerator, together
 from .progress import ProgressLine
+from .report import write_report
 from .result import TrainResult
 from .state import Prepare, TrainState, build_state
 from .step import optimiser_step
@@ -80,6 +82,7 @@ def train(
     order = _batch_order(config, accelerator, splits)
     state = build_state(config, task, accelerator, prepare or partial(_precondition, config=config))
     enabled = progress and accelerator.is_main_process
+    _warn_of_plain_weights(state)
     progress_line = ProgressLine(task.name, total=config.steps, batch_size=config.batch_size, enabled=enabled)
     with ConditioningLog(state, folder.conditioning) as conditioning, progress_line as line:
         log = _begin(state, folder, line, resume=resume)
@@ -99,6 +102,18 @@ def _precondition(model: nn.Module, *, config: TrainConfig) -> nn.Module:
     if config.precondition is not None:
         precondition_(model, config.precondition)
     return model
+
+
+def _warn_of_plain_weights(state: TrainState) -> None:
+    """Pretrained weights are in the model before it is converted, so no checkpoint's mark can say it."""
+    task = state.task
+    if isinstance(task, Pretrained) and task.pretrained and is_preconditioned(state.unwrapped):
+        warnings.warn(
+            f"task {task.name!r} starts from pretrained weights and its attention is preconditioned: weights that were "
+            "trained without preconditioning fit another function, because C changes the scale of what every head "
+            "passes on. Pretrain with preconditioning, or take it as fine-tuning and compare with care",
+            stacklevel=3,
+        )
 
 
 def _batch_order(config: TrainConfig, accelerator: Accelerator, splits: Splits) -> BatchOrder:
@@ -180,6 +195,9 @@ def _finish(
     with together(state.accelerator):
         if state.accelerator.is_main_process:
             save_weights(state, folder.weights)
+            if isinstance(state.task, Illustrated):
+                result.pictures.update(state.task.pictures(result.model))
+            write_report(result, folder)
             write_atomically(folder.result, result.to_json())
     return result
 

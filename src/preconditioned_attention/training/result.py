@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from ..reporting import Picture
 from .config import TrainConfig
 
 
@@ -26,6 +27,7 @@ class TrainResult:
         model: the model that was evaluated (the averaged one if ``config.ema_decay`` is set), in evaluation mode.
         config: the run's configuration.
         environment: versions, hardware, date.
+        pictures: what the task shows of the model, by name; empty if it shows nothing.
     """
 
     validation: dict[str, float]
@@ -37,9 +39,10 @@ class TrainResult:
     model: nn.Module
     config: TrainConfig
     environment: dict[str, Any]
+    pictures: dict[str, Picture] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Everything but the weights, the loss of every step and the conditioning, which have files of their own."""
+        """Everything but weights, pictures, the loss of every step and the conditioning, which have their own files."""
         content = {
             "validation": self.validation,
             "test": self.test,
