@@ -1,0 +1,136 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from preconditioned_attention import PreconditionConfig, precondition_, restore_
+from preconditioned_attention.models.crammed_bert import (
+    CrammedBert,
+    CrammedBertConfig,
+    load_crammed_bert_weights,
+    read_crammed_bert_config,
+    save_crammed_bert,
+    sinusoids,
+)
+
+SMALL = CrammedBertConfig(vocab_size=50, width=16, layers=2, num_heads=2, feed_forward=24)
+
+
+def build(**options: object) -> CrammedBert:
+    torch.manual_seed(0)
+    return CrammedBert(SMALL, **options).double().eval()  # type: ignore[arg-type]
+
+
+def test_the_published_number_of_parameters() -> None:
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in CrammedBert(CrammedBertConfig()).parameters()) == 119_589_889
+
+
+def by_hand(model: CrammedBert, ids: torch.Tensor, *, precondition: bool) -> torch.Tensor:
+    """The published architecture written out, sample by sample and head by head."""
+
+    def norm(x: torch.Tensor, layer: torch.nn.LayerNorm) -> torch.Tensor:
+        centred = x - x.mean(dim=-1, keepdim=True)
+        return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-12).sqrt() * layer.weight + layer.bias
+
+    logits = []
+    for sample in ids:
+        angles = [[n / 10000 ** (2 * i / 16) for i in range(8)] for n in range(len(sample))]
+        waves = [[*map(math.sin, row), *map(math.cos, row)] for row in angles]
+        x = model.word_embedding.weight[sample] + model.position_scale * torch.tensor(waves, dtype=torch.float64)
+        x = norm(x, model.embedding_norm)
+        for layer in model.layers:
+            y, heads = norm(x, layer.attention_norm), []
+            for head in range(2):
+                rows = slice(8 * head, 8 * head + 8)
+                attention = layer.attention
+                q, k, v = (y @ p.weight[rows].T for p in (attention.q_proj, attention.k_proj, attention.v_proj))
+                heads.append(torch.softmax(q @ k.T / math.sqrt(8), dim=-1) @ v)
+                if precondition:
+                    heads[-1] = heads[-1] / heads[-1].norm(dim=-1, keepdim=True)
+            x = x + torch.cat(heads, dim=-1) @ layer.attention.proj.weight.T
+            value, gate = (norm(x, layer.feed_forward_norm) @ layer.feed_forward_in.weight.T).split(12, dim=-1)
+            x = x + (value * F.gelu(gate)) @ layer.feed_forward_out.weight.T
+        logits.append(norm(x, model.norm) @ model.word_embedding.weight.T)
+    return torch.stack(logits)
+
+
+@pytest.mark.parametrize("precondition", [False, True])
+def test_the_forward_pass_written_out_by_hand(precondition: bool) -> None:
+    model, ids = build(), torch.randint(50, (3, 7))
+    if precondition:
+        assert len(precondition_(model).converted) == 2
+    expected = by_hand(model, ids, precondition=precondition)
+    torch.testing.assert_close(model(ids), expected, rtol=1e-10, atol=1e-12)
+    places = torch.tensor([[0, 6], [3, 3], [2, 1]])
+    wanted = torch.stack([expected[row, places[row]] for row in range(3)])
+    torch.testing.assert_close(model(ids, places=places), wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_converted_equals_built_preconditioned_and_comes_back() -> None:
+    ids = torch.randint(50, (2, 9))
+    model = build()
+    plain = model(ids)
+    precondition_(model)
+    torch.testing.assert_close(build(precondition=PreconditionConfig())(ids), model(ids))
+    restore_(model)
+    assert torch.equal(model(ids), plain)
+
+
+@pytest.mark.parametrize("precondition", [None, PreconditionConfig()])
+def test_padding_changes_nothing(precondition: PreconditionConfig | None) -> None:
+    model, ids = build(precondition=precondition), torch.randint(50, (2, 9))
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, 5:] = 0
+    padded = model(ids, mask)
+    torch.testing.assert_close(padded[1, :5], model(ids[1:, :5])[0])
+    torch.testing.assert_close(padded[0], model(ids[:1])[0])
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    torch.manual_seed(0)
+    model = CrammedBert(CrammedBertConfig(vocab_size=50, width=16, layers=1, num_heads=2, feed_forward=24, dropout=0.5))
+    ids = torch.randint(50, (2, 9))
+    assert not torch.equal(model(ids), model(ids))
+    assert torch.equal(model.eval()(ids), model(ids))
+
+
+def test_initial_weights() -> None:
+    torch.manual_seed(0)
+    model = CrammedBert(CrammedBertConfig(vocab_size=2000, width=64, layers=2, num_heads=4, feed_forward=256))
+    for weight in (model.word_embedding.weight, model.layers[1].attention.q_proj.weight):
+        assert float(weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert float(model.position_scale.detach()) == pytest.approx(1 / 8)
+    assert torch.equal(sinusoids(3, 4, torch.zeros(1))[0], torch.tensor([0.0, 0.0, 1.0, 1.0]))
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    model, ids = build(), torch.randint(50, (2, 9))
+    save_crammed_bert(model, tmp_path)
+    assert read_crammed_bert_config(tmp_path) == SMALL
+    other = CrammedBert(SMALL).double().eval()
+    load_crammed_bert_weights(other, tmp_path)
+    assert torch.equal(other(ids), model(ids))
+    precondition_(model)
+    save_crammed_bert(model, tmp_path)
+    with pytest.raises(ValueError, match=r"(?s)does not fit the model: .*requires_preconditioned_attention"):
+        load_crammed_bert_weights(other, tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="must describe a crammed BERT"):
+        read_crammed_bert_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 10, "num_heads": 4}, "width must be a multiple of num_heads"),
+        ({"width": 9, "num_heads": 3}, "width must be even"),
+        ({"feed_forward": 7}, "feed_forward must be even"),
+        ({"layers": 0}, "layers must be at least 1"),
+    ],
+)
+def test_sizes_that_cannot_be(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CrammedBertConfig(**options)
