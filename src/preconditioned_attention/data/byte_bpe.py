@@ -8,7 +8,7 @@ on bytes: A. Radford et al., Language Models are Unsupervised Multitask Learners
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,22 +25,25 @@ END = "<|endoftext|>"
 BYTES = 256
 
 
-def train_byte_bpe(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """A tokenizer of at most ``vocab_size`` tokens: the end, 256 bytes, and the most frequent merges in ``texts``.
+def train_byte_bpe(texts: Iterable[str], *, vocab_size: int, specials: Sequence[str] = (END,)) -> Tokenizer:
+    """A tokenizer of at most ``vocab_size`` tokens: ``specials``, 256 bytes, the most frequent merges in ``texts``.
 
-    The same texts give the same tokenizer. ``<|endoftext|>`` in a text is encoded as the characters that it is.
+    The same texts give the same tokenizer. A special token in a text is encoded as the characters that it is.
 
     Raises:
         ValueError: ``vocab_size`` has no room for the bytes. ImportError: the extra ``language`` is missing.
     """
-    check_integer("vocab_size", vocab_size, minimum=BYTES + 1)
+    check_integer("vocab_size", vocab_size, minimum=BYTES + len(specials))
     library = require("tokenizers", extra="language")
     byte_level = library.pre_tokenizers.ByteLevel
     tokenizer = library.Tokenizer(library.models.BPE())
     tokenizer.pre_tokenizer = byte_level(add_prefix_space=False)
     tokenizer.decoder = library.decoders.ByteLevel()
     trainer = library.trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=byte_level.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=list(specials),
+        initial_alphabet=byte_level.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.encode_special_tokens = True

@@ -75,7 +75,8 @@ def load_python_reference() -> PythonReference:
 def without_repeated(topics: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """The names to keep, and those of topics with at least half of their text in longer ones; white space aside."""
     seen: set[str] = set()
-    kept, left_out = [], []
+    kept: list[str] = []
+    left_out: list[str] = []
     for name in sorted(topics, key=lambda name: (-len(topics[name]), name)):
         paragraphs = [" ".join(paragraph.split()) for paragraph in topics[name].split("\n\n")]
         repeated = sum(len(paragraph) for paragraph in paragraphs if paragraph in seen)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,18 +94,16 @@ def _text_files(root: Path, split: str) -> Iterator[Stories]:
     for version, pattern in VERSIONS.items():
         path = root / pattern.format(FILE_SPLITS[split])
         if path.exists():
-            yield Stories(
-                version=version, form="text", files=_sizes([path]), read=lambda path=path: read_separated(path)
-            )
+            yield Stories(version=version, form="text", files=_sizes([path]), read=partial(read_separated, path))
 
 
 def _datasets(root: Path, split: str) -> Iterator[Stories]:
     parquet = sorted((root / "data").glob(f"{split}-*.parquet"))
     if parquet:
-        yield Stories(version="V1", form="parquet", files=_sizes(parquet), read=lambda: _read_parquet(parquet))
+        yield Stories(version="V1", form="parquet", files=_sizes(parquet), read=partial(_read_parquet, parquet))
     if (root / "dataset_dict.json").exists():
         arrow = sorted((root / split).glob("*.arrow"))
-        yield Stories(version="V1", form="datasets", files=_sizes(arrow), read=lambda: _read_saved(root / split))
+        yield Stories(version="V1", form="datasets", files=_sizes(arrow), read=partial(_read_saved, root / split))
 
 
 def _read_parquet(files: list[Path]) -> Iterator[str]:
