@@ -3,11 +3,11 @@ import pkgutil
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from tests.conversion.oracle import jitter_, normalising_inside
-from tests.explicit import relative_error
+from tests.explicit import diagonal_product, relative_error
 
 pytest.importorskip("diffusers")
 
@@ -20,7 +20,7 @@ from preconditioned_attention.conversion.adapters.diffusers_processors import (
     processor_refusal,
 )
 from preconditioned_attention.conversion.registry import class_name
-from tests.conversion.adapters.diffusers_modules import CASES, SINGLE, TRANSPOSED, build, found
+from tests.conversion.adapters.diffusers_modules import CASES, SINGLE, TRANSPOSED, build, found, normal
 
 SLICE = ["LTX 2", "Motif, joint", "Mochi", "Hunyuan Video, single stream", "Cosmos VAE, time", "VidTok", "IF, pooling"]
 
@@ -98,3 +98,21 @@ def test_modules_that_are_refused(cls: str, arguments: tuple, options: dict, rea
     with pytest.raises(ValueError, match="nothing to convert") as error:
         precondition_(found(cls)(*arguments, **options))
     assert reason in str(error.value)
+
+
+@torch.no_grad()
+def test_attention_by_flex_attention() -> None:
+    """The watching reference does not see into FlexAttention: the rows are taken before the projection."""
+    module = jitter_(
+        found("autoencoders.ltx2_diffusion_decoder.LTX2VideoVaeNeighborhoodAttention")(16, (3, 3, 3), head_dim=8), 0.3
+    ).double()
+    x = normal(2, 3, 3, 4, 16)
+    plain, projection = module(x), module.to_out[0]
+    module.to_out[0] = nn.Identity()
+    rows = diagonal_product(module(x).unflatten(-1, (2, 8))).flatten(-2)
+    module.to_out[0] = projection
+    precondition_(module, strict=True)
+    assert relative_error(module(x), projection(rows)) <= 1e-10
+    assert relative_error(plain, projection(rows)) > 1e-3
+    restore_(module)
+    assert torch.equal(module(x), plain)
