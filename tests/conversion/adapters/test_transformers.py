@@ -20,7 +20,9 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.adapters.transformers import REFUSED
 from preconditioned_attention.conversion.adapters.transformers_own import SEEN_BY
+from preconditioned_attention.conversion.convert import survey
 from preconditioned_attention.conversion.registry import find_adapter
+from preconditioned_attention.conversion.unweighted import build_without_weights
 from tests.conversion.adapters.transformers_own_zoo import OWN
 from tests.conversion.adapters.transformers_zoo import (
     AUDIO,
@@ -263,6 +265,18 @@ def test_attention_that_nobody_knows_is_listed() -> None:
         precondition_(model, strict=True)
     report = precondition_(model)
     assert [entry.status for entry in report.entries] == ["converted", "unknown"]
+
+
+@pytest.mark.parametrize(("name", "attention"), [("sam", "SamAttention"), ("edgetam_video", "Sam2MultiScaleAttention")])
+def test_the_shape_is_that_of_the_heads_where_their_width_changes(name: str, attention: str) -> None:
+    """What a projection takes in, where the width of the model tells another."""
+    model = build_without_weights(name)
+    entries = [entry for entry in survey(model).entries if entry.class_name.endswith(f".{attention}")]
+    assert len(entries) > 3
+    for entry in entries:
+        module = model.get_submodule(entry.path)
+        merged = (module.out_proj if attention == "SamAttention" else module.proj).in_features
+        assert entry.num_heads * entry.head_dim == merged
 
 
 SLICE = ["modernbert", "deepseek_v3", "whisper", "swin"]  # a quick one of each sort; the rest are slow

@@ -50,17 +50,19 @@ class Interface(Adapter):
         return REFUSED.get(class_name(type(module)))
 
     def shape(self, module: nn.Module) -> HeadShape:
-        """From the attribute names in use across the models, the module's own before its config's."""
+        """From the attribute names in use across the models, the module's own before its config's; or a projection."""
         num_heads, head_dim, width = (
             read_int(module, *names) or read_int(getattr(module, "config", None), *names)
             for names in (
                 ("num_heads", "num_attention_heads", "n_heads", "n_head", "decoder_self_attention_heads"),
                 ("v_head_dim", "head_dim", "attention_head_size", "key_value_proj_dim"),
-                ("embed_dim", "hidden_size", "dim"),
+                ("embed_dim", "hidden_size"),
             )
         )
-        if head_dim is None and num_heads and width:
-            head_dim = width // num_heads
+        projections = (getattr(module, name, None) for name in ("o_proj", "out_proj", "proj"))
+        merged = next((found for p in projections if (found := read_int(p, "in_features"))), width)
+        if head_dim is None and num_heads and merged:
+            head_dim = merged // num_heads
         return HeadShape(num_heads, head_dim)
 
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
