@@ -59,3 +59,38 @@ def test_infinity_read_back_from_a_file_is_a_number_again():
     numbers = conditioning_by_layer([RunMetrics(validation=1, test=1, conditioning=[row])], "end")["blocks.0.attn"]
     assert numbers["kappa_before"] == math.inf
     assert math.isnan(numbers["kappa_after"])
+
+
+def during(scale: float = 1.0, steps: tuple[int, ...] = (1, 26)) -> list[dict]:
+    rows = [row for row in conditioning(scale) if row["moment"] == "end"]
+    return [{**row, "moment": "training", "step": step} for step in steps for row in rows]
+
+
+def test_kappa_over_training_is_drawn_like_an_inspection(monkeypatch):
+    shown = {}
+
+    def record(name):
+        return lambda data, **options: shown.update({name: (data, options)}) or b""
+
+    for name in ("plot_bands", "plot_heat_maps"):
+        monkeypatch.setattr(figures, name, record(name))
+    rows = during()
+    rows[3]["kappa_before"] = rows[3]["kappa_after"] = math.inf  # the second layer at the second step
+    assert drawn(conditioning=rows) == {"difference", "kappa-training", "kappa-training-layers"}
+    curves, options = shown["plot_bands"]
+    assert [(curve.label, curve.style) for curve in curves] == [("plain", 0), ("row-full", 1)]
+    assert curves[0].x == [1, 26]
+    assert curves[0].y_per_seed == [[100.5, 100.0]] * 2
+    assert options["log_y"]
+    maps, options = shown["plot_heat_maps"]
+    assert [one.title for one in maps] == ["plain", "row-full"]
+    assert maps[0].values[0] == [70.0, 70.0]
+    assert maps[0].values[1][0] == 71.0
+    assert math.isnan(maps[0].values[1][1])
+    assert (options["row_labels"], options["column_labels"]) == (["blocks.0.attn", "blocks.1.attn"], [1, 26])
+
+
+def test_runs_recorded_at_other_steps_are_not_averaged():
+    runs = [RunMetrics(validation=1, test=1, conditioning=during(steps=steps)) for steps in ((1, 26), (1, 30))]
+    assert figures._kappa_over_training({"plain": runs}) is None
+    assert figures._kappa_over_training({"plain": runs[:1]}) is not None

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from ..reporting import Curve, LayerPoints, Picture, SeedInterval, plot_bands, plot_intervals, plot_layers
-from .metrics import MOMENTS, RunMetrics
+from ..reporting import (
+    Curve,
+    HeatMap,
+    LayerPoints,
+    Picture,
+    SeedInterval,
+    plot_bands,
+    plot_heat_maps,
+    plot_intervals,
+    plot_layers,
+)
+from .metrics import DURING, MOMENTS, RunMetrics
 from .plan import REFERENCE, Plan
 from .statistics import LEVEL, smooth, smoothing_window
 from .summary import ArmSummary
@@ -26,6 +36,8 @@ def draw_figures(plan: Plan, summaries: Mapping[str, ArmSummary], runs: Runs) ->
     for moment in MOMENTS:
         pictures[f"kappa-{moment}"] = _layers(runs, moment, "kappa")
         pictures[f"spread-{moment}"] = _layers(runs, moment, "spread")
+    pictures["kappa-training"] = _kappa_over_training(runs)
+    pictures["kappa-training-layers"] = _kappa_of_layers_over_training(runs)
     return {name: picture for name, picture in pictures.items() if picture is not None}
 
 
@@ -121,3 +133,63 @@ def _layers(runs: Runs, moment: str, quantity: str) -> Picture | None:
     title = f"{words.capitalize()} {MOMENT_WORDS[moment]}"
     png = plot_layers(groups, title=title, y_label=words, log_y=quantity == "kappa")
     return Picture(png, f"{title}, per attention layer, before and after C", f"Open: A. Filled: C A. {title}.")
+
+
+def conditioning_by_step(run: RunMetrics, key: str) -> dict[int, dict[str, float]]:
+    """Per recorded step of a run, ``key`` of every layer, in the order of steps and of the model."""
+    steps: dict[int, dict[str, float]] = {}
+    for row in run.conditioning:
+        if row.get("moment") == DURING:
+            steps.setdefault(int(row["step"]), {})[row["layer"]] = float(row[key])
+    return dict(sorted(steps.items()))
+
+
+def _same_steps(runs: Sequence[RunMetrics]) -> list[int]:
+    """The recorded steps of an arm's runs; none if the runs differ in them."""
+    recorded = [list(conditioning_by_step(run, "kappa_before")) for run in runs]
+    return recorded[0] if recorded and all(steps == recorded[0] for steps in recorded) else []
+
+
+def _kappa_over_training(runs: Runs) -> Picture | None:
+    curves = []
+    for style, (name, arm_runs) in enumerate(runs.items()):
+        steps = _same_steps(arm_runs)
+        if steps:
+            medians = [
+                [_finite_median(of_step.values()) for of_step in conditioning_by_step(run, "kappa_before").values()]
+                for run in arm_runs
+            ]
+            curves.append(Curve(label=name, style=style, x=steps, y_per_seed=medians))
+    if not curves:
+        return None
+    title = "Condition number of A during training"
+    png = plot_bands(curves, title=title, x_label="optimiser step", y_label="kappa, median over layers", log_y=True)
+    caption = "Before C, on training batches; mean over seeds, band: lowest to highest. Singular layers are left out."
+    return Picture(png, f"{title} of {', '.join(runs)}", caption)
+
+
+def _kappa_of_layers_over_training(runs: Runs) -> Picture | None:
+    maps, layers, steps = [], [], []
+    for name, arm_runs in runs.items():
+        steps = _same_steps(arm_runs)
+        if steps:
+            recorded = [conditioning_by_step(run, "kappa_after") for run in arm_runs]
+            layers = list(recorded[0][steps[0]])
+            values = [
+                [_finite_median(one[step].get(layer, math.nan) for one in recorded) for step in steps]
+                for layer in layers
+            ]
+            maps.append(HeatMap(title=name, values=values))
+    if not maps:
+        return None
+    png = plot_heat_maps(
+        maps, row_labels=layers, column_labels=steps, x_label="optimiser step", value_label="kappa of C A", log=True
+    )
+    caption = "After C (plain: what C would give). Median over seeds; crossed out: singular, or not a number."
+    return Picture(png, "Condition number of every layer during training, a map per arm", caption)
+
+
+def _finite_median(values: Iterable[float]) -> float:
+    """Over the finite values; NaN if there is none."""
+    finite = [value for value in values if math.isfinite(value)]
+    return statistics.median(finite) if finite else math.nan

@@ -231,12 +231,14 @@ def plot_heat_maps(
     row_labels: Sequence[str],
     x_label: str,
     value_label: str,
+    column_labels: Sequence[float] | None = None,
     limits: tuple[float, float] | None = None,
     log: bool = False,
 ) -> bytes:
-    """The maps side by side with one colour scale; cells without a number are crossed out, columns count from 0.
+    """The maps side by side with one colour scale; cells without a number are crossed out.
 
-    ``limits`` of the scale are those of the numbers unless they are given, as for a picture beside another.
+    Columns count from 0 unless ``column_labels`` are given. ``limits`` of the scale are those of the numbers unless
+    they are given, as for a picture beside another.
     """
     np = require("numpy", extra="train")
     columns = max((1, *(len(row) for one in maps for row in one.values)))
@@ -257,8 +259,9 @@ def plot_heat_maps(
         axis.set_facecolor("#f2f4f6")
         axis.set_title(one.title, loc="left", fontsize=10.5, fontweight="bold")
         axis.set_yticks(range(len(row_labels)), row_labels if position == 0 else [""] * len(row_labels), fontsize=7.5)
-        step = max(1, math.ceil(columns / 12))
-        axis.set_xticks(range(0, columns, step))
+        step = max(1, math.ceil(columns * len(maps) / 18))
+        labels = range(columns) if column_labels is None else column_labels
+        axis.set_xticks(range(0, columns, step), [f"{label:g}" for label in labels[::step]])
         axis.tick_params(axis="x", labelsize=8)
         axis.set_xlabel(x_label, fontsize=10)
         axis.spines[:].set_visible(False)
