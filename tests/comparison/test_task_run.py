@@ -32,8 +32,10 @@ def test_numbers_are_those_of_the_training_itself(tmp_path):
 
 def test_attention_is_looked_at_before_and_after_training():
     metrics = task_run(CONFIG)(Prepare(None), 0, 1e-2)
-    moments = [(row["moment"], row["layer"]) for row in metrics.conditioning]
+    moments = [(row["moment"], row["layer"]) for row in metrics.conditioning if row["moment"] != "training"]
     assert moments == [(moment, f"blocks.{index}.attn") for moment in ("initialisation", "end") for index in (0, 1)]
+    on_the_way = [(row["step"], row["layer"]) for row in metrics.conditioning if row["moment"] == "training"]
+    assert on_the_way == [(step, f"blocks.{index}.attn") for step in (1, 2, 3) for index in (0, 1)]
     for row in metrics.conditioning:
         assert row["kappa_before"] >= 1
         assert row["spread_before"] > row["spread_after"]

@@ -60,6 +60,7 @@ def build_page(
     results: list[Block | None] = [results_table(plan, summaries), _figures(pictures, "difference")]
     conditioning = [conditioning_table(runs, moment) for moment in MOMENTS]
     plots = [_figures(pictures, *(f"{quantity}-{moment}" for moment in MOMENTS)) for quantity in ("kappa", "spread")]
+    plots.append(_figures(pictures, "kappa-training", "kappa-training-layers"))
     settings = [arms_table(plan), settings_table("Settings of the runs", plan.settings)]
     sections = [
         _section("What these runs allow to say", Text((INTRODUCTION,)), *_callouts(verdicts)),

@@ -12,26 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..diagnostics import ConditionMonitor
+from ..diagnostics import ConditionMonitor, MonitorConfig
 from ..tasks import make_task
 from ..training import TrainConfig, train
 from ..training.errors import NonFiniteError
-from .metrics import RunMetrics
+from .metrics import CONDITIONING_KEYS, DURING, RunMetrics
 from .preparation import Prepare
 
+POINTS = 20  # how often a run is looked at on the way, unless its configuration says how often
+
 # What the comparison sets itself, and what cannot change a result.
-_NOT_SETTINGS = ("seed", "learning_rate", "precondition", "checkpoint_every", "keep_checkpoints", "workers")
+_NOT_SETTINGS = ("seed", "learning_rate", "precondition", "checkpoint_every", "keep_checkpoints", "monitor", "workers")
 
 
 def task_run(config: TrainConfig) -> Callable[[Prepare, int, float], RunMetrics]:
     """A ``run`` for :func:`compare` that trains the task of ``config``.
 
     Seed, learning rate and preconditioning are the comparison's. Attention is looked at before the first step and
-    after the last, on the task's fixed batch of validation examples. The run's own files go to a temporary folder: a
-    comparison resumes at whole runs.
+    after the last, on the task's fixed batch of validation examples, and on the way on the batches that it trains on.
+    The run's own files go to a temporary folder: a comparison resumes at whole runs.
     """
     task = make_task(config.task, config.task_options)
     batch = task.example_batch()
+    monitor = config.monitor or MonitorConfig(every=max(1, config.steps // POINTS))
 
     def run(prepare: Prepare, seed: int, learning_rate: float) -> RunMetrics:
         at_initialisation: list[dict[str, Any]] = []
@@ -42,7 +45,7 @@ def task_run(config: TrainConfig) -> Callable[[Prepare, int, float], RunMetrics]
             return model
 
         run_config = dataclasses.replace(
-            config, seed=seed, learning_rate=learning_rate, precondition=None, checkpoint_every=None
+            config, seed=seed, learning_rate=learning_rate, precondition=None, checkpoint_every=None, monitor=monitor
         )
         with tempfile.TemporaryDirectory(prefix="precond-") as folder:
             try:
@@ -57,12 +60,19 @@ def task_run(config: TrainConfig) -> Callable[[Prepare, int, float], RunMetrics]
             losses=result.losses,
             seconds_per_step=result.seconds_per_step,
             evaluations=result.evaluations,
-            conditioning=[{**row, "moment": moment} for moment, rows in moments for row in rows],
+            conditioning=[
+                *({**row, "moment": moment} for moment, rows in moments for row in rows),
+                *({**_reported(row), "moment": DURING} for row in result.conditioning),
+            ],
             extra={"validation_metrics": result.validation, "test_metrics": result.test},
             pictures=result.pictures,
         )
 
     return run
+
+
+def _reported(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("step", *CONDITIONING_KEYS)}
 
 
 def task_settings(config: TrainConfig) -> dict[str, Any]:
