@@ -80,6 +80,17 @@ def test_strides_of_sixteen_are_enlarged_as_in_the_original() -> None:
     assert isinstance(rescale[3], nn.MaxPool2d)
 
 
+def test_weights_that_cannot_be_had_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(name: str, *, pretrained: bool, **options: object) -> None:
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(OSError, match=r"pretrained weights of backbone 'xcit_nano_12_p16_224' .*no network"):
+        FeaturePyramid("xcit_nano_12_p16_224", options={}, taps=None, channels=8, pretrained=True)
+    with pytest.raises(RuntimeError, match="no network"):
+        FeaturePyramid("xcit_nano_12_p16_224", options={}, taps=None, channels=8)
+
+
 @pytest.mark.parametrize(
     ("name", "taps", "message"),
     [

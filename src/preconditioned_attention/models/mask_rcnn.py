@@ -111,6 +111,7 @@ def make_mask_rcnn(config: MaskRCNNConfig, *, classes: int) -> nn.Module:
 
     Raises:
         ValueError: there is no such backbone.
+        OSError: pretrained weights cannot be loaded.
         ImportError: the extra ``vision`` is missing.
     """
     check_integer("classes", classes, minimum=1)

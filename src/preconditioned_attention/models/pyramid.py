@@ -36,6 +36,7 @@ class FeaturePyramid(nn.Module):
 
     Raises:
         ValueError: no such backbone, or its maps cannot be brought to the four strides.
+        OSError: pretrained weights cannot be loaded.
         ImportError: the extra ``vision`` is missing.
     """
 
@@ -79,7 +80,15 @@ def _make_body(name: str, options: Mapping[str, Any], taps: Sequence[int] | None
     if not timm.is_model(name):
         raise ValueError(f"backbone must be a model name of timm (timm.list_models()); got {name!r}")
     chosen = {} if taps is None else {"out_indices": tuple(taps)}
-    body = timm.create_model(name, pretrained=pretrained, features_only=True, **chosen, **options)
+    try:
+        body = timm.create_model(name, pretrained=pretrained, features_only=True, **chosen, **options)
+    except Exception as error:  # of the hub, of the network or of the file
+        if not pretrained:
+            raise
+        raise OSError(
+            f"pretrained weights of backbone {name!r} could not be loaded ({type(error).__name__}: {error}). They come "
+            "from the hub unless they are in its cache; pretrained: false starts from random weights"
+        ) from error
     if getattr(body, "output_fmt", None) == "NHWC":
         return _ChannelsFirst(body)
     return body
