@@ -141,6 +141,25 @@ def test_fairness_holds_across_a_resume(tmp_path):
         quietly(other_model, tmp_path, resume=True)
 
 
+def test_a_variant_may_start_elsewhere_and_knows_its_options(tmp_path):
+    def other_model(prepare: Prepare, seed: int, learning_rate: float):
+        if prepare.options:
+            assert prepare.options == {"depth": 2}
+            prepare(torch.nn.Sequential(tiny_model(), torch.nn.Linear(2, 2)))
+            return {"validation": 0.5, "test": 0.25}
+        return run(prepare, seed, learning_rate)
+
+    variants = {"deep": {"depth": 2}}
+    arms = {**ARMS, "deep": None}
+    comparison = quietly(other_model, tmp_path, arms=arms, variants=variants, baselines={"majority": 0.125})
+    assert comparison.summaries["deep"].test == (0.25, 0.25, 0.25)
+    assert "deep: another model" in comparison.report.read_text()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["variants"], results["baselines"]) == (variants, {"majority": 0.125})
+    with pytest.raises(FairnessError, match="different weights"):
+        quietly(other_model, tmp_path / "strict", arms=arms, variants={"row-full": {"depth": 2}, "deep": {"depth": 2}})
+
+
 def test_a_run_that_raises_is_kept_as_failed_with_its_reason(tmp_path, caplog):
     def fails_once(prepare: Prepare, seed: int, learning_rate: float):
         if (arm_of(prepare), seed, learning_rate) == ("row-full", 1, 1e-3):

@@ -34,6 +34,8 @@ def test_description_changes_with_everything_that_changes_a_run():
     assert base != make_plan(settings={"steps": 3}).describe(key)
     assert base != make_plan(metric="loss").describe(key)
     assert base != make_plan(arms=ARMS | {"row-full": PreconditionConfig(eps=1e-3)}).describe(key)
+    assert base != make_plan(variants={"row-full": {"depth": 2}}).describe(key)
+    assert base == make_plan(variants={"row-stop": {"depth": 2}}, baselines={"majority": 0.1}).describe(key)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,8 @@ def test_description_changes_with_everything_that_changes_a_run():
         ({"learning_rates": ("1e-3",)}, TypeError, "learning_rates"),
         ({"learning_rates": "1e-3"}, TypeError, "learning_rates must be a list"),
         ({"metric": ""}, TypeError, "metric"),
+        ({"variants": {"other": {}}}, ValueError, r"variants must be of arms other than 'plain'; got \['other'\]"),
+        ({"variants": {"plain": {"depth": 2}}}, ValueError, "variants must be of arms other than 'plain'"),
         ({"settings": {"model": object()}}, TypeError, "settings"),
     ],
 )

@@ -104,3 +104,17 @@ def test_arms_and_nested_settings_are_spelled_out():
         ("list", "[1, 2]"),
     )
     assert settings_table("Settings", {}) is None
+
+
+def test_baselines_and_variants_are_named(summaries):
+    plan = Plan(
+        arms=PLAN.arms,
+        seeds=PLAN.seeds,
+        learning_rates=PLAN.learning_rates,
+        variants={"row-full": {"attention": "softmax"}},
+        baselines={"majority": 0.17, "root operator": 0.365},
+    )
+    note = results_table(plan, summaries).note
+    assert note.endswith("Test accuracy without a model: majority 0.1700, root operator 0.3650.")
+    assert "without a model" not in results_table(PLAN, summaries).note
+    assert arms_table(plan).rows[1][1].endswith('; task: attention="softmax"')

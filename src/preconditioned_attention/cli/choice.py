@@ -4,25 +4,43 @@ from __future__ import annotations
 
 import dataclasses
 
+from .._checks import check_known
 from .._yaml import parse_yaml
+from ..config import PreconditionConfig
 from ..recipes import Recipe, load_recipe
+from ..training import ARMS
 
 
-def choose_recipe(recipe: str, *, model: str | None, task_options: tuple[str, ...]) -> Recipe:
+def choose_recipe(
+    recipe: str, *, model: str | None, task_options: tuple[str, ...], preset: str | None = None
+) -> Recipe:
     """The recipe, with options of its task replaced.
 
     Args:
         recipe: a name, or the path of a YAML file.
         model: picks ``recipe/model``.
+        preset: picks ``recipe-preset``.
         task_options: ``NAME=VALUE`` each, the value in YAML; they replace the recipe's.
 
     Raises:
         ValueError: no recipe has that name, or a task option has another form.
     """
-    loaded = load_recipe(recipe if model is None else f"{recipe}/{model}")
+    name = recipe if model is None else f"{recipe}/{model}"
+    loaded = load_recipe(name if preset is None else f"{name}-{preset}")
     replaced = dict(map(_parse, task_options))
     options = {**loaded.train.task_options, **replaced}
     return dataclasses.replace(loaded, train=dataclasses.replace(loaded.train, task_options=options))
+
+
+def choose_arms(recipe: Recipe, names: tuple[str, ...] | None) -> dict[str, PreconditionConfig | None]:
+    """The arms of these names, from the recipe's and the usual ones; the recipe's if ``names`` is None.
+
+    Raises:
+        ValueError: there is no such arm.
+    """
+    known = {**ARMS, **recipe.compare.arms}
+    check_known("arm", names or (), known)
+    return {name: known[name] for name in (recipe.compare.arms if names is None else names)}
 
 
 def folder_name(recipe: Recipe) -> str:

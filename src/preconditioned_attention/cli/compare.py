@@ -7,20 +7,19 @@ from typing import Annotated
 
 import tyro
 
-from .._checks import check_known
 from ..comparison import compare as run_comparison
 from ..comparison import task_run, task_settings
-from ..tasks import make_task
-from ..training import ARMS
-from .choice import choose_recipe, folder_name
+from ..tasks import Baselined, make_task
+from .choice import choose_arms, choose_recipe, folder_name
 
 
 def compare(
     recipe: Annotated[str, tyro.conf.Positional],
     *,
     model: str | None = None,
+    preset: str | None = None,
     task_options: tuple[str, ...] = (),
-    arms: tuple[str, ...] = tuple(ARMS),
+    arms: tuple[str, ...] | None = None,
     output: Path | None = None,
     seeds: tuple[int, ...] | None = None,
     learning_rates: tuple[float, ...] | None = None,
@@ -33,8 +32,9 @@ def compare(
     Args:
         recipe: The name of a recipe, or the path of a YAML file.
         model: Picks RECIPE/MODEL among recipes that come as a family, such as digits with --model xcit.
+        preset: Picks RECIPE-PRESET, such as the size for two CPU cores of listops with --preset cpu.
         task_options: Replace options of the recipe's task, such as root=/data/imagenet num_classes=100.
-        arms: Which arms; plain is needed, the others are measured against it.
+        arms: Which arms, the recipe's if not given; plain is needed, the others are measured against it.
         output: The folder to write; by default runs/compare-RECIPE.
         seeds: Replace the recipe's seeds.
         learning_rates: Replace the recipe's grid; each arm's rate is chosen on the validation split.
@@ -42,13 +42,13 @@ def compare(
         resume: Keep the finished runs in the output folder and do the others.
         overwrite: Replace the results in the output folder.
     """
-    check_known("arm", arms, ARMS)
-    loaded = choose_recipe(recipe, model=model, task_options=task_options)
+    loaded = choose_recipe(recipe, model=model, preset=preset, task_options=task_options)
+    chosen = choose_arms(loaded, arms)
     config = loaded.train if steps is None else loaded.train.with_steps(steps)
     task = make_task(config.task, config.task_options)
     run_comparison(
         task_run(config),
-        arms={name: config for name, config in ARMS.items() if name in arms},
+        arms=chosen,
         seeds=loaded.compare.seeds if seeds is None else seeds,
         learning_rates=loaded.compare.learning_rates if learning_rates is None else learning_rates,
         output=Path("runs") / f"compare-{folder_name(loaded)}" if output is None else output,
@@ -56,6 +56,8 @@ def compare(
         higher_is_better=task.higher_is_better,
         title=f"Preconditioned attention on {loaded.name}",
         settings=task_settings(config),
+        variants={name: options for name, options in loaded.compare.variants.items() if name in chosen},
+        baselines=task.baselines() if isinstance(task, Baselined) else None,
         resume=resume,
         overwrite=overwrite,
     )

@@ -36,6 +36,8 @@ def compare(
     higher_is_better: bool = True,
     title: str = "Comparison",
     settings: Mapping[str, Any] | None = None,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
+    baselines: Mapping[str, float] | None = None,
     resume: bool = False,
     overwrite: bool = False,
     verbose: bool = True,
@@ -58,6 +60,9 @@ def compare(
         higher_is_better: False for a loss or an error.
         title: the report's title.
         settings: what else decides the result (model, data, steps): shown in the report, and checked on resume.
+        variants: for arms whose model is another one, options that ``run`` finds in ``prepare.options``. Their weights
+            are compared among themselves only.
+        baselines: the test metric of predictors that need no model, by name; shown beside the results.
         resume: keep the finished runs of an earlier call of the same comparison; failed ones are repeated.
         overwrite: remove the results that ``output`` holds.
         verbose: show progress, then the table and the path of the report.
@@ -69,12 +74,14 @@ def compare(
         FileExistsError: ``output`` holds other results. OSError: it cannot be written to.
         ImportError: the extra ``train`` is missing (before anything runs).
     """
-    plan = Plan(arms, seeds, learning_rates, metric, higher_is_better, settings or {})
+    plan = Plan(
+        arms, seeds, learning_rates, metric, higher_is_better, settings or {}, variants or {}, baselines or {}
+    )
     _check_surroundings(run)
     store = RunStore(Path(output), plan, resume=resume, overwrite=overwrite)
     for key in _with_progress(plan, store, verbose=verbose):
         record = _run_once(run, plan, key)
-        _check_fairness(record, store)
+        _check_fairness(record, store, plan)
         store.write(record)
     return _report(plan, store, title, verbose=verbose)
 
@@ -123,7 +130,7 @@ def _with_progress(plan: Plan, store: RunStore, *, verbose: bool) -> Iterator[Ru
 
 def _run_once(run: Run, plan: Plan, key: RunKey) -> RunRecord:
     """Do one run. What it raises becomes a failed record, except what makes the whole comparison meaningless."""
-    prepare = Prepare(plan.arms[key.arm])
+    prepare = Prepare(plan.arms[key.arm], plan.variants.get(key.arm, {}))
     seed_all(key.seed)
     start = time.perf_counter()
     try:
@@ -158,8 +165,8 @@ def _run_once(run: Run, plan: Plan, key: RunKey) -> RunRecord:
     )
 
 
-def _check_fairness(record: RunRecord, store: RunStore) -> None:
-    """Raise unless a finished run started where every other finished run of its seed did."""
+def _check_fairness(record: RunRecord, store: RunStore, plan: Plan) -> None:
+    """Raise unless a finished run started where every other finished run of its seed and its kind of model did."""
     if not record.finished:
         return
     if not record.weights:
@@ -169,6 +176,8 @@ def _check_fairness(record: RunRecord, store: RunStore) -> None:
         )
     for other in store.records.values():
         if not other.finished or other.key.seed != record.key.seed:
+            continue
+        if plan.variants.get(other.key.arm) != plan.variants.get(record.key.arm):
             continue
         pair = f"seed {record.key.seed}: runs {other.key.stem} and {record.key.stem}"
         if other.weights != record.weights:

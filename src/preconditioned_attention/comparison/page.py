@@ -63,7 +63,7 @@ def build_page(
     plots.append(_figures(pictures, "kappa-training", "kappa-training-layers"))
     settings = [arms_table(plan), settings_table("Settings of the runs", plan.settings)]
     sections = [
-        _section("What these runs allow to say", Text((INTRODUCTION,)), *_callouts(verdicts)),
+        _section("What these runs allow to say", Text(_introduction(plan)), *_callouts(verdicts)),
         _section("Results", *results),
         _section("Failed runs", failures_table(summaries)),
         _section("Curves", _figures(pictures, "training-loss", "validation")),
@@ -81,6 +81,17 @@ def build_page(
         subtitle="arms × seeds × learning rates: {} × {} × {} = {} runs".format(*counts, math.prod(counts)),
         sections=tuple(section for section in sections if section is not None),
         footer="Written by precond compare. Every number is in results.json beside this page.",
+    )
+
+
+def _introduction(plan: Plan) -> tuple[str, ...]:
+    if not plan.variants:
+        return (INTRODUCTION,)
+    names = ", ".join(plan.variants)
+    return (
+        INTRODUCTION,
+        f"But for {names}: another model, made by other options of the task (see the settings), which may start from "
+        "other weights. What it shows beside the others is not the effect of C.",
     )
 
 

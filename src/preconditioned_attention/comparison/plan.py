@@ -40,6 +40,9 @@ class Plan:
         metric: the name of the metric that ``run`` reports.
         higher_is_better: whether more of it is better.
         settings: what else describes the runs (shown in the report; a resumed comparison must have the same).
+        variants: for arms whose model is another one, the options of the task that make it so. Such an arm may start
+            from other weights. The reference cannot be one.
+        baselines: the test metric of predictors that need no model, by name (shown beside the results).
 
     Raises:
         ValueError, TypeError: an argument cannot be used; the message names it.
@@ -51,9 +54,12 @@ class Plan:
     metric: str = "accuracy"
     higher_is_better: bool = True
     settings: Mapping[str, Any] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    baselines: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_arms(self.arms)
+        _check_variants(self.variants, self.arms)
         object.__setattr__(self, "seeds", tuple(_check_seeds(self.seeds)))
         object.__setattr__(self, "learning_rates", tuple(_check_learning_rates(self.learning_rates)))
         if not isinstance(self.metric, str) or not self.metric:
@@ -73,7 +79,9 @@ class Plan:
     def describe(self, key: RunKey) -> dict[str, Any]:
         """Everything that decides what the run ``key`` computes, as plain values: equal for equal runs only."""
         config = self.arms[key.arm]
+        variant = {"variant": dict(self.variants[key.arm])} if key.arm in self.variants else {}
         return {
+            **variant,
             "arm": key.arm,
             "seed": key.seed,
             "learning_rate": key.learning_rate,
@@ -94,6 +102,12 @@ def _check_arms(arms: object) -> None:
             raise TypeError(f"arms[{name!r}] must be a PreconditionConfig or None; got {type(config).__name__}")
     if REFERENCE not in arms or arms[REFERENCE] is not None:
         raise ValueError(f"arms must hold {REFERENCE!r}: None, what the others are measured against; got {[*arms]}")
+
+
+def _check_variants(variants: Mapping[str, Mapping[str, Any]], arms: Mapping[str, Any]) -> None:
+    unknown = [name for name in variants if name not in arms or name == REFERENCE]
+    if unknown:
+        raise ValueError(f"variants must be of arms other than {REFERENCE!r}; got {unknown} with arms {[*arms]}")
 
 
 def _check_seeds(seeds: object) -> Sequence[int]:

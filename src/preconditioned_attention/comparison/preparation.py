@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -61,10 +61,12 @@ class Prepare:
 
     Args:
         config: the arm; None leaves the model as it is.
+        options: the arm's variant of the task, for ``run`` to build the model by; empty in most arms.
     """
 
-    def __init__(self, config: PreconditionConfig | None) -> None:
+    def __init__(self, config: PreconditionConfig | None, options: Mapping[str, Any] | None = None) -> None:
         self.config = config
+        self.options = dict(options or {})
         self.weights: list[str] = []
         self.random_states: list[str] = []
 

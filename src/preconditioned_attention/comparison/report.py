@@ -61,6 +61,8 @@ class Comparison:
             "seeds": list(self.plan.seeds),
             "learning_rates": list(self.plan.learning_rates),
             "settings": dict(self.plan.settings),
+            "variants": {name: dict(options) for name, options in self.plan.variants.items()},
+            "baselines": dict(self.plan.baselines),
             "environment": dict(self.environment),
             "arms": {name: self._arm_to_dict(name) for name in self.plan.arms},
             "runs": [_run_to_dict(self.records[key]) for key in self.plan.run_keys()],

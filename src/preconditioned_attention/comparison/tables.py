@@ -48,6 +48,9 @@ def results_table(plan: Plan, summaries: Summaries) -> Table:
         f"Means over {len(plan.seeds)} seeds. Intervals: Student's t on the paired differences, each for itself, "
         "not corrected for several arms. Steps are means if every seed got there; otherwise the cell says how many did."
     )
+    if plan.baselines:
+        scores = ", ".join(f"{name} {format_number(value, 4)}" for name, value in plan.baselines.items())
+        note += f" Test {plan.metric} without a model: {scores}."
     return Table(
         title="Results at the learning rate that validation chose", columns=columns, rows=tuple(rows), note=note
     )
@@ -147,7 +150,8 @@ def arms_table(plan: Plan) -> Table:
     rows = []
     for name, config in plan.arms.items():
         options = "the model as it is" if config is None else _options(config.to_dict())
-        rows.append((name, options))
+        variant = f"; task: {_options(plan.variants[name])}" if name in plan.variants else ""
+        rows.append((name, options + variant))
     return Table(title="Arms", columns=("arm", "options"), rows=tuple(rows), text_columns=2)
 
 

@@ -44,8 +44,9 @@ def task_run(config: TrainConfig) -> Callable[[Prepare, int, float], RunMetrics]
             at_initialisation.extend(look_inside(model, batch))
             return model
 
+        variant = dataclasses.replace(config, task_options={**config.task_options, **prepare.options})
         run_config = dataclasses.replace(
-            config, seed=seed, learning_rate=learning_rate, precondition=None, checkpoint_every=None, monitor=monitor
+            variant, seed=seed, learning_rate=learning_rate, precondition=None, checkpoint_every=None, monitor=monitor
         )
         with tempfile.TemporaryDirectory(prefix="precond-") as folder:
             try:

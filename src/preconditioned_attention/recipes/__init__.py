@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from .._checks import check_integer, check_known, check_number
 from .._yaml import parse_yaml
+from ..config import PreconditionConfig
+from ..training.arms import ARMS
 from ..training.config import TrainConfig
 
 __all__ = ["CompareSection", "Recipe", "load_recipe", "recipe_names"]
@@ -21,6 +25,9 @@ class CompareSection:
     Args:
         seeds: one run per seed; differences are paired by seed.
         learning_rates: the grid; each arm's is chosen on the validation split.
+        arms: what is compared, in this order, if not the usual arms.
+        variants: for arms whose model is another one, the options of the task that make it so; a name that is not
+            among the arms is one more arm, without preconditioning.
 
     Raises:
         TypeError, ValueError: a list is empty, holds a value twice, or a value that cannot be.
@@ -28,6 +35,8 @@ class CompareSection:
 
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
+    arms: Mapping[str, PreconditionConfig | None] = field(default_factory=lambda: dict(ARMS))
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seeds = _distinct("seeds", self.seeds)
@@ -35,6 +44,12 @@ class CompareSection:
         object.__setattr__(self, "seeds", tuple(check_integer("seeds", seed, minimum=0) for seed in seeds))
         object.__setattr__(
             self, "learning_rates", tuple(check_number("learning_rates", rate, above=0.0) for rate in rates)
+        )
+        for key in ("arms", "variants"):
+            if not isinstance(getattr(self, key), Mapping):
+                raise TypeError(f"{key} must map names of arms to their options; got {getattr(self, key)!r}")
+        object.__setattr__(
+            self, "arms", {**self.arms, **{name: None for name in self.variants if name not in self.arms}}
         )
 
 
@@ -62,7 +77,8 @@ def load_recipe(name: str | Path) -> Recipe:
     """Load a recipe by its name, or from a YAML file of your own.
 
     Args:
-        name: one of :func:`recipe_names`, or the path of a file that ends in ``.yaml`` or ``.yml``.
+        name: one of :func:`recipe_names`, or the last part of one if no other ends in it, or the path of a file that
+            ends in ``.yaml`` or ``.yml``.
 
     Raises:
         ValueError, TypeError: no recipe has that name, or the file holds something else than a recipe.
@@ -71,6 +87,9 @@ def load_recipe(name: str | Path) -> Recipe:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return _parse(path.stem, _read(path), source=str(path))
+    ending = [known for known in recipe_names() if known.endswith(f"/{name}")]
+    if str(name) not in recipe_names() and len(ending) == 1:
+        (name,) = ending
     if str(name) not in recipe_names():
         raise ValueError(
             f"unknown recipe {str(name)!r}; known: {', '.join(recipe_names())}, or the path of a .yaml file"
@@ -90,10 +109,14 @@ def _parse(name: str, text: str, *, source: str) -> Recipe:
     sections = parse_yaml(text, source=source)
     check_known(f"section of {source}:", sections, ["train", "compare"])
     train, compare = (_section(sections, key, source) for key in ("train", "compare"))
-    check_known(f"option in section 'compare' of {source}:", compare, ["seeds", "learning_rates"])
+    known = [field.name for field in dataclasses.fields(CompareSection)]
+    check_known(f"option in section 'compare' of {source}:", compare, known)
     missing = [key for key in ("seeds", "learning_rates") if key not in compare]
     if missing:
         raise ValueError(f"section 'compare' of {source} lacks {', '.join(missing)}")
+    if isinstance(compare.get("arms"), dict):
+        arms = {arm: options and PreconditionConfig.from_dict(options) for arm, options in compare["arms"].items()}
+        compare = {**compare, "arms": arms}
     return Recipe(name=name, train=TrainConfig.from_dict(train), compare=CompareSection(**compare))
 
 
