@@ -7,22 +7,28 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .._checks import check_known
+from .causal_lm import CausalLM
 from .detection import Coco, DigitScenesTask
 from .digits import Digits
 from .image_classification import ImageClassification
 from .lra_listops import ListOps
+from .masked_lm import MaskedLM
+from .notebook_gpt2 import NotebookGPT2
 from .protocol import Baselined, Batch, Illustrated, OptimisationSettings, Optimised, Pretrained, Scored, Splits, Task
 
 __all__ = [
     "TASKS",
     "Baselined",
     "Batch",
+    "CausalLM",
     "Coco",
     "DigitScenesTask",
     "Digits",
     "Illustrated",
     "ImageClassification",
     "ListOps",
+    "MaskedLM",
+    "NotebookGPT2",
     "OptimisationSettings",
     "Optimised",
     "Pretrained",
@@ -37,6 +43,9 @@ TASKS: dict[str, Callable[..., Task]] = {
     "image-classification": ImageClassification,
     "coco": Coco,
     "digit-scenes": DigitScenesTask,
+    "causal-lm": CausalLM,
+    "notebook-gpt2": NotebookGPT2,
+    "masked-lm": MaskedLM,
     "lra-listops": ListOps,
 }
 """Tasks by name; add your own, and a configuration can name it."""

@@ -1,0 +1,65 @@
+"""The optimiser and the learning rate of a widely copied notebook that trains a small GPT-2 on TinyStories.
+
+A public model card (``abhilash88/tinystories-slm-gpt``) reports a validation loss of 2.39 for it. Its 20,000 iterations
+are micro-batches, of which 32 make an update, so it takes 625 updates; and its cosine has a floor above its peak, so
+the learning rate rises to the end. Both are kept here, for they are what was run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from .causal_lm import CausalLM
+from .protocol import OptimisationSettings
+
+ITERATIONS, WARMUP_ITERATIONS, ITERATIONS_PER_UPDATE = 20_000, 1_000, 32
+FIRST_FACTOR, LAST_FACTOR = 1 / 3, 5.0
+ADAM_EPS = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotebookGPT2(CausalLM):
+    """The ``notebook-gpt2`` task: :class:`CausalLM` with the notebook's AdamW and its rising learning rate.
+
+    ``learning_rate`` is the one after warm-up, a fifth of the last; weight decay applies to every parameter.
+    """
+
+    name: ClassVar[str] = "notebook-gpt2"
+
+    def make_optimizer(self, model: nn.Module, settings: OptimisationSettings) -> Optimizer:
+        """AdamW with an epsilon of 1e-9 and decay of biases and norms too."""
+        return AdamW(
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=ADAM_EPS,
+            weight_decay=settings.weight_decay,
+        )
+
+    def make_schedule(self, settings: OptimisationSettings) -> Callable[[int], float]:
+        """The notebook's, at the last micro-batch of each update; stretched or shortened to the run's steps.
+
+        Raises:
+            ValueError: the run asks for a warm-up or a floor, which this schedule sets itself.
+        """
+        if settings.warmup_steps or settings.final_learning_rate:
+            raise ValueError(
+                "warmup_steps and final_learning_rate must be 0: this task has a schedule of its own; got "
+                f"{settings.warmup_steps} and {settings.final_learning_rate:g}"
+            )
+        updates = ITERATIONS / ITERATIONS_PER_UPDATE
+
+        def factor(step: int) -> float:
+            iteration = (step + 1) * updates / settings.steps * ITERATIONS_PER_UPDATE - 1
+            if iteration < WARMUP_ITERATIONS:
+                return FIRST_FACTOR + (1 - FIRST_FACTOR) * iteration / WARMUP_ITERATIONS
+            progress = min(1.0, (iteration - WARMUP_ITERATIONS) / (ITERATIONS - WARMUP_ITERATIONS))
+            return LAST_FACTOR + (1 - LAST_FACTOR) * (1 + math.cos(math.pi * progress)) / 2
+
+        return factor
