@@ -12,7 +12,7 @@ compare: {seeds: [0, 1], learning_rates: [1e-3, 3e-3]}
 
 
 def test_every_recipe_loads_and_its_task_exists() -> None:
-    assert "digits" in recipe_names()
+    assert {"digits", "digits/xcit", "imagenet/vit_b"} <= set(recipe_names())
     for name in recipe_names():
         recipe = load_recipe(name)
         assert recipe.name == name

@@ -101,6 +101,34 @@ def test_a_step_of_the_full_model_is_finite(name: str, arm: str) -> None:
         assert parameter.grad.isfinite().all(), parameter_name
 
 
+def small_model(name: str) -> nn.Module:
+    recipe = load_recipe(f"digits/{name}").train
+    return make_task(recipe.task, recipe.task_options).build_model()
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [
+        ("vit", {"Attention"}),
+        ("swin", {"WindowAttention"}),
+        ("xcit", {"XCA"}),
+        ("davit", {"WindowAttention", "ChannelAttention"}),
+    ],
+)
+def test_small_models_have_the_attention_of_their_family(name: str, classes: set[str]) -> None:
+    model = small_model(name)
+    precondition_(model)
+    converted = {type(module).__name__ for module in model.modules() if hasattr(module, "preconditioner")}
+    assert {next(known for known in classes if known in name) for name in converted} == classes
+
+
+def test_the_small_swin_shifts_its_windows() -> None:
+    blocks = [module for module in small_model("swin").modules() if type(module).__name__ == "SwinTransformerBlock"]
+    first = [block for block in blocks if block.input_resolution == blocks[0].input_resolution]
+    assert [math.prod(block.input_resolution) // math.prod(block.window_size) for block in first] == [4] * len(first)
+    assert {block.shift_size for block in first} == {(0, 0), (2, 2)}
+
+
 def test_any_model_learns_any_folder(folders: Path, tmp_path: Path) -> None:
     options = {
         "model": "resnet10t",
