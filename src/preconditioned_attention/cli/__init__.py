@@ -15,7 +15,7 @@ COMMANDS = {
     "train": "train one arm of a recipe; stops and resumes",
     "compare": "train with and without preconditioning, several seeds, and report the differences",
     "data": "write data that need no download",
-    "inspect": "what a conversion would do to a model of timm or transformers, without its weights",
+    "inspect": "what a conversion would do to a model of timm or transformers, and how its heads are conditioned",
     "sweep": "convert every attention of the libraries that are installed, and count",
     "support": "which attention classes are converted, and how",
     "bench": "time and memory against plain attention, on this machine",
