@@ -12,10 +12,10 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 export CUBLAS_WORKSPACE_CONFIG = :4096:8
 
-.PHONY: demo test test-slow lint typecheck clean help
+.PHONY: demo test test-slow sweep lint typecheck clean help
 
 help:
-	@sed -n 's/^#   //p' Makefile; echo "targets: demo test test-slow lint typecheck clean"
+	@sed -n 's/^#   //p' Makefile; echo "targets: demo test test-slow sweep lint typecheck clean"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,11 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(RUN)/python -m pytest -m slow
+
+# Every attention of the installed libraries: how it is converted, then the proof that it is right.
+sweep: $(READY)
+	OMP_NUM_THREADS=1 $(RUN)/precond sweep -j 2
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m slow tests/conversion
 
 lint: $(READY)
 	$(RUN)/ruff check .
