@@ -37,7 +37,7 @@ test-slow: $(READY)
 # Every attention of the installed libraries: how it is converted, then the proof that it is right.
 sweep: $(READY)
 	OMP_NUM_THREADS=1 $(RUN)/precond sweep -j 2
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m slow tests/conversion
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m slow tests/conversion --ignore tests/conversion/test_sweep.py
 
 lint: $(READY)
 	$(RUN)/ruff check .
