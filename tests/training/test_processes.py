@@ -34,6 +34,18 @@ def test_two_processes_follow_the_same_curve(tmp_path: Path, accumulation_steps:
     assert at_end_of_two["loss"] == pytest.approx(at_end["loss"], abs=1e-8)
 
 
+def test_two_processes_have_the_same_metric_of_the_whole_split(tmp_path: Path) -> None:
+    config = toy_config(task="ranked-toy", precision="float64", evaluate_every=4)
+    alone = run_alone(config, tmp_path / "one")
+    assert alone.ended_well, alone.errors
+    for run in run_on_two(config, tmp_path / "two"):
+        assert run.ended_well, run.errors
+    one, two = (records(tmp_path / name, "evaluation") for name in ("one", "two"))
+    assert [row["late_accuracy"] for row in two] == [row["late_accuracy"] for row in one]
+    assert len({row["late_accuracy"] for row in one}) > 1
+    assert two[-1]["loss"] == pytest.approx(one[-1]["loss"], abs=1e-8)
+
+
 def test_two_processes_have_the_same_gradients(tmp_path: Path) -> None:
     config = digits_config(steps=1)
     run_alone(config, tmp_path / "one", save_gradients=tmp_path / "one.pt")

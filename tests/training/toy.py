@@ -4,6 +4,7 @@ import itertools
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,25 @@ class Toy:
         return (self.datasets().validation.tensors[0][:size],)
 
 
+class RankedToy(Toy):
+    """Its metric belongs to the split as a whole, and depends on the order of the examples."""
+
+    name = "ranked-toy"
+    metric = "late_accuracy"
+
+    def evaluate(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Any]:
+        values = super().evaluate(model, batch)
+        return {"loss": values["loss"], "hits": values["accuracy"].tolist(), "labels": batch[1].tolist()}
+
+    def score(self, dataset: TensorDataset, values: dict[str, list[float]]) -> dict[str, float]:
+        assert values["labels"] == dataset.tensors[1].tolist()
+        weights = range(1, len(dataset) + 1)
+        hits = sum(weight * hit for weight, hit in zip(weights, values["hits"], strict=True))
+        return {"late_accuracy": hits / sum(weights)}
+
+
 TASKS["toy"] = Toy
+TASKS["ranked-toy"] = RankedToy
 
 
 def toy_config(**changes: object) -> TrainConfig:

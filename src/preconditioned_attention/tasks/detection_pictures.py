@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from ..reporting import Picture
 LEAST_SCORE = 0.5
 LEAST_SIDE = 240  # small images are enlarged, so that boxes and scores can be read
 GAP = 6
+FONT_SIZE = 14
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#0072b2", "#ffffff")  # Okabe and Ito
 
 
@@ -51,8 +53,26 @@ def _draw(image: Tensor, boxes: Tensor, masks: Tensor, scores: list[str] | None)
         return canvas
     colours = [COLOURS[number % len(COLOURS)] for number in range(len(boxes))]
     masks = masks.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
-    canvas = utils.draw_segmentation_masks(canvas, masks, alpha=0.55, colors=colours)
-    return utils.draw_bounding_boxes(canvas, boxes * factor, labels=scores, colors=colours, width=2)
+    for mask, colour in zip(masks, colours, strict=True):  # all at once, pixels of two masks would turn black
+        canvas = utils.draw_segmentation_masks(canvas, mask, alpha=0.55, colors=colour)
+    return utils.draw_bounding_boxes(
+        canvas,
+        boxes * factor,
+        labels=scores,
+        colors=colours,
+        width=2,
+        font=None if scores is None else _font(),
+        font_size=None if scores is None else FONT_SIZE,
+        label_colors="black",
+        label_background_colors=colours,
+        fill_labels=scores is not None,
+    )
+
+
+def _font() -> str:
+    """The path of a font that comes with matplotlib; Pillow's own is too small to read."""
+    matplotlib = require("matplotlib", extra="train")
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
 
 
 def _sheet(rows: Sequence[Sequence[Tensor]]) -> Tensor:
