@@ -145,7 +145,7 @@ def test_a_variant_may_start_elsewhere_and_knows_its_options(tmp_path):
     def other_model(prepare: Prepare, seed: int, learning_rate: float):
         if prepare.options:
             assert prepare.options == {"depth": 2}
-            prepare(torch.nn.Sequential(tiny_model(), torch.nn.Linear(2, 2)))
+            prepare(torch.nn.Sequential(tiny_model(), torch.nn.Linear(2, len(arm_of(prepare)))))
             return {"validation": 0.5, "test": 0.25}
         return run(prepare, seed, learning_rate)
 
