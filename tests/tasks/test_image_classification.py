@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from preconditioned_attention import precondition_
+from preconditioned_attention import PreconditionConfig, precondition_
 from preconditioned_attention.recipes import load_recipe
 from preconditioned_attention.tasks import ImageClassification, make_task
 from preconditioned_attention.training import TrainConfig, train
@@ -277,6 +277,24 @@ def test_pretrained_weights_from_a_file(tmp_path: Path) -> None:
         assert not caught  # converting is no loading
         model.load_state_dict(source.state_dict())
     assert any("does not say that it was trained with preconditioned attention" in str(w.message) for w in caught)
+
+
+def test_a_preconditioned_run_from_plain_weights_warns(folders: Path, tmp_path: Path) -> None:
+    source = timm.create_model("vit_tiny_patch16_224", patch_size=8, img_size=16, **TINY)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    options = {**VIT, "dataset": "", "root": str(folders), "pretrained": str(tmp_path / "weights.safetensors")}
+    config = TrainConfig(
+        task="image-classification",
+        task_options=options,
+        precondition=PreconditionConfig(),
+        steps=1,
+        batch_size=4,
+        learning_rate=1e-3,
+    )
+    with pytest.warns(UserWarning, match="starts from pretrained weights and its attention is preconditioned"):
+        result = train(config, tmp_path / "run", progress=False)
+    assert (tmp_path / "run" / "pictures" / "confusion.png").exists()
+    assert list(result.pictures) == ["confusion", "predictions"]
 
 
 def test_pretrained_weights_that_cannot_be_had(tmp_path: Path) -> None:
