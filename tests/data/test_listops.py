@@ -200,10 +200,10 @@ def test_nothing_is_left_when_writing_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", r"basic_val.tsv is empty; it must hold lines of Source TAB Target"),
+        ("", r"basic_val.tsv is empty; it must hold lines of Source, Target"),
         ("Source\tTarget\n", r"basic_val.tsv is empty"),
         ("Source\n( ( ( [MAX 2 ) 9 ) ] )\n", r"basic_val.tsv, line 1: 2 columns .*\(Source, Target\); got 1"),
-        ("Text\tTarget\n", r"basic_val.tsv, line 1: the header must be Source TAB Target"),
+        ("Text\tTarget\n", r"basic_val.tsv, line 1: the header must be Source, Target"),
         ("Source\tTarget\n( ( ( [MAX 2 ) 9 ) ] )\t9\n5\n", r"basic_val.tsv, line 3: 2 columns .*; got 1"),
         ("Source\tTarget\n( ( ( [MAX 2 ) 9 ) ] )\t10\n", r"line 2: the target must be a digit, 0 to 9; got b'10'"),
         ("Source\tTarget\n( ( ( [MAX 2 ) 9 ) ] )\t-\n", r"line 2: the target must be a digit"),

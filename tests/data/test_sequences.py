@@ -4,9 +4,9 @@ from preconditioned_attention.data.sequences import Sequences, collate_sequences
 
 
 def test_bytes_become_ids() -> None:
-    data = Sequences([b"abc", b"\xff"], [1, 0], offset=1, length=2)
+    data = Sequences([b"abc", b"\xff"], [1, 0], offset=1)
     assert len(data) == 2
-    assert (data[0][0].tolist(), data[0][1]) == ([98, 99], 1)
+    assert (data[0][0].tolist(), data[0][1]) == ([98, 99, 100], 1)
     assert data[1][0].tolist() == [256]
 
 

@@ -1,10 +1,16 @@
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 
+from preconditioned_attention import PreconditionConfig
+from preconditioned_attention.recipes import load_recipe
 from preconditioned_attention.tasks import ListOps
 from preconditioned_attention.tasks.lra import lookup_accuracy
 from preconditioned_attention.tasks.one_cycle import OneCycleAdamW
 from preconditioned_attention.tasks.protocol import OptimisationSettings
+from preconditioned_attention.training import train
 
 SMALL = {
     "count": 60,
@@ -73,3 +79,21 @@ def test_lookup_accuracy_by_hand() -> None:
 def test_options_that_cannot_be(options: dict, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         ListOps(**{**SMALL, **options})
+
+
+def test_three_steps_of_the_full_size_recipe(tmp_path: Path) -> None:
+    """Model, lengths and optimiser are the recipe's; batch and data are smaller, and the CPU has no float16."""
+    recipe = load_recipe("lra/listops").train
+    options = {**recipe.task_options, "count": 40, "held_out": 3}
+    config = dataclasses.replace(
+        recipe.with_steps(3),
+        task_options=options,
+        batch_size=2,
+        precision="float32",
+        precondition=PreconditionConfig(),
+        evaluate_every=None,
+    )
+    result = train(config, tmp_path / "run", progress=False)
+    assert len(result.losses) == 3
+    assert sum(parameter.numel() for parameter in result.model.parameters()) == 209_942
+    assert 0 <= result.test["accuracy"] <= 1

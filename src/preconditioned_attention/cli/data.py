@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
 from ..data.digit_scenes import DigitScenes, write_digit_scenes
+from ..data.listops import ListOpsOptions, write_listops
+from ..data.pathfinder import PathfinderOptions, write_pathfinder
 
 
 def digit_scenes(
@@ -31,5 +38,46 @@ def digit_scenes(
     print(f"Written: {count} training, {held_out} validation and {held_out} test scenes in {output}")
 
 
-data = {"digit-scenes": digit_scenes}
+def listops(*, output: Path, count: int = 96_000, held_out: int = 2_000, seed: int = 0, jobs: int = 2) -> None:
+    """ListOps of the Long Range Arena, in the files of its release.
+
+    Args:
+        output: The folder to write; it must not exist.
+        count: Training expressions.
+        held_out: Validation expressions, and as many test expressions.
+        seed: Everything random.
+        jobs: How many processes share the work; the files are the same for any number.
+    """
+    options = ListOpsOptions(count=count, held_out=held_out, seed=seed)
+    with _progress("expressions", sum(options.sizes)) as advance:
+        write_listops(output, options, workers=jobs, on_progress=advance)
+    print(f"Written: {count} training, {held_out} validation and {held_out} test expressions in {output}")
+
+
+def pathfinder(*, output: Path, count: int = 200_000, difficulty: str = "hard", seed: int = 0, jobs: int = 2) -> None:
+    """Pathfinder32 of the Long Range Arena, in the layout of its release.
+
+    Args:
+        output: The folder that holds the difficulties; the one that is written must not be there.
+        count: Images.
+        difficulty: easy, intermediate or hard: paths of 6, 9 or 14 dashes.
+        seed: Everything random.
+        jobs: How many processes share the work; the files are the same for any number.
+    """
+    options = PathfinderOptions(count=count, difficulty=difficulty, seed=seed)
+    with _progress("images", count) as advance:
+        folder = write_pathfinder(output, options, workers=jobs, on_progress=advance)
+    print(f"Written: {count} images in {folder}")
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    """Yield what advances a bar on the error stream, where it does not mix with the results."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda: progress.advance(task)
+
+
+data = {"digit-scenes": digit_scenes, "listops": listops, "pathfinder": pathfinder}
 """What writes each data set, by its name on the command line; a function's options are its data set's."""

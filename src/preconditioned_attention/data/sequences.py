@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 PADDING = 0
+BYTE_OFFSET = 1  # text: the id of a byte is one more than the byte
 
 
 class Sequences(Dataset[tuple[Tensor, int]]):
@@ -20,22 +21,18 @@ class Sequences(Dataset[tuple[Tensor, int]]):
         ids: one ``bytes`` per sequence, a byte per token.
         labels: one per sequence.
         offset: is added to every byte.
-        length: tokens from there on are left out; None: none.
     """
 
-    def __init__(
-        self, ids: Sequence[bytes], labels: Sequence[int], *, offset: int = 0, length: int | None = None
-    ) -> None:
+    def __init__(self, ids: Sequence[bytes], labels: Sequence[int], *, offset: int = 0) -> None:
         self.ids = ids
         self.labels = labels
         self._offset = offset
-        self._length = length
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return as_ids(self.ids[index][: self._length], self._offset), self.labels[index]
+        return as_ids(self.ids[index], self._offset), self.labels[index]
 
 
 def as_ids(content: bytes, offset: int = 0) -> Tensor:

@@ -11,7 +11,11 @@ from .causal_lm import CausalLM
 from .detection import Coco, DigitScenesTask
 from .digits import Digits
 from .image_classification import ImageClassification
+from .lra_image import Image
 from .lra_listops import ListOps
+from .lra_pathfinder import Pathfinder
+from .lra_retrieval import Retrieval
+from .lra_text import Text
 from .masked_lm import MaskedLM
 from .notebook_gpt2 import NotebookGPT2
 from .protocol import Baselined, Batch, Illustrated, OptimisationSettings, Optimised, Pretrained, Scored, Splits, Task
@@ -25,16 +29,20 @@ __all__ = [
     "DigitScenesTask",
     "Digits",
     "Illustrated",
+    "Image",
     "ImageClassification",
     "ListOps",
     "MaskedLM",
     "NotebookGPT2",
     "OptimisationSettings",
     "Optimised",
+    "Pathfinder",
     "Pretrained",
+    "Retrieval",
     "Scored",
     "Splits",
     "Task",
+    "Text",
     "make_task",
 ]
 
@@ -47,6 +55,10 @@ TASKS: dict[str, Callable[..., Task]] = {
     "notebook-gpt2": NotebookGPT2,
     "masked-lm": MaskedLM,
     "lra-listops": ListOps,
+    "lra-text": Text,
+    "lra-retrieval": Retrieval,
+    "lra-image": Image,
+    "lra-pathfinder": Pathfinder,
 }
 """Tasks by name; add your own, and a configuration can name it."""
 

@@ -1,0 +1,44 @@
+"""Image of the Long Range Arena: CIFAR-10 in grey, pixel by pixel.
+
+As in Nystromformer's runs id 0, a black pixel, is taken for padding: attention and the sum over tokens leave it out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar
+
+from ..data.cifar10 import PIXELS, TEST, TRAIN, read_cifar10
+from ..data.sequences import Sequences, collate_sequences
+from .lra import LongRangeTask
+from .protocol import Splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image(LongRangeTask):
+    """The ``lra-image`` task. The last tenth of the training images is the validation split.
+
+    Args:
+        data: the folder ``cifar-10-batches-py``.
+        positions, attention, ...: the model's; see :class:`LongRangeTask`.
+    """
+
+    positions: int = PIXELS
+
+    name: ClassVar[str] = "lra-image"
+    vocabulary: ClassVar[int] = 512
+    classes: ClassVar[int] = 10
+
+    def datasets(self) -> Splits:
+        """Grey values and the class."""
+        train, test = _read(self.folder("the folder cifar-10-batches-py"))
+        size = len(train) * 9 // 10
+        first = Sequences(train.ids[:size], train.labels[:size])
+        return Splits(first, Sequences(train.ids[size:], train.labels[size:]), test, collate_sequences)
+
+
+@lru_cache(maxsize=1)
+def _read(folder: Path) -> tuple[Sequences, Sequences]:
+    return read_cifar10(folder, TRAIN), read_cifar10(folder, TEST)
