@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torchvision.models.detection import MaskRCNN
 
 from preconditioned_attention import is_preconditioned, precondition_, restore_
 from preconditioned_attention.models.detection_heads import AlignedRoIAlign, L1Proposals, L1RoIHeads
@@ -145,6 +146,34 @@ def test_synchronised_statistics_leave_no_other() -> None:
     assert nn.SyncBatchNorm in kinds
     assert nn.BatchNorm2d not in kinds
     assert sum(model(*batch()).values()).isfinite()  # one process needs no group
+
+
+def test_heads_keep_full_precision_under_autocast() -> None:
+    """In bfloat16 anchors beyond 256 pixels would lose odd coordinates."""
+    model, seen = build(), []
+
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.append({maps.dtype for maps in inputs[1].values()} | {torch.is_autocast_enabled("cpu")})
+
+    model.rpn.register_forward_pre_hook(look)
+    model.backbone.register_forward_hook(lambda module, inputs, output: seen.append({output["0"].dtype}))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(*batch())
+    assert seen == [{torch.bfloat16}, {torch.float32, False}]
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
+def test_the_same_numbers_as_torchvision() -> None:
+    model = build()
+    torch.manual_seed(4)
+    losses = model(*batch())
+    torch.manual_seed(4)
+    expected = MaskRCNN.forward(model, *batch())
+    assert losses == expected
+    model.eval()
+    with torch.no_grad():
+        for own, other in zip(model(batch()[0]), MaskRCNN.forward(model, batch()[0]), strict=True):
+            assert all(torch.equal(own[name], other[name]) for name in ("boxes", "labels", "scores", "masks"))
 
 
 def test_the_whole_detector_converts_and_is_restored() -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from preconditioned_attention.comparison.task_run import look_inside
 from preconditioned_attention.data.digit_scenes import DigitScenes, write_digit_scenes
 from preconditioned_attention.recipes import load_recipe
-from preconditioned_attention.tasks import Coco, DigitScenesTask, make_task
+from preconditioned_attention.tasks import Coco, DigitScenesTask, detection, make_task
 from preconditioned_attention.tasks.detection import collate_examples
 from preconditioned_attention.training import ARMS, TrainConfig, train
 from tests.data.coco_trees import write_tree
@@ -139,14 +140,31 @@ def test_pretrained_plain_weights_below_preconditioned_attention_warn(
 
 def test_scenes_are_written_once_where_none_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    task = DigitScenesTask(model=SMALL, **SCENES)
-    first = task.datasets()
+    first = DigitScenesTask(model=SMALL, **SCENES).datasets()
     (root,) = (tmp_path / "runs" / "data").iterdir()
     written = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     assert len(first.train) == 6
-    again = task.datasets()
+    again = DigitScenesTask(model=SMALL, **SCENES).datasets()
     assert torch.equal(again.test[2][0], first.test[2][0])
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == written
+
+
+def test_another_process_may_be_quicker_at_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def late(root: Path, options: DigitScenes) -> None:
+        write_digit_scenes(root, options)
+        write_digit_scenes(root, options)  # it is there by now
+
+    monkeypatch.setattr(detection, "write_digit_scenes", late)
+    assert len(DigitScenesTask(model=SMALL, **SCENES).datasets().train) == 6
+
+    def full(root: Path, options: DigitScenes) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(detection, "write_digit_scenes", full)
+    with pytest.raises(OSError, match="no room"):  # any other failure is passed on
+        DigitScenesTask(model=SMALL, **{**SCENES, "count": 5}).datasets()
 
 
 def test_a_folder_of_other_scenes_is_refused(scenes: Path) -> None:
@@ -165,6 +183,12 @@ def test_the_example_batch_fits_the_model(scenes: Path, tree: Path) -> None:
     (images,) = Coco(root=str(tree), classes=2, kept_back=3).example_batch()  # of 60 x 80, 80 x 60 and 64 x 64
     assert images.shape == (3, 3, 80, 80)
     assert (images[0, :, 60:] == 0).all()
+
+
+def test_attention_can_be_looked_at(scenes: Path) -> None:
+    task = DigitScenesTask(root=str(scenes), model=SMALL, **SCENES)
+    rows = look_inside(task.build_model(), task.example_batch(2))
+    assert [row["layer"] for row in rows] == [f"backbone.body.model.blocks.{number}.attn" for number in range(4)]
 
 
 def test_the_loss_is_the_sum_of_five(scenes: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -98,7 +99,7 @@ def write_digit_scenes(output: Path, options: DigitScenes) -> None:
     if output.exists():
         raise ValueError(f"output {output} exists already; remove it or choose another folder")
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.writing")
+    temporary = output.with_name(f".{output.name}.writing-{os.getpid()}")  # others may write the same at once
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         (temporary / "images").mkdir(parents=True)

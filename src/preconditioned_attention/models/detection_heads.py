@@ -1,4 +1,4 @@
-"""The parts of torchvision's Mask R-CNN whose computation differs in mmdetection: anchors, RoIAlign, box losses.
+"""The parts of torchvision's Mask R-CNN that are computed otherwise here: anchors, RoIAlign, box losses, precision.
 
 This module needs torchvision when it is imported.
 """
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork
 from torchvision.ops import MultiScaleRoIAlign, roi_align
@@ -21,6 +22,29 @@ from .pyramid import STRIDES
 SHAPES = (0.5, 1.0, 2.0)  # height over width
 FIRST_LEVEL = 2  # the pyramid's first map has stride 2 ** 2
 CANONICAL_SCALE, CANONICAL_LEVEL = 224, 4
+
+
+class Detector(MaskRCNN):
+    """torchvision's Mask R-CNN whose heads compute in the images' precision, whatever autocast says.
+
+    torchvision's own brings anchors and boxes to the type of the features, and coordinates of a thousand pixels have
+    steps of 4 pixels in bfloat16. The backbone, where most of the work and all attention is, follows autocast.
+    """
+
+    def forward(
+        self, images: Sequence[Tensor] | Tensor, targets: list[dict[str, Tensor]] | None = None
+    ) -> dict[str, Tensor] | list[dict[str, Tensor]]:
+        """Losses in training, detections in evaluation."""
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        batch, targets = self.transform(list(images), targets)
+        features = self.backbone(batch.tensors)
+        with torch.autocast(batch.tensors.device.type, enabled=False):
+            features = {name: maps.to(batch.tensors.dtype) for name, maps in features.items()}
+            proposals, proposal_losses = self.rpn(batch, features, targets)
+            detections, losses = self.roi_heads(features, proposals, batch.image_sizes, targets)
+        if self.training:
+            return {**losses, **proposal_losses}
+        return self.transform.postprocess(detections, batch.image_sizes, sizes)
 
 
 class Anchors(AnchorGenerator):
@@ -71,7 +95,7 @@ class AlignedRoIAlign(MultiScaleRoIAlign):
         for level, (name, stride) in enumerate(zip(self.featmap_names, STRIDES, strict=True)):
             (chosen,) = torch.where(levels == level)
             own = roi_align(
-                x[name], regions[chosen].to(x[name].dtype), self.output_size, 1 / stride, sampling_ratio=0, aligned=True
+                x[name].to(regions.dtype), regions[chosen], self.output_size, 1 / stride, sampling_ratio=0, aligned=True
             )
             pooled = pooled.index_copy(0, chosen, own.to(pooled.dtype))
         return pooled

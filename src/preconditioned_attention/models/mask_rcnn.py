@@ -104,7 +104,7 @@ class MaskRCNNConfig:
 
 
 def make_mask_rcnn(config: MaskRCNNConfig, *, classes: int) -> nn.Module:
-    """A new torchvision ``MaskRCNN`` for ``classes`` categories, labelled 1 to ``classes``; 0 is the background.
+    """A new Mask R-CNN of torchvision's parts for categories labelled 1 to ``classes``; 0 is the background.
 
     In training ``model(images, targets)`` gives a dictionary of losses, in evaluation ``model(images)`` one dictionary
     of boxes, labels, scores and masks per image. Training images are taken in the size they come in.
@@ -129,7 +129,7 @@ def make_mask_rcnn(config: MaskRCNNConfig, *, classes: int) -> nn.Module:
     anchors = heads.Anchors(config.anchor_sizes, rounded=config.round_anchors)
     align = heads.AlignedRoIAlign if config.roi_align == "aligned" else heads.SampledRoIAlign
     mask_widths = (config.mask_channels,) * config.mask_layers
-    model = detection.MaskRCNN(
+    model = heads.Detector(
         backbone,
         min_size=config.test_size,
         max_size=config.max_size,

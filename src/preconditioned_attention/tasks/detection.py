@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,7 +41,7 @@ def collate_examples(examples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tu
 
 
 class InstanceSegmentation:
-    """What all detection tasks share: model, loss, average precision and pictures. ``datasets`` is the task's own."""
+    """What detection tasks share: model, loss, average precision and pictures. ``open_splits`` is the task's own."""
 
     metric: ClassVar[str] = "box_AP"
     higher_is_better: ClassVar[bool] = True
@@ -57,9 +58,22 @@ class InstanceSegmentation:
         """The number of categories."""
         raise NotImplementedError
 
-    def datasets(self) -> Splits:
+    def open_splits(self) -> Splits:
         """Splits of :class:`preconditioned_attention.data.coco.CocoInstances`."""
         raise NotImplementedError
+
+    @cached_property
+    def _splits(self) -> Splits:
+        return self.open_splits()
+
+    def datasets(self) -> Splits:
+        """The splits; annotation files are large, so they are read once.
+
+        Raises:
+            ValueError: the data are not as they should be; the message names file and id.
+            OSError: a file cannot be read.
+        """
+        return self._splits
 
     def build_model(self) -> nn.Module:
         """A new Mask R-CNN; see :class:`preconditioned_attention.models.mask_rcnn.MaskRCNNConfig`."""
@@ -134,13 +148,8 @@ class Coco(InstanceSegmentation):
         object.__setattr__(self, "sides", tuple(check_integer("sides", side, minimum=1) for side in self.sides))
         MaskRCNNConfig.from_dict(self.model)
 
-    def datasets(self) -> Splits:
-        """Train and validation from train2017, test from val2017.
-
-        Raises:
-            ValueError: the data are not as they should be; the message names file and id.
-            OSError: a file cannot be read.
-        """
+    def open_splits(self) -> Splits:
+        """Train and validation from train2017, test from val2017."""
         augmentation = require("preconditioned_attention.data.coco_augmentation", extra="vision")
         transform = augmentation.make_training_transform(sides=self.sides, longest=self.longest, crop=self.crop)
         labelled, test = self._open("train2017", training=True), self._open("val2017")
@@ -191,18 +200,12 @@ class DigitScenesTask(InstanceSegmentation):
         MaskRCNNConfig.from_dict(self.model)
         self._scenes()
 
-    def datasets(self) -> Splits:
-        """The three splits, read from the folder.
-
-        Raises:
-            ValueError: the folder holds other scenes.
-            OSError: it cannot be read or written.
-        """
+    def open_splits(self) -> Splits:
+        """The three splits, read from the folder."""
         scenes = self._scenes()
         root = self._folder(scenes)
         if self.root is None and not root.exists():
-            logger.warning("writing the scenes to %s", root)
-            write_digit_scenes(root, scenes)
+            _write_unless_there(root, scenes)
         files = {split: root / "annotations" / f"instances_{split}.json" for split in ("train", "val", "test")}
         opened = {
             split: CocoInstances(path, root / "images", training=split == "train") for split, path in files.items()
@@ -225,6 +228,16 @@ class DigitScenesTask(InstanceSegmentation):
             return Path(self.root)
         values = dataclasses.asdict(scenes)
         return SCENES_ROOT / "-".join(["digit-scenes", *(f"{name}{value}" for name, value in values.items())])
+
+
+def _write_unless_there(root: Path, scenes: DigitScenes) -> None:
+    """Write the scenes; of several processes that do so at once, the first to finish is taken."""
+    logger.warning("writing the scenes to %s", root)
+    try:
+        write_digit_scenes(root, scenes)
+    except (OSError, ValueError):
+        if not root.exists():
+            raise
 
 
 def _check_same(scenes: DigitScenes, written: dict[str, Any] | None, path: Path) -> None:
