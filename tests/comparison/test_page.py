@@ -56,3 +56,16 @@ def test_reading_help_follows_the_direction_of_the_metric():
     lower = Plan(**{**vars(PLAN), "higher_is_better": False, "metric": "perplexity"})
     assert "perplexity (lower is better)" in how_to_read(lower).terms[1][1]
     assert "accuracy (higher is better)" in how_to_read(PLAN).terms[1][1]
+
+
+def test_what_the_arms_write_stands_below_each_other():
+    def run(name):
+        return RunMetrics(validation=1.0, test=1.0, extra={"samples": {"from nothing": f"text of {name}"}})
+
+    runs = {name: [run(name), run("the second seed")] for name in ARMS}
+    records = make_records(PLAN, {(key.arm, key.seed, key.learning_rate): run(key.arm) for key in PLAN.run_keys()})
+    summaries = summarise(PLAN, records)
+    page = build_page(PLAN, summaries, give_verdicts(PLAN, summaries), runs, {}, title="t", environment={"cpu": "x"})
+    (section,) = (section for section in page.sections if section.title == "What the models do")
+    (listing,) = section.blocks
+    assert listing.items == tuple((f"{name}, first seed, from nothing", f"text of {name}") for name in ARMS)

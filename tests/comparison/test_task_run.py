@@ -10,7 +10,7 @@ from torch import nn
 from preconditioned_attention import ConditionMonitor, PreconditionConfig, is_preconditioned
 from preconditioned_attention.comparison import Prepare, compare, task_run, task_settings
 from preconditioned_attention.comparison.task_run import look_inside
-from preconditioned_attention.tasks import Digits
+from preconditioned_attention.tasks import TASKS, Digits
 from preconditioned_attention.training import TrainConfig, train
 
 OPTIONS = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -113,3 +113,18 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
     task_run(CONFIG)(watching, 0, 1e-3)
     assert seen == [True]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_data_is_and_what_the_model_writes_go_along(monkeypatch):
+    class Writing(Digits):
+        def samples(self, model):
+            assert not model.training
+            return {"from nothing": "once upon a time"}
+
+        def describe_data(self):
+            return {"sha256": "abc"}
+
+    monkeypatch.setitem(TASKS, "digits", Writing)
+    metrics = task_run(CONFIG)(Prepare(None), 0, 1e-2)
+    assert metrics.extra["samples"] == {"from nothing": "once upon a time"}
+    assert task_settings(CONFIG)["data"] == {"sha256": "abc"}

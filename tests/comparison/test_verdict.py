@@ -1,9 +1,11 @@
+import dataclasses
+
 import pytest
 
 from preconditioned_attention.comparison import ArmSummary, Outcome, Plan, RunKey, Verdict
 from preconditioned_attention.comparison.statistics import paired_difference
 from preconditioned_attention.comparison.summary import Failure, RateSummary
-from preconditioned_attention.comparison.verdict import give_verdicts
+from preconditioned_attention.comparison.verdict import baseline_sentences, give_verdicts
 
 REFERENCE = (0.90, 0.91, 0.92, 0.93)
 
@@ -142,3 +144,34 @@ def test_without_the_reference_nothing_is_measured():
     assert verdicts["plain"].outcome is Outcome.FAILED
     assert verdicts["arm"].outcome is Outcome.NO_INTERVAL
     assert "plain failed" in verdicts["arm"].sentences[0]
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_arms_stand_beside_predictors_without_a_model(higher_is_better):
+    plan = Plan(
+        arms={"plain": None, "arm": None},
+        seeds=(0, 1),
+        learning_rates=(1e-3,),
+        metric="score",
+        higher_is_better=higher_is_better,
+        baselines={"guess": 2.5, "oracle": 4.0},
+    )
+    summaries = {
+        name: ArmSummary(
+            name=name,
+            config=None,
+            rates=(),
+            failures=(),
+            validation=test,
+            test=test,
+            learning_rate=1e-3,
+            bracketed=True,
+        )
+        for name, test in (("plain", (2.0, 2.2)), ("arm", (3.0, 3.2)))
+    }
+    guess, oracle = baseline_sentences(plan, summaries)
+    better, worse = ("arm (3.100)", "plain (2.100)") if higher_is_better else ("plain (2.100)", "arm (3.100)")
+    assert guess == f"guess: test score 2.500; better than it: {better}; not better than it: {worse}."
+    side = "not better than it" if higher_is_better else "better than it"
+    assert oracle == f"oracle: test score 4.000; {side}: plain (2.100), arm (3.100)."
+    assert baseline_sentences(dataclasses.replace(plan, baselines={}), summaries) == ()

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from pathlib import Path
 
@@ -5,12 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from preconditioned_attention import PreconditionConfig, precondition_, restore_
+from preconditioned_attention import PreconditionConfig, is_preconditioned, precondition_, restore_
 from preconditioned_attention.models.crammed_bert import (
     CrammedBert,
     CrammedBertConfig,
-    load_crammed_bert_weights,
-    read_crammed_bert_config,
+    load_crammed_bert,
     save_crammed_bert,
     sinusoids,
 )
@@ -106,20 +106,34 @@ def test_initial_weights() -> None:
     assert torch.equal(sinusoids(3, 4, torch.zeros(1))[0], torch.tensor([0.0, 0.0, 1.0, 1.0]))
 
 
-def test_saved_and_loaded(tmp_path: Path) -> None:
-    model, ids = build(), torch.randint(50, (2, 9))
+@pytest.mark.parametrize("precondition", [None, PreconditionConfig(gradient="stop", gain=2.0)])
+def test_saved_and_loaded_in_the_same_form(tmp_path: Path, precondition: PreconditionConfig | None) -> None:
+    model, ids = build(precondition=precondition).float(), torch.randint(50, (2, 9))
     save_crammed_bert(model, tmp_path)
-    assert read_crammed_bert_config(tmp_path) == SMALL
-    other = CrammedBert(SMALL).double().eval()
-    load_crammed_bert_weights(other, tmp_path)
-    assert torch.equal(other(ids), model(ids))
-    precondition_(model)
-    save_crammed_bert(model, tmp_path)
-    with pytest.raises(ValueError, match=r"(?s)does not fit the model: .*requires_preconditioned_attention"):
-        load_crammed_bert_weights(other, tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    loaded = load_crammed_bert(tmp_path, dropout=0.3)
+    assert loaded.config == dataclasses.replace(SMALL, dropout=0.3)
+    assert is_preconditioned(loaded) == (precondition is not None)
+    assert torch.equal(loaded.eval()(ids), model(ids))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_folders_of_something_else(tmp_path: Path) -> None:
+    save_crammed_bert(build(), tmp_path)
+    config = tmp_path / "config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"width": 16', '"width": 8'))
+    with pytest.raises(
+        ValueError, match=r"(?s)the weights in .* do not fit the sizes in .*config\.json: .*size mismatch"
+    ):
+        load_crammed_bert(tmp_path)
+    config.write_text(text.replace('"width"', '"with"'))
+    with pytest.raises(ValueError, match=r"unknown size in .*: 'with' \(did you mean 'width'"):
+        load_crammed_bert(tmp_path)
+    config.write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match="must describe a crammed BERT"):
-        read_crammed_bert_config(tmp_path)
+        load_crammed_bert(tmp_path)
+    with pytest.raises(OSError):
+        load_crammed_bert(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize(

@@ -60,3 +60,8 @@ def test_mistakes_in_a_file(tmp_path: Path, old: str, new: str, message: str) ->
 def test_seeds_must_be_a_list(seeds: object) -> None:
     with pytest.raises(TypeError, match="seeds must be a list with at least one value"):
         CompareSection(seeds=seeds, learning_rates=(0.1,))  # type: ignore[arg-type]
+
+
+def test_hyphens_stand_for_slashes() -> None:
+    assert load_recipe("docs-gpt") == load_recipe("docs/gpt")
+    assert load_recipe("docs-gpt").name == "docs/gpt"

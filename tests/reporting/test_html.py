@@ -3,7 +3,17 @@ from html.parser import HTMLParser
 
 import pytest
 
-from preconditioned_attention.reporting import Callout, Figures, Page, Picture, Section, Table, Text, render_html
+from preconditioned_attention.reporting import (
+    Callout,
+    Figures,
+    Listing,
+    Page,
+    Picture,
+    Section,
+    Table,
+    Text,
+    render_html,
+)
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -105,3 +115,10 @@ def test_words_are_aligned_left_and_numbers_right():
     table = Table(title="t", columns=("a", "b", "c"), rows=(("1", "2", "3"),), text_columns=2)
     classes = [attributes.get("class") for tag, attributes in Reader(render_html(page(table))).tags if tag == "td"]
     assert classes == ["words", "words", None]
+
+
+def test_listings_keep_spaces_and_line_breaks():
+    text = "def f():\n    return '<b>'\n"
+    html = render_html(page(Listing((("from nothing", text),))))
+    assert f"<pre>{text.replace('<', '&lt;').replace('>', '&gt;').replace(chr(39), '&#39;')}</pre>" in html
+    assert '<p class="listed">from nothing</p>' in html

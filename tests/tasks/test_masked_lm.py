@@ -6,11 +6,7 @@ import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 from preconditioned_attention import precondition_
-from preconditioned_attention.models.crammed_bert import (
-    CrammedBert,
-    load_crammed_bert_weights,
-    read_crammed_bert_config,
-)
+from preconditioned_attention.models.crammed_bert import load_crammed_bert
 from preconditioned_attention.recipes import load_recipe
 from preconditioned_attention.tasks import OptimisationSettings, make_task
 from preconditioned_attention.tasks.masked_lm import MaskedLM
@@ -94,9 +90,7 @@ def test_an_exported_model_comes_back(task: MaskedLM, tmp_path: Path) -> None:
     model = build(task)
     precondition_(model)
     task.export(model, tmp_path)
-    loaded = CrammedBert(read_crammed_bert_config(tmp_path)).eval()
-    precondition_(loaded)
-    load_crammed_bert_weights(loaded, tmp_path)
+    loaded = load_crammed_bert(tmp_path).eval()
     batch = task.example_batch(3)
     assert torch.equal(loaded(*batch), model(*batch))
     assert (tmp_path / "tokenizer.json").exists()

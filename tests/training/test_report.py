@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,25 @@ def test_a_page_that_cannot_be_written(drawing: None, tmp_path: Path, monkeypatc
     monkeypatch.setattr("preconditioned_attention.training.report.write_atomically", full)
     with pytest.raises(WriteError, match="the report of the run could not be written: no room"):
         train(toy_config(task="drawing"), tmp_path / "run", progress=False)
+
+
+class Writing(Toy):
+    """Says the same whatever its weights are."""
+
+    name = "writing"
+
+    def samples(self, model: nn.Module) -> dict[str, str]:
+        return {"from nothing": "once upon\n  a time"}
+
+    def describe_data(self) -> dict[str, str]:
+        return {"sha256": "abc123"}
+
+
+def test_samples_and_data_are_on_the_page_and_in_the_result(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(TASKS, "writing", Writing)
+    train(toy_config(task="writing"), tmp_path / "run", progress=False)
+    page = (tmp_path / "run" / "report.html").read_text()
+    for text in ("What the model writes", "once upon\n  a time", "data.sha256", "abc123"):
+        assert text in page
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["samples"], result["data"]) == ({"from nothing": "once upon\n  a time"}, {"sha256": "abc123"})

@@ -15,6 +15,8 @@ COMMANDS = {
     "train": "train one arm of a recipe; stops and resumes",
     "compare": "train with and without preconditioning, several seeds, and report the differences",
     "data": "write data that need no download",
+    "export": "write the model of a run in the form that other libraries read",
+    "glue": "fine-tune a pretrained model on GLUE, several trials, and report the medians",
     "inspect": "what a conversion would do to a model of timm or transformers, and how its heads are conditioned",
     "sweep": "convert every attention of the libraries that are installed, and count",
     "support": "which attention classes are converted, and how",

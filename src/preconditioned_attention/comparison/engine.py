@@ -74,9 +74,7 @@ def compare(
         FileExistsError: ``output`` holds other results. OSError: it cannot be written to.
         ImportError: the extra ``train`` is missing (before anything runs).
     """
-    plan = Plan(
-        arms, seeds, learning_rates, metric, higher_is_better, settings or {}, variants or {}, baselines or {}
-    )
+    plan = Plan(arms, seeds, learning_rates, metric, higher_is_better, settings or {}, variants or {}, baselines or {})
     _check_surroundings(run)
     store = RunStore(Path(output), plan, resume=resume, overwrite=overwrite)
     for key in _with_progress(plan, store, verbose=verbose):

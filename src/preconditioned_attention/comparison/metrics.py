@@ -17,6 +17,9 @@ MOMENTS = ("initialisation", "end")
 DURING = "training"  # and on the way, where the run was monitored
 
 
+SAMPLES = "samples"  # the key in ``extra`` of what the model wrote, by what it was given
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunMetrics:
     """The numbers of one finished run.

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..reporting import Callout, Figures, Page, Picture, Section, Text
+from ..reporting import Callout, Figures, Listing, Page, Picture, Section, Text
 from ..reporting.html import Block, Tone
-from .metrics import MOMENTS, RunMetrics
+from .metrics import MOMENTS, SAMPLES, RunMetrics
 from .plan import REFERENCE, Plan
 from .statistics import LEVEL
 from .summary import ArmSummary
@@ -21,7 +21,7 @@ from .tables import (
     seeds_table,
     settings_table,
 )
-from .verdict import Outcome, Verdict
+from .verdict import Outcome, Verdict, baseline_sentences
 
 TONES: dict[Outcome, Tone] = {
     Outcome.REFERENCE: "open",
@@ -57,7 +57,9 @@ def build_page(
     environment: Mapping[str, Any],
 ) -> Page:
     """Put tables, pictures and words in order; a section without content is left out."""
-    results: list[Block | None] = [results_table(plan, summaries), _figures(pictures, "difference")]
+    beside = baseline_sentences(plan, summaries)
+    results: list[Block | None] = [results_table(plan, summaries), Text(beside) if beside else None]
+    results.append(_figures(pictures, "difference"))
     conditioning = [conditioning_table(runs, moment) for moment in MOMENTS]
     plots = [_figures(pictures, *(f"{quantity}-{moment}" for moment in MOMENTS)) for quantity in ("kappa", "spread")]
     plots.append(_figures(pictures, "kappa-training", "kappa-training-layers"))
@@ -67,7 +69,7 @@ def build_page(
         _section("Results", *results),
         _section("Failed runs", failures_table(summaries)),
         _section("Curves", _figures(pictures, "training-loss", "validation")),
-        _section("What the models do", *_arm_pictures(runs)),
+        _section("What the models do", *_arm_pictures(runs), _arm_samples(runs)),
         _section("Choice of the learning rate", rates_table(plan, summaries)),
         _section("Inside attention", Text((CONDITIONING,)), *plots) if any(conditioning) else None,
         _section("How to read this", how_to_read(plan)),
@@ -112,6 +114,14 @@ def _arm_pictures(runs: Mapping[str, Sequence[RunMetrics]]) -> list[Block | None
     return [
         _figures({arm: _of_arm(arm, own[name]) for arm, own in first.items() if name in own}, *first) for name in names
     ]
+
+
+def _arm_samples(runs: Mapping[str, Sequence[RunMetrics]]) -> Listing | None:
+    """What every arm's model of the first seed wrote, arm below arm for each of the things that it was given."""
+    first = {arm: arm_runs[0].extra.get(SAMPLES, {}) for arm, arm_runs in runs.items() if arm_runs}
+    names = dict.fromkeys(name for samples in first.values() for name in samples)
+    items = [(f"{arm}, first seed, {name}", own[name]) for name in names for arm, own in first.items() if name in own]
+    return Listing(tuple(items)) if items else None
 
 
 def _of_arm(arm: str, picture: Picture) -> Picture:

@@ -18,7 +18,7 @@ from .plan import Plan, RunKey
 from .records import PLOT_PREFIX, REPORT, RESULTS, RunRecord, to_json
 from .summary import ArmSummary, chosen_runs, summarise
 from .tables import results_table
-from .verdict import Verdict, give_verdicts
+from .verdict import Verdict, baseline_sentences, give_verdicts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,4 +127,6 @@ def print_comparison(comparison: Comparison) -> None:
     print_table(results_table(comparison.plan, comparison.summaries))
     for verdict in comparison.verdicts.values():
         print(f"{verdict.arm}: {verdict.outcome.value}.", *verdict.sentences)
+    for sentence in baseline_sentences(comparison.plan, comparison.summaries):
+        print(sentence)
     print(f"\nReport: {comparison.report}")

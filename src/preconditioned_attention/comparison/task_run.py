@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..diagnostics import ConditionMonitor, MonitorConfig
-from ..tasks import make_task
+from ..tasks import Described, make_task
 from ..training import TrainConfig, train
 from ..training.errors import NonFiniteError
-from .metrics import CONDITIONING_KEYS, DURING, RunMetrics
+from .metrics import CONDITIONING_KEYS, DURING, SAMPLES, RunMetrics
 from .preparation import Prepare
 
 POINTS = 20  # how often a run is looked at on the way, unless its configuration says how often
@@ -65,7 +65,11 @@ def task_run(config: TrainConfig) -> Callable[[Prepare, int, float], RunMetrics]
                 *({**row, "moment": moment} for moment, rows in moments for row in rows),
                 *({**_reported(row), "moment": DURING} for row in result.conditioning),
             ],
-            extra={"validation_metrics": result.validation, "test_metrics": result.test},
+            extra={
+                "validation_metrics": result.validation,
+                "test_metrics": result.test,
+                **({SAMPLES: result.samples} if result.samples else {}),
+            },
             pictures=result.pictures,
         )
 
@@ -77,8 +81,10 @@ def _reported(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def task_settings(config: TrainConfig) -> dict[str, Any]:
-    """What of ``config`` decides the results of a comparison, as plain values."""
-    return {name: value for name, value in config.to_dict().items() if name not in _NOT_SETTINGS}
+    """What of ``config`` and of the task's data decides the results of a comparison, as plain values."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in _NOT_SETTINGS}
+    task = make_task(config.task, config.task_options)
+    return {**settings, "data": task.describe_data()} if isinstance(task, Described) else settings
 
 
 def look_inside(model: nn.Module, batch: tuple[Tensor, ...]) -> list[dict[str, Any]]:

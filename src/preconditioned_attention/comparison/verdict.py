@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -42,6 +43,21 @@ def difference_decimals(summaries: Mapping[str, ArmSummary]) -> int:
         one.high - one.low for one in intervals if one.low is not None and one.high is not None and one.has_spread
     ]
     return max([metric, *(decimals_for([width / 2], digits=2) for width in widths)])
+
+
+def baseline_sentences(plan: Plan, summaries: Mapping[str, ArmSummary]) -> tuple[str, ...]:
+    """How the mean test metric of every arm stands to each of the predictors without a model."""
+    decimals = difference_decimals(summaries)
+    tested = {name: statistics.fmean(summary.test) for name, summary in summaries.items() if summary.test}
+    sentences = []
+    for name, score in plan.baselines.items():
+        sides: dict[str, list[str]] = {"better than": [], "not better than": []}
+        for arm, value in tested.items():
+            better = value > score if plan.higher_is_better else value < score
+            sides["better than" if better else "not better than"].append(f"{arm} ({format_number(value, decimals)})")
+        words = [f"{side} it: {', '.join(arms)}" for side, arms in sides.items() if arms]
+        sentences.append(f"{name}: test {plan.metric} {format_number(score, decimals)}; {'; '.join(words)}.")
+    return tuple(sentences)
 
 
 def classify(summary: ArmSummary, *, higher_is_better: bool) -> Outcome:

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from .._checks import check_integer, check_known, check_number
 from .._extras import require
-from .._files import write_atomically
+from .._files import publish, write_atomically
 from ..config import PreconditionConfig
-from ..layers import MultiheadAttention
+from ..layers import MultiheadAttention, Preconditioner
 
 NORM_EPS = 1e-12
 INITIAL_STD = 0.02
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+MODEL_TYPE = "crammed-bert"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,35 +158,35 @@ def save_crammed_bert(model: CrammedBert, folder: Path) -> None:
         OSError: it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    require("safetensors.torch", extra="train").save_model(model, str(folder / WEIGHTS_FILE))
-    sizes = {"model_type": "crammed-bert", **dataclasses.asdict(model.config)}
-    write_atomically(folder / CONFIG_FILE, json.dumps(sizes, indent=2) + "\n")
+    temporary = folder / f".{WEIGHTS_FILE}.writing"
+    require("safetensors.torch", extra="train").save_model(model, str(temporary))
+    publish(temporary, folder / WEIGHTS_FILE)
+    found = [module.config.to_dict() for module in model.modules() if isinstance(module, Preconditioner)]
+    content = {
+        "model_type": MODEL_TYPE,
+        "sizes": dataclasses.asdict(model.config),
+        "preconditioned_attention": found[0] if found else None,
+    }
+    write_atomically(folder / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
 
 
-def read_crammed_bert_config(folder: Path) -> CrammedBertConfig:
-    """The sizes that :func:`save_crammed_bert` wrote.
+def load_crammed_bert(folder: Path, *, dropout: float = 0.0) -> CrammedBert:
+    """The model that :func:`save_crammed_bert` wrote, preconditioned if it was, with another dropout.
 
     Raises:
-        OSError: there are none. ValueError: they are another model's.
+        OSError: it cannot be read. ValueError: the folder holds another model, or weights that do not fit the sizes.
     """
     path = folder / CONFIG_FILE
-    sizes: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if sizes.pop("model_type", None) != "crammed-bert":
-        raise ValueError(f"{path} must describe a crammed BERT (model_type 'crammed-bert')")
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("model_type") != MODEL_TYPE:
+        raise ValueError(f"{path} must describe a crammed BERT (model_type {MODEL_TYPE!r}), as its export writes it")
+    sizes, options = content["sizes"], content["preconditioned_attention"]
     check_known(f"size in {path}:", sizes, [field.name for field in dataclasses.fields(CrammedBertConfig)])
-    return CrammedBertConfig(**sizes)
-
-
-def load_crammed_bert_weights(model: CrammedBert, folder: Path) -> None:
-    """Load what :func:`save_crammed_bert` wrote into a model of the same sizes.
-
-    Raises:
-        ValueError: the model has other weights: of other sizes, or they are a preconditioned one's and it is plain.
-        OSError: the file cannot be read.
-    """
-    path = folder / WEIGHTS_FILE
-    weights = require("safetensors.torch", extra="train").load_file(str(path))
+    precondition = None if options is None else PreconditionConfig.from_dict(options)
+    model = CrammedBert(CrammedBertConfig(**{**sizes, "dropout": dropout}), precondition=precondition)
+    weights = require("safetensors.torch", extra="train").load_file(str(folder / WEIGHTS_FILE))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model: {error}") from error
+        raise ValueError(f"the weights in {folder} do not fit the sizes in {path}: {error}") from error
+    return model

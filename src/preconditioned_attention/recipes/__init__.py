@@ -77,8 +77,8 @@ def load_recipe(name: str | Path) -> Recipe:
     """Load a recipe by its name, or from a YAML file of your own.
 
     Args:
-        name: one of :func:`recipe_names`, or the last part of one if no other ends in it, or the path of a file that
-            ends in ``.yaml`` or ``.yml``.
+        name: one of :func:`recipe_names`, or one with hyphens for its slash, or the last part of one if no other ends
+            in it, or the path of a file that ends in ``.yaml`` or ``.yml``.
 
     Raises:
         ValueError, TypeError: no recipe has that name, or the file holds something else than a recipe.
@@ -87,9 +87,9 @@ def load_recipe(name: str | Path) -> Recipe:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         return _parse(path.stem, _read(path), source=str(path))
-    ending = [known for known in recipe_names() if known.endswith(f"/{name}")]
-    if str(name) not in recipe_names() and len(ending) == 1:
-        (name,) = ending
+    meant = [known for known in recipe_names() if known.endswith(f"/{name}") or known.replace("/", "-") == str(name)]
+    if str(name) not in recipe_names() and len(meant) == 1:
+        (name,) = meant
     if str(name) not in recipe_names():
         raise ValueError(
             f"unknown recipe {str(name)!r}; known: {', '.join(recipe_names())}, or the path of a .yaml file"

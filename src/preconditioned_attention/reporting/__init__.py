@@ -1,6 +1,6 @@
 """Tables, plots and self-contained HTML pages. Knows numbers and words, and nothing else of this package."""
 
-from .html import Callout, Figures, Page, Picture, Section, Text, render_html
+from .html import Callout, Figures, Listing, Page, Picture, Section, Text, render_html
 from .plots import (
     Curve,
     HeatMap,
@@ -24,6 +24,7 @@ __all__ = [
     "Figures",
     "HeatMap",
     "LayerPoints",
+    "Listing",
     "Page",
     "Picture",
     "Profile",

@@ -68,7 +68,15 @@ class Figures:
     pictures: tuple[Picture, ...]
 
 
-Block = Text | Callout | Figures | Table
+@dataclass(frozen=True)
+class Listing:
+    """Texts as they are, spaces and line breaks included, each below its title."""
+
+    kind: ClassVar[str] = "listing"
+    items: tuple[tuple[str, str], ...]
+
+
+Block = Text | Callout | Figures | Listing | Table
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,25 @@ from .._checks import check_known
 from .causal_lm import CausalLM
 from .detection import Coco, DigitScenesTask
 from .digits import Digits
+from .glue import Glue
 from .image_classification import ImageClassification
-from .lra_image import Image
 from .lra_listops import ListOps
-from .lra_pathfinder import Pathfinder
-from .lra_retrieval import Retrieval
-from .lra_text import Text
 from .masked_lm import MaskedLM
 from .notebook_gpt2 import NotebookGPT2
-from .protocol import Baselined, Batch, Illustrated, OptimisationSettings, Optimised, Pretrained, Scored, Splits, Task
+from .protocol import (
+    Baselined,
+    Batch,
+    Described,
+    Exported,
+    Illustrated,
+    OptimisationSettings,
+    Optimised,
+    Pretrained,
+    Quoted,
+    Scored,
+    Splits,
+    Task,
+)
 
 __all__ = [
     "TASKS",
@@ -26,23 +36,23 @@ __all__ = [
     "Batch",
     "CausalLM",
     "Coco",
+    "Described",
     "DigitScenesTask",
     "Digits",
+    "Exported",
+    "Glue",
     "Illustrated",
-    "Image",
     "ImageClassification",
     "ListOps",
     "MaskedLM",
     "NotebookGPT2",
     "OptimisationSettings",
     "Optimised",
-    "Pathfinder",
     "Pretrained",
-    "Retrieval",
+    "Quoted",
     "Scored",
     "Splits",
     "Task",
-    "Text",
     "make_task",
 ]
 
@@ -54,11 +64,8 @@ TASKS: dict[str, Callable[..., Task]] = {
     "causal-lm": CausalLM,
     "notebook-gpt2": NotebookGPT2,
     "masked-lm": MaskedLM,
+    "glue": Glue,
     "lra-listops": ListOps,
-    "lra-text": Text,
-    "lra-retrieval": Retrieval,
-    "lra-image": Image,
-    "lra-pathfinder": Pathfinder,
 }
 """Tasks by name; add your own, and a configuration can name it."""
 

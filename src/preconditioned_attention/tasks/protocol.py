@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -113,6 +114,30 @@ class Illustrated(Protocol):
 
     def pictures(self, model: nn.Module) -> dict[str, Picture]:
         """Pictures by name for the report of a run; the same examples for every model."""
+
+
+@runtime_checkable
+class Quoted(Protocol):
+    """What a task has besides if its model writes text."""
+
+    def samples(self, model: nn.Module) -> dict[str, str]:
+        """What the model wrote, by what it was given; drawn from a fixed seed, and no random state moves."""
+
+
+@runtime_checkable
+class Described(Protocol):
+    """What a task has besides if its data is not the same on every machine."""
+
+    def describe_data(self) -> dict[str, Any]:
+        """What the data is: where from, how much, and hashes; as values that JSON can hold."""
+
+
+@runtime_checkable
+class Exported(Protocol):
+    """What a task has besides if other libraries can read its model."""
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the model, and what belongs to it, into a folder of its own."""
 
 
 @runtime_checkable

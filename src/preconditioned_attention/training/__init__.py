@@ -8,5 +8,15 @@ from .config import TrainConfig
 from .errors import NonFiniteError, WriteError
 from .loop import train
 from .result import TrainResult
+from .trained import load_trained
 
-__all__ = ["ARMS", "NonFiniteError", "TrainConfig", "TrainResult", "WriteError", "describe_environment", "train"]
+__all__ = [
+    "ARMS",
+    "NonFiniteError",
+    "TrainConfig",
+    "TrainResult",
+    "WriteError",
+    "describe_environment",
+    "load_trained",
+    "train",
+]

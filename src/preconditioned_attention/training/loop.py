@@ -15,7 +15,7 @@ from .._environment import describe_environment
 from .._extras import require
 from .._files import write_atomically
 from ..conversion import is_preconditioned, precondition_
-from ..tasks import Illustrated, Pretrained, Splits, make_task
+from ..tasks import Described, Illustrated, Pretrained, Quoted, Splits, make_task
 from .checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint, save_weights
 from .conditioning import ConditioningLog
 from .config import TrainConfig
@@ -191,12 +191,15 @@ def _finish(
         model=state.final_model(),
         config=state.config,
         environment=describe_environment(),
+        data=state.task.describe_data() if isinstance(state.task, Described) else {},
     )
     with together(state.accelerator):
         if state.accelerator.is_main_process:
             save_weights(state, folder.weights)
             if isinstance(state.task, Illustrated):
                 result.pictures.update(state.task.pictures(result.model))
+            if isinstance(state.task, Quoted):
+                result.samples.update(state.task.samples(result.model))
             write_report(result, folder)
             write_atomically(folder.result, result.to_json())
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from .._files import write_atomically
-from ..reporting import Figures, Page, Section, Table, format_number, render_html
+from ..reporting import Figures, Listing, Page, Section, Table, format_number, render_html
 from .errors import WriteError
 from .folder import RunFolder, flatten
 from .result import TrainResult
@@ -33,6 +33,8 @@ def build_run_page(result: TrainResult) -> Page:
     sections = [Section("Metrics", (_metrics_table(result),))]
     if result.pictures:
         sections.append(Section("Pictures", (Figures(tuple(result.pictures.values())),)))
+    if result.samples:
+        sections.append(Section("What the model writes", (Listing(tuple(result.samples.items())),)))
     sections.append(Section("Settings", (_settings_table(result),), folded=True))
     return Page(
         title=f"{config.task}: one run",
@@ -51,7 +53,7 @@ def _metrics_table(result: TrainResult) -> Table:
 
 
 def _settings_table(result: TrainResult) -> Table:
-    settings = {**flatten(result.config.to_dict()), **flatten(result.environment)}
+    settings = {**flatten(result.config.to_dict()), **flatten({"data": result.data}), **flatten(result.environment)}
     rows = tuple((name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items())
     return Table(
         title="What decided the run, and where it ran", columns=("setting", "value"), rows=rows, text_columns=2

@@ -28,6 +28,8 @@ class TrainResult:
         config: the run's configuration.
         environment: versions, hardware, date.
         pictures: what the task shows of the model, by name; empty if it shows nothing.
+        samples: what the model wrote, by what it was given; empty if it does not write.
+        data: what the task says its data is; empty if it says nothing.
     """
 
     validation: dict[str, float]
@@ -40,6 +42,8 @@ class TrainResult:
     config: TrainConfig
     environment: dict[str, Any]
     pictures: dict[str, Picture] = field(default_factory=dict)
+    samples: dict[str, str] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Everything but weights, pictures, the loss of every step and the conditioning, which have their own files."""
@@ -50,5 +54,6 @@ class TrainResult:
             "seconds_per_step": self.seconds_per_step,
             "config": self.config.to_dict(),
             "environment": self.environment,
+            **{name: value for name, value in (("data", self.data), ("samples", self.samples)) if value},
         }
         return json.dumps(content, indent=2) + "\n"

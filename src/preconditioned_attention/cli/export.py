@@ -1,0 +1,33 @@
+"""``precond export``: a trained model in the form that other libraries read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..tasks import Exported
+from ..training import load_trained
+
+
+def export(run: Annotated[Path, tyro.conf.Positional], *, output: Path) -> None:
+    """Write the model of a finished run, and its tokenizer, into a folder.
+
+    A GPT-2 becomes a folder of transformers: a plain one is read by from_pretrained, a preconditioned one by
+    preconditioned_attention.conversion.from_pretrained. A crammed BERT's folder is what the task glue begins with.
+
+    Args:
+        run: The folder of the run.
+        output: The folder to write; it must be empty or not exist.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"output {output} must be an empty folder or not exist")
+    task, model = load_trained(run)
+    if not isinstance(task, Exported):
+        raise ValueError(
+            f"models of task {task.name!r} have no form that other libraries read; their weights are in {run}"
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    task.export(model, output)
+    print(f"Written: {output}")
