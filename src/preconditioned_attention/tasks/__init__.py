@@ -12,7 +12,11 @@ from .detection import Coco, DigitScenesTask
 from .digits import Digits
 from .glue import Glue
 from .image_classification import ImageClassification
+from .lra_image import Image
 from .lra_listops import ListOps
+from .lra_pathfinder import Pathfinder
+from .lra_retrieval import Retrieval
+from .lra_text import Text
 from .masked_lm import MaskedLM
 from .notebook_gpt2 import NotebookGPT2
 from .protocol import (
@@ -42,17 +46,21 @@ __all__ = [
     "Exported",
     "Glue",
     "Illustrated",
+    "Image",
     "ImageClassification",
     "ListOps",
     "MaskedLM",
     "NotebookGPT2",
     "OptimisationSettings",
     "Optimised",
+    "Pathfinder",
     "Pretrained",
     "Quoted",
+    "Retrieval",
     "Scored",
     "Splits",
     "Task",
+    "Text",
     "make_task",
 ]
 
@@ -66,6 +74,10 @@ TASKS: dict[str, Callable[..., Task]] = {
     "masked-lm": MaskedLM,
     "glue": Glue,
     "lra-listops": ListOps,
+    "lra-text": Text,
+    "lra-retrieval": Retrieval,
+    "lra-image": Image,
+    "lra-pathfinder": Pathfinder,
 }
 """Tasks by name; add your own, and a configuration can name it."""
 
