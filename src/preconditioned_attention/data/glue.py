@@ -30,7 +30,7 @@ class GlueTask:
         classes: names of the labels in the release, in the order of their numbers; empty: a score from 0 to 5.
         metric: the one that goes into the average.
         splits: the names of training, dev and, for MNLI, mismatched dev files in the release.
-        skips_short_rows: whether the release has broken rows that everybody leaves out.
+        skips_short_rows: whether rows with missing columns are left out and counted; in the others they are an error.
     """
 
     folder: str
