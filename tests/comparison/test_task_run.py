@@ -95,6 +95,7 @@ def test_divergence_is_told_without_the_temporary_folder(tmp_path):
         model.head = nn.Sequential(model.head, Broken())
         return model
 
+    prepare.options = {}
     with pytest.raises(RuntimeError, match="nan") as caught:
         task_run(CONFIG)(prepare, 0, 1e-3)
     assert "precond-" not in str(caught.value), "the name of the temporary folder"
@@ -110,6 +111,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
         assert list(Path(tmp_path).iterdir())
         return model
 
+    watching.options = prepare.options
     task_run(CONFIG)(watching, 0, 1e-3)
     assert seen == [True]
     assert list(tmp_path.iterdir()) == []
