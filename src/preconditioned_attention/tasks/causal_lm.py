@@ -113,7 +113,7 @@ class CausalLM:
         """Of every window the nats that its scored tokens took, their number, and their bytes."""
         inputs, targets = batch
         logits = model(input_ids=inputs, use_cache=False).logits.transpose(1, 2)
-        nats = F.cross_entropy(logits.double(), targets, ignore_index=NOT_SCORED, reduction="none")
+        nats = F.cross_entropy(logits.float(), targets, ignore_index=NOT_SCORED, reduction="none")
         scored = targets != NOT_SCORED
         sizes = self._bytes.to(targets.device)[targets.clamp(min=0)] * scored
         totals = {"nats": nats.sum(dim=1), "tokens": scored.sum(dim=1), "bytes": sizes.sum(dim=1)}
