@@ -20,6 +20,20 @@ def test_compare_writes_a_report_and_resumes(tmp_path, capsys):
     assert main(["compare", "digits", *QUICK, *output, "--resume"]) == 0
 
 
+def test_a_preset_brings_its_arms_and_baselines(tmp_path, capsys):
+    options = ["--steps", "2", "--seeds", "0", "--learning-rates", "1e-3", "--output", str(tmp_path / "out")]
+    assert main(["compare", "listops", "--preset", "cpu", "--task-options", "count=150", "held_out=40", *options]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["arms"]) == ["plain", "pre-skip", "post-skip", "softmax"]
+    assert {run["status"] for run in results["runs"]} == {"finished"}
+    assert results["variants"] == {"softmax": {"attention": "softmax"}}
+    assert set(results["baselines"]) == {"majority", "root operator"}
+    assert (
+        f"root operator {results['baselines']['root operator']:.4f}" in (tmp_path / "out" / "report.html").read_text()
+    )
+    assert "without a model: majority" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

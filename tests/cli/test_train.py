@@ -42,6 +42,17 @@ def test_one_run(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert str(output) in out
 
 
+def test_an_arm_of_the_recipe_and_scores_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--steps", "2", "--task-options", "count=150", "held_out=40", "--output", str(tmp_path / "run")]
+    assert main(["train", "listops", "--preset", "cpu", "--arm", "softmax", *options]) == 0
+    out = capsys.readouterr().out
+    assert "arm softmax" in out
+    assert "test accuracy without a model: majority 0." in out
+    assert "root operator 0." in out
+    config = TrainConfig.from_yaml((tmp_path / "run" / "config.yaml").read_text())
+    assert (config.task_options["attention"], config.precondition) == ("softmax", None)
+
+
 def test_the_folder_is_named_after_the_run(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", recipe]) == 0

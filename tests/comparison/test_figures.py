@@ -94,3 +94,11 @@ def test_runs_recorded_at_other_steps_are_not_averaged():
     runs = [RunMetrics(validation=1, test=1, conditioning=during(steps=steps)) for steps in ((1, 26), (1, 30))]
     assert figures._kappa_over_training({"plain": runs}) is None
     assert figures._kappa_over_training({"plain": runs[:1]}) is not None
+
+
+def test_what_is_singular_throughout_is_not_drawn():
+    """Matplotlib refuses a logarithmic axis without a finite value."""
+    rows = [{**row, "kappa_before": math.inf, "kappa_after": math.inf} for row in during()]
+    runs = {"plain": [RunMetrics(validation=1, test=1, conditioning=rows)]}
+    assert figures._kappa_over_training(runs) is None
+    assert figures._kappa_of_layers_over_training(runs) is None

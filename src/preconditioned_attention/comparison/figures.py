@@ -159,7 +159,8 @@ def _kappa_over_training(runs: Runs) -> Picture | None:
                 [_finite_median(of_step.values()) for of_step in conditioning_by_step(run, "kappa_before").values()]
                 for run in arm_runs
             ]
-            curves.append(Curve(label=name, style=style, x=steps, y_per_seed=medians))
+            if _any_finite(medians):
+                curves.append(Curve(label=name, style=style, x=steps, y_per_seed=medians))
     if not curves:
         return None
     title = "Condition number of A during training"
@@ -179,7 +180,8 @@ def _kappa_of_layers_over_training(runs: Runs) -> Picture | None:
                 [_finite_median(one[step].get(layer, math.nan) for one in recorded) for step in steps]
                 for layer in layers
             ]
-            maps.append(HeatMap(title=name, values=values))
+            if _any_finite(values):
+                maps.append(HeatMap(title=name, values=values))
     if not maps:
         return None
     png = plot_heat_maps(
@@ -187,6 +189,11 @@ def _kappa_of_layers_over_training(runs: Runs) -> Picture | None:
     )
     caption = "After C (plain: what C would give). Median over seeds; crossed out: singular, or not a number."
     return Picture(png, "Condition number of every layer during training, a map per arm", caption)
+
+
+def _any_finite(values: Sequence[Sequence[float]]) -> bool:
+    """Whether there is anything to draw: attention of a rank below the head's width is singular everywhere."""
+    return any(math.isfinite(value) for row in values for value in row)
 
 
 def _finite_median(values: Iterable[float]) -> float:
