@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .call import Call
 from .cuda import kernel_refusal
-from .renormalised import Inputs, Options, Saved, renormalised
+from .renormalised import Inputs, Options, Saved, renormalised, written_out
 
 _forward = torch.ops.aten._scaled_dot_product_cudnn_attention.default
 _backward = torch.ops.aten._scaled_dot_product_cudnn_attention_backward.default
@@ -36,9 +36,10 @@ def _kernel_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, T
 
 def _kernel_backward(dout: Tensor, inputs: Inputs, saved: Saved, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, bias = inputs
+    out = written_out(saved.out, dout)
     no_packing = (None, None, q.shape[2], k.shape[2])
     dq, dk, dv = _backward(
-        dout, q, k, v, saved.out, saved.lse, *saved.state, bias, *no_packing, options.dropout_p, options.is_causal,
+        dout, q, k, v, out, saved.lse, *saved.state, bias, *no_packing, options.dropout_p, options.is_causal,
         scale=options.scale,
     )  # fmt: skip
     return dq, dk, dv

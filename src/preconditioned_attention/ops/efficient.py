@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .call import Call
 from .cuda import kernel_refusal
-from .renormalised import Inputs, Options, Saved, additive, renormalised
+from .renormalised import Inputs, Options, Saved, additive, renormalised, written_out
 
 _forward = torch.ops.aten._scaled_dot_product_efficient_attention.default
 _backward = torch.ops.aten._scaled_dot_product_efficient_attention_backward.default
@@ -34,8 +34,9 @@ def _kernel_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, T
 
 def _kernel_backward(dout: Tensor, inputs: Inputs, saved: Saved, options: Options) -> tuple[Tensor | None, ...]:
     q, k, v, bias = inputs
+    out = written_out(saved.out, dout)
     dq, dk, dv, dbias = _backward(
-        dout, q, k, v, bias, saved.out, saved.lse, *saved.state, options.dropout_p, list(saved.wanted),
+        dout, q, k, v, bias, out, saved.lse, *saved.state, options.dropout_p, list(saved.wanted),
         options.is_causal, scale=options.scale,
     )  # fmt: skip
     return dq, dk, dv, dbias if saved.wanted[3] else None

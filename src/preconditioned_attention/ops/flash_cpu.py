@@ -96,9 +96,8 @@ def _flash_backward(
     bias: Tensor | None,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Without ``out`` it is zero, and no operator is called in a compiled graph to say so."""
-    if out is None:
-        out = row_of_zeros(dout)
+    """Without ``out`` it is zero."""
+    out = row_of_zeros(dout) if out is None else out
     dq, dk, dv = _backward(dout, q, k, v, out, lse, 0.0, is_causal, attn_mask=bias, scale=scale)
     return dq, dk, dv
 
@@ -111,8 +110,7 @@ def _kernel_backward(dout: Tensor, inputs: Inputs, saved: Saved, options: Option
     compiling = torch.compiler.is_compiling()
     operator = torch.ops.preconditioned_attention.flash_cpu_backward.default if compiling else _flash_backward
     q, k, v, bias = inputs
-    out = None if options.full else saved.out
-    dq, dk, dv = operator(dout, q, k, v, out, saved.lse, options.is_causal, bias, options.scale)
+    dq, dk, dv = operator(dout, q, k, v, saved.out, saved.lse, options.is_causal, bias, options.scale)
     return dq, dk, dv
 
 

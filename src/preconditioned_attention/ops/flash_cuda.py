@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .call import Call
 from .cuda import kernel_refusal
-from .renormalised import Inputs, Options, Saved, renormalised
+from .renormalised import Inputs, Options, Saved, renormalised, written_out
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_backward.default
@@ -34,9 +34,10 @@ def _kernel_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, T
 
 def _kernel_backward(dout: Tensor, inputs: Inputs, saved: Saved, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, _ = inputs
+    out = written_out(saved.out, dout)
     no_packing = (None, None, q.shape[2], k.shape[2])
     dq, dk, dv = _backward(
-        dout, q, k, v, saved.out, saved.lse, *no_packing, options.dropout_p, options.is_causal, *saved.state,
+        dout, q, k, v, out, saved.lse, *no_packing, options.dropout_p, options.is_causal, *saved.state,
         scale=options.scale,
     )  # fmt: skip
     return dq, dk, dv

@@ -21,7 +21,6 @@ _LIBRARY = torch.library.Library("preconditioned_attention", "DEF")
 _COMPILES = torch.Tag.pt2_compliant_tag
 _LIBRARY.define("precondition_rows_(Tensor(a!) a, Tensor(b!) lse, float eps) -> Tensor", tags=_COMPILES)
 _LIBRARY.define("cotangents(Tensor dy, Tensor y, Tensor? norms, bool full) -> Tensor[]", tags=_COMPILES)
-_LIBRARY.define("row_of_zeros(Tensor y) -> Tensor", tags=_COMPILES)
 _LIBRARY.define(
     "overflowed_rows_(Tensor(a!) a, Tensor(b!) lse, Tensor(c!) norms, float eps) -> ()",
     tags=(_COMPILES, torch.Tag.needs_exact_strides),
@@ -67,7 +66,7 @@ def _precondition_rows_fake(a: Tensor, lse: Tensor, eps: float) -> Tensor:
 
 def _cotangents_by_torch(dy: Tensor, y: Tensor, norms: Tensor | None, full: bool) -> list[Tensor]:
     results = rows_torch.cotangents(dy, y, norms, full=full)
-    return [torch.empty_like(y).copy_(x) for x in results if x is not dy]
+    return [torch.zeros_like(y) if x is None else torch.empty_like(y).copy_(x) for x in results if x is not dy]
 
 
 def _cotangents_on_gpu(dy: Tensor, y: Tensor, norms: Tensor | None, full: bool) -> list[Tensor]:
@@ -86,9 +85,7 @@ _LIBRARY.impl("precondition_rows_", _precondition_rows_by_torch, "CPU")
 _LIBRARY.impl("precondition_rows_", _precondition_rows_on_gpu, "CUDA")
 _LIBRARY.impl("cotangents", _cotangents_by_torch, "CPU")
 _LIBRARY.impl("cotangents", _cotangents_on_gpu, "CUDA")
-_LIBRARY.impl("row_of_zeros", rows_torch.row_of_zeros, "CPU")
 _LIBRARY.impl("overflowed_rows_", rows_torch.overflowed_rows_, "CPU")
 torch.library.register_fake("preconditioned_attention::overflowed_rows_", lambda *_: None, lib=_LIBRARY)
-torch.library.register_fake("preconditioned_attention::row_of_zeros", rows_torch.row_of_zeros, lib=_LIBRARY)
 torch.library.register_fake(precondition_rows_, _precondition_rows_fake, lib=_LIBRARY)
 torch.library.register_fake(cotangents, _cotangents_fake, lib=_LIBRARY)

@@ -35,10 +35,15 @@ class Inputs(NamedTuple):
 class Saved(NamedTuple):
     """What a kernel's backward pass is handed beside `dout` and the inputs; see the table in `rows`."""
 
-    out: Tensor
+    out: Tensor | None  # None: zeros
     lse: Tensor  # lambda, in the shape in which the kernel gave L
     state: tuple[Tensor | None, ...]  # what else the kernel gave: the state of its random numbers
     wanted: tuple[bool, ...]  # which of q, k, v and bias need a gradient
+
+
+def written_out(out: Tensor | None, dout: Tensor) -> Tensor:
+    """`out`, for a kernel that reads all of it."""
+    return torch.zeros_like(dout) if out is None else out
 
 
 # Inputs and options -> (A, L, *state). L is (B, H, N), or has an axis of size 1 more, or is padded at its end.
@@ -70,7 +75,7 @@ def renormalised(kernel_forward: KernelForward, kernel_backward: KernelBackward)
             kept = None if options.full and q.dtype != torch.float16 else norms
             ctx.save_for_backward(q, k, v, bias, a, lse, kept, *state)
             ctx.options = options
-            return a.view_as(a)  # torch 2.11 loses the gradient of an output that was changed in place in a trace
+            return as_output(a)
 
         @staticmethod
         @once_differentiable
@@ -93,6 +98,11 @@ def renormalised(kernel_forward: KernelForward, kernel_backward: KernelBackward)
         return (out * call.gain.to(torch.promote_types(out.dtype, torch.float32)).view(-1, 1, 1)).to(out.dtype)
 
     return attend
+
+
+def as_output(a: Tensor) -> Tensor:
+    """Traced by torch 2.11, an output that was changed in place loses its gradient; a view of it does not."""
+    return a.view_as(a) if torch.compiler.is_compiling() else a
 
 
 def _of_rows(lse: Tensor, queries: int) -> Tensor:

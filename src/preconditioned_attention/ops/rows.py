@@ -51,8 +51,8 @@ def precondition_rows_(a: Tensor, lse: Tensor, eps: float) -> Tensor:
     return rows_torch.precondition_rows_(a, lse, eps)
 
 
-def cotangents(dy: Tensor, y: Tensor, norms: Tensor | None, *, full: bool) -> tuple[Tensor, Tensor]:
-    """What the kernel's backward pass is handed as `dout` and `out`; (B, H, N, d) each.
+def cotangents(dy: Tensor, y: Tensor, norms: Tensor | None, *, full: bool) -> tuple[Tensor, Tensor | None]:
+    """What the kernel's backward pass is handed as `dout` and `out`; (B, H, N, d) each, or None for zeros.
 
     ``norms`` may be None where the table above does without: ``full``, and a dtype without a floor.
     """

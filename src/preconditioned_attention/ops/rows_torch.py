@@ -24,28 +24,18 @@ def precondition_rows_(a: Tensor, lse: Tensor, eps: float) -> Tensor:
     return norms
 
 
-def cotangents(dy: Tensor, y: Tensor, norms: Tensor | None, *, full: bool) -> tuple[Tensor, Tensor]:
+def cotangents(dy: Tensor, y: Tensor, norms: Tensor | None, *, full: bool) -> tuple[Tensor, Tensor | None]:
     """As :func:`.rows.cotangents`."""
     dout = tangent(dy, y) if full else dy
-    out = _nothing(y) if full else (y * _per_row(norms)).to(y.dtype)
+    out = None if full else (y * _per_row(norms)).to(y.dtype)
     if y.dtype == torch.float16:
         dout = (dout * (_per_row(norms).clamp_min(FLOAT16_FLOOR) / _per_row(norms))).to(dout.dtype)
     return dout, out
 
 
-def _nothing(y: Tensor) -> Tensor:
-    """Zeros in the shape of ``y``. The CPU kernel takes a row of them for all rows; a compiler would write them all."""
-    if y.device.type != "cpu":
-        return torch.zeros_like(y)
-    if torch.compiler.is_compiling():
-        zeros: Tensor = torch.ops.preconditioned_attention.row_of_zeros.default(y)
-        return zeros
-    return row_of_zeros(y)
-
-
 def row_of_zeros(y: Tensor) -> Tensor:
-    """One row of zeros, expanded to the shape of ``y``."""
-    return y.new_zeros(1, 1, 1, y.shape[-1]).expand(y.shape)
+    """One row of zeros, expanded to the shape of ``y``: CPU kernels take it for all rows."""
+    return y.new_zeros(y.shape[-1]).expand(y.shape)
 
 
 def tangent(dy: Tensor, y: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .rows_torch import row_of_zeros
 from .varlen_call import as_dense, as_packed, boundaries
 from .varlen_renormalised import PackedInputs, PackedOptions, PackedSaved, renormalised_packed
 
@@ -22,7 +23,7 @@ _OPTIONS = "SymInt max_q, SymInt max_k, bool is_causal, float? scale"
 _LIBRARY = torch.library.Library("preconditioned_attention", "FRAGMENT")
 _LIBRARY.define(f"varlen_flash({_PACKED}, {_OPTIONS}) -> (Tensor, Tensor)")
 _LIBRARY.define(
-    f"varlen_flash_backward(Tensor dout, {_PACKED}, Tensor out, Tensor lse, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
+    f"varlen_flash_backward(Tensor dout, {_PACKED}, Tensor? out, Tensor lse, {_OPTIONS}) -> (Tensor, Tensor, Tensor)"
 )
 
 
@@ -55,13 +56,15 @@ def _varlen_flash_backward(
     v: Tensor,
     cu_seq_q: Tensor,
     cu_seq_k: Tensor,
-    out: Tensor,
+    out: Tensor | None,
     lse: Tensor,
     max_q: int,
     max_k: int,
     is_causal: bool,
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Without ``out`` it is zero."""
+    out = row_of_zeros(dout) if out is None else out
     inputs = PackedInputs(q, k, v, cu_seq_q, cu_seq_k)
     dq, dk, dv = (x.new_zeros(x.shape) for x in (q, k, v))
     for mine, theirs in _sequences(inputs, max_q, max_k):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .renormalised import written_out
 from .varlen_call import Packed
 from .varlen_renormalised import PackedInputs, PackedOptions, PackedSaved, renormalised_packed
 
@@ -32,8 +33,21 @@ def _kernel_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v, *cu_seqs = inputs
     max_q, max_k, (is_causal, scale, dropout_p, _) = options
+    out = written_out(saved.out, dout)
     dq, dk, dv = _backward(
-        dout, q, k, v, saved.out, saved.lse, *cu_seqs, max_q, max_k, dropout_p, is_causal, *saved.state, scale=scale
+        dout,
+        q,
+        k,
+        v,
+        out,
+        saved.lse,
+        *cu_seqs,
+        max_q,
+        max_k,
+        dropout_p,
+        is_causal,
+        *saved.state,
+        scale=scale,
     )
     return dq, dk, dv
 

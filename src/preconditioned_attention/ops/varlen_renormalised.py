@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from .renormalised import Options
+from .renormalised import Options, as_output
 from .rows import cotangents, precondition_rows_
 from .varlen_call import Packed, as_dense, as_packed
 
@@ -35,7 +35,7 @@ class PackedOptions(NamedTuple):
 class PackedSaved(NamedTuple):
     """What a kernel's backward pass is handed beside `dout` and the inputs; see the table in `rows`."""
 
-    out: Tensor
+    out: Tensor | None  # None: zeros
     lse: Tensor
     state: tuple[Tensor, ...]
 
@@ -71,14 +71,14 @@ def renormalised_packed(kernel_forward: PackedForward, kernel_backward: PackedBa
             kept = None if options.shared.full and q.dtype != torch.float16 else norms
             ctx.save_for_backward(*inputs, a, lse, kept, *state)
             ctx.options = options
-            return a.view_as(a)  # torch 2.11 loses the gradient of an output that was changed in place in a trace
+            return as_output(a)
 
         @staticmethod
         @once_differentiable
         def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
             *tensors, y, lse, norms = ctx.saved_tensors[:8]
             dout, out = cotangents(as_dense(dy), as_dense(y), norms, full=ctx.options.shared.full)
-            saved = PackedSaved(as_packed(out), lse, ctx.saved_tensors[8:])
+            saved = PackedSaved(None if out is None else as_packed(out), lse, ctx.saved_tensors[8:])
             grads = kernel_backward(as_packed(dout), PackedInputs(*tensors), saved, ctx.options)
             return *grads, None, None, None, None
 
