@@ -15,8 +15,8 @@ TESTS = Path(__file__).parent
 # A room may import from those that stand behind it here. `diagnostics` and `recipes` stand beside the chain at the
 # place they need; `reporting` knows numbers only.
 CHAIN = [
-    *("cli", "inspection", "comparison", "recipes", "training", "tasks", "models", "data", "benchmarking", "diagnostics"),
-    *("conversion", "layers", "flex", "functional", "varlen", "ops", "equilibration", "config"),
+    *("cli", "inspection", "comparison", "recipes", "training", "tasks", "models", "data", "benchmarking"),
+    *("diagnostics", "conversion", "layers", "flex", "functional", "varlen", "ops", "equilibration", "config"),
 ]
 FREE = {
     "_extras",
