@@ -20,12 +20,13 @@ compare: {seeds: [0, 1, 2], learning_rates: [1e-3]}
 """
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    path = tmp_path / "small.yaml"
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    path = folder / "small.yaml"
     path.write_text(RECIPE)
-    assert main(["train", str(path), "--arm", "row-full", "--output", str(tmp_path / "run")]) == 0
-    return tmp_path / "run"
+    assert main(["train", str(path), "--arm", "row-full", "--output", str(folder / "run")]) == 0
+    return folder / "run"
 
 
 def test_a_run_becomes_a_folder_of_transformers(run: Path, tmp_path: Path) -> None:
