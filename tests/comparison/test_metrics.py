@@ -91,7 +91,9 @@ def test_conditioning_on_the_way_needs_its_step():
 
 def test_pictures_survive_the_file():
     metrics = RunMetrics(validation=1.0, test=0.5, pictures={"one": Picture(b"\x00png", "what", "caption")})
-    assert RunMetrics.from_dict(json.loads(json.dumps(metrics.to_dict()))) == metrics
+    written = json.dumps(metrics.to_dict())
+    assert RunMetrics.from_dict(json.loads(written)).pictures == metrics.pictures
+    assert json.dumps(RunMetrics.from_dict(json.loads(written)).to_dict()) == written
     assert RunMetrics.from_returned(metrics, metric="accuracy").pictures == metrics.pictures
     with pytest.raises(TypeError, match="pictures must be a mapping"):
         RunMetrics.from_returned({"validation": 1, "test": 1, "pictures": [b"png"]}, metric="accuracy")
