@@ -15,6 +15,16 @@ def test_spread_of_row_norms() -> None:
     assert zero.defined
 
 
+def test_zero_rows_are_no_spread() -> None:
+    """Padding and masks leave zero rows, which no row scaling changes."""
+    rows = torch.randn(2, 5, 4, dtype=torch.float64)
+    padded = torch.cat([rows, torch.zeros(2, 3, 4)], dim=1)
+    by_hand = rows.norm(dim=-1).std(dim=-1, correction=0) / rows.norm(dim=-1).mean(dim=-1)
+    torch.testing.assert_close(row_norm_spread(padded).value, by_hand, rtol=1e-12, atol=0)
+    unit = torch.nn.functional.normalize(padded, dim=-1)
+    assert row_norm_spread(unit).value.max() < 1e-12
+
+
 def test_share_of_the_mean_row() -> None:
     assert mean_direction_share(torch.tensor([[1.0, 2.0]]).expand(5, 2)).value.item() == pytest.approx(1.0)
     assert mean_direction_share(torch.tensor([[1.0, 2.0], [-1.0, -2.0]])).value.item() == 0.0

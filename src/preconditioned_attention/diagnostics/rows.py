@@ -11,10 +11,11 @@ from .spectrum import check_matrices, normalised
 
 
 def row_norm_spread(matrices: Tensor) -> Measure:
-    """Standard deviation over mean of the row norms: ``(..., N, d) -> (...)``, in float64.
+    """Standard deviation over mean of the norms of the rows that are not zero: ``(..., N, d) -> (...)``, in float64.
 
-    0 where all rows are equally long: there a row scaling has nothing to act on. 0 for a zero matrix too. Not defined
-    where an entry is not finite.
+    0 where all rows are equally long: there a row scaling has nothing to act on. Zero rows, as padding and masks leave
+    them, are not counted, because no row scaling changes them. 0 for a zero matrix too. Not defined where an entry is
+    not finite.
 
     Raises:
         TypeError: complex or integer input.
@@ -23,7 +24,11 @@ def row_norm_spread(matrices: Tensor) -> Measure:
     check_matrices(matrices)
     scaled, _, finite = normalised(matrices)
     norms = row_norms(scaled)
-    spread = norms.std(dim=-1, correction=0) / norms.mean(dim=-1).clamp_min(torch.finfo(torch.float64).tiny)
+    counted = norms > 0
+    number = counted.sum(dim=-1).clamp_min(1)
+    mean = (norms.sum(dim=-1) / number).clamp_min(torch.finfo(torch.float64).tiny)
+    deviations = torch.where(counted, norms / mean[..., None] - 1, 0.0)
+    spread = (deviations.square().sum(dim=-1) / number).sqrt()
     return Measure(value=_where(finite, spread), defined=finite, method="row norms", precision=torch.float64)
 
 
