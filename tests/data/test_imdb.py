@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from preconditioned_attention.data.imdb import read_imdb
-from tests.data.long_range_trees import write_imdb
+from tests.data.long_range_trees import write_imdb, write_imdb_of_hub
 
 
 def test_bytes_plus_one_and_labels(tmp_path: Path) -> None:
@@ -25,4 +25,21 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1_7\.txt, line 2 is not UTF-8 \(byte 8: invalid start byte\)"):
         read_imdb(folder, "train", length=10)
     with pytest.raises(FileNotFoundError, match=r"holds no \*\.txt; .* must be the folder aclImdb"):
+        read_imdb(tmp_path, "train", length=10)
+
+
+def test_the_files_of_the_hub(tmp_path: Path) -> None:
+    folder = write_imdb_of_hub(tmp_path / "imdb")
+    data = read_imdb(folder, "train", length=4000)
+    assert list(data.labels) == [1, 0]
+    assert bytes(number - 1 for number in data[0][0].tolist()).decode() == "train Good – really."
+    assert read_imdb(folder, "test", length=5)[1][0].tolist() == [byte + 1 for byte in b"test "]
+    with pytest.raises(ValueError, match=r"unsupervised.*, row 1: the label must be 0 or 1; got -1"):
+        read_imdb(folder, "unsupervised", length=10)
+
+
+def test_an_empty_review_of_the_hub(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["good", ""], "label": [1, 0]}).to_parquet(tmp_path / "train-0.parquet")
+    with pytest.raises(ValueError, match=r"train-0\.parquet, row 2: the text is empty"):
         read_imdb(tmp_path, "train", length=10)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .._checks import check_known
-from .._extras import require
+from .hub import read_parquet
 
 logger = logging.getLogger(__name__)
 
@@ -213,16 +213,10 @@ def _label(text: str, task: GlueTask, where: str) -> float:
 
 
 def _read_parquet(paths: list[Path], task: GlueTask) -> Iterator[GlueExample]:
-    library = require("datasets", extra="language")
-    source = ", ".join(map(str, paths))
-    rows = library.load_dataset("parquet", data_files=[str(path) for path in paths], split="train", streaming=True)
     first, second = task.hub_columns
-    for number, row in enumerate(rows, start=1):
-        missing = [name for name in (first, second, "label") if name is not None and row.get(name) is None]
-        if missing:
-            raise ValueError(f"{source}, row {number}: column {', '.join(map(repr, missing))} is missing")
-        label = _number(row["label"], task, f"{source}, row {number}")
-        yield GlueExample(row[first], "" if second is None else row[second], label)
+    columns = [name for name in (first, second, "label") if name is not None]
+    for where, row in read_parquet(paths, columns):
+        yield GlueExample(row[first], "" if second is None else row[second], _number(row["label"], task, where))
 
 
 def _number(label: Any, task: GlueTask, where: str) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 from .._extras import require
 from .byte_bpe import END
+from .hub import read_parquet
 
 VERSIONS = {"V1": "TinyStories-{}.txt", "V2": "TinyStoriesV2-GPT4-{}.txt"}
 FILE_SPLITS = {"train": "train", "validation": "valid"}
@@ -107,21 +108,19 @@ def _datasets(root: Path, split: str) -> Iterator[Stories]:
 
 
 def _read_parquet(files: list[Path]) -> Iterator[str]:
-    library = require("datasets", extra="language")
-    names = [str(path) for path in files]
-    return _texts(library.load_dataset("parquet", data_files=names, split="train", streaming=True), ", ".join(names))
+    return _texts(read_parquet(files, (COLUMN,)))
 
 
 def _read_saved(folder: Path) -> Iterator[str]:
-    return _texts(require("datasets", extra="language").load_from_disk(str(folder)), str(folder))
+    rows = require("datasets", extra="language").load_from_disk(str(folder))
+    return _texts((f"{folder}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _texts(rows: Iterable[dict[str, Any]], source: str) -> Iterator[str]:
-    for number, row in enumerate(rows, start=1):
+def _texts(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+    for where, row in rows:
         if not isinstance(row.get(COLUMN), str):
             raise ValueError(
-                f"{source}, row {number}: the column {COLUMN!r} must hold text; got {row.get(COLUMN)!r} "
-                f"(columns: {', '.join(row)})"
+                f"{where}: the column {COLUMN!r} must hold text; got {row.get(COLUMN)!r} (columns: {', '.join(row)})"
             )
         yield row[COLUMN].strip()
 

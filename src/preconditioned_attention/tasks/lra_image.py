@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
-from ..data.cifar10 import PIXELS, TEST, TRAIN, read_cifar10
+from ..data.cifar10 import PIXELS, read_cifar10
 from ..data.sequences import Sequences, collate_sequences
 from .lra import LongRangeTask
 from .protocol import Splits
@@ -21,7 +21,7 @@ class Image(LongRangeTask):
     """The ``lra-image`` task. The last tenth of the training images is the validation split.
 
     Args:
-        data: the folder ``cifar-10-batches-py``.
+        data: the folder ``cifar-10-batches-py``, or one with the parquet files of ``uoft-cs/cifar10``.
         positions, attention, ...: the model's; see :class:`LongRangeTask`.
     """
 
@@ -33,7 +33,7 @@ class Image(LongRangeTask):
 
     def datasets(self) -> Splits:
         """Grey values and the class."""
-        train, test = _read(self.folder("the folder cifar-10-batches-py"))
+        train, test = _read(self.folder("the folder cifar-10-batches-py, or one with the hub's parquet files"))
         size = len(train) * 9 // 10
         first = Sequences(train.ids[:size], train.labels[:size])
         return Splits(first, Sequences(train.ids[size:], train.labels[size:]), test, collate_sequences)
@@ -41,4 +41,4 @@ class Image(LongRangeTask):
 
 @lru_cache(maxsize=1)
 def _read(folder: Path) -> tuple[Sequences, Sequences]:
-    return read_cifar10(folder, TRAIN), read_cifar10(folder, TEST)
+    return read_cifar10(folder, "train"), read_cifar10(folder, "test")

@@ -21,7 +21,8 @@ class Text(LongRangeTask):
     tested on it.
 
     Args:
-        data: the folder ``aclImdb``; of a review the first 4000 bytes are read.
+        data: the folder ``aclImdb``, or one with the parquet files of ``stanfordnlp/imdb``; of a review the first 4000
+            bytes are read.
         positions, attention, ...: the model's; see :class:`LongRangeTask`.
     """
 
@@ -33,7 +34,7 @@ class Text(LongRangeTask):
 
     def datasets(self) -> Splits:
         """Ids of bytes, and 1 for a positive review."""
-        folder = self.folder("the folder aclImdb with train/ and test/")
+        folder = self.folder("the folder aclImdb with train/ and test/, or one with the hub's parquet files")
         train, test = _read(folder, min(TEXT_LENGTH, self.positions))
         return Splits(train, test, test, collate_sequences)
 
