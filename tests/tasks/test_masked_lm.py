@@ -105,6 +105,7 @@ def test_a_tokenised_data_set(task: MaskedLM, tmp_path: Path) -> None:
     other = MaskedLM(vocab_size=400, **SIZES, **options)
     splits = other.datasets()
     assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [1196, 2, 2]
+    assert (splits.shuffle, task.datasets().shuffle) == (False, True)  # its order is a curriculum
     _, places, targets = splits.test[0]
     assert torch.equal(targets, torch.tensor(numbers[1])[places])
     assert other.baselines() == {}

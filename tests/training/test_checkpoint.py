@@ -16,14 +16,15 @@ EVERYTHING = {
     "clip_norm": 1.0,
     "warmup_steps": 5,
     "evaluate_every": 3,
+    "keep_best": True,
     "checkpoint_every": 7,  # an epoch has 5 steps: checkpoints lie within epochs
     "task_options": {"dropout": 0.3, "batch_norm": True, "pause": 0.02},
 }
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    final = "checkpoints/step-00000040"
-    for name in ("model.safetensors", f"{final}/model.safetensors", f"{final}/average.safetensors"):
+    final = Path("checkpoints", "step-00000040")
+    for name in ("model.safetensors", *(final / part for part in ("model.safetensors", "average.safetensors"))):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
     assert losses(one) == losses(other)
     assert len(losses(one)) == 40
@@ -39,6 +40,8 @@ def test_killed_and_resumed_ends_bit_identical(tmp_path: Path) -> None:
     last = run_alone(config, tmp_path / "killed", resume=True)
     assert last.ended_well, last.errors
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    best = [tmp_path / name / "checkpoints" / "step-00000040" / "best.safetensors" for name in ("whole", "killed")]
+    assert best[0].read_bytes() == best[1].read_bytes()
 
 
 def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:

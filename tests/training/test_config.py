@@ -23,7 +23,9 @@ FULL = {
     "ema_decay": 0.99,
     "evaluate_every": 5,
     "checkpoint_every": 6,
+    "batch_ramp_steps": 2,
     "keep_checkpoints": 3,
+    "keep_best": True,
     "workers": 1,
     "monitor": MonitorConfig(every=4, heads=2),
 }
@@ -72,6 +74,7 @@ def test_options_are_copied() -> None:
         ({"evaluate_every": 0}, "evaluate_every must be at least 1"),
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
         ({"keep_checkpoints": 0}, "keep_checkpoints must be at least 1"),
+        ({"batch_ramp_steps": -1}, "batch_ramp_steps must be at least 0"),
         (
             {"learning_rat": 0.1},
             r"unknown training option 'learning_rat' \(did you mean 'learning_rate'\?\); known: task,",

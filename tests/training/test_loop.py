@@ -50,6 +50,27 @@ def test_the_average_is_what_is_evaluated_and_returned(tmp_path: Path) -> None:
     assert averaged.model.state_dict().keys() == plain.model.state_dict().keys()
 
 
+@pytest.mark.parametrize("ema_decay", [None, 0.5])
+def test_the_best_weights_are_tested_and_returned(ema_decay: float | None, tmp_path: Path) -> None:
+    config = toy_config(steps=30, learning_rate=0.5, evaluate_every=2, checkpoint_every=2, keep_checkpoints=30)
+    config = dataclasses.replace(config, ema_decay=ema_decay)
+    last = train(config, tmp_path / "last", progress=False)
+    config = dataclasses.replace(config, keep_best=True)
+    best = train(config, tmp_path / "best", progress=False)
+    assert best.evaluations == last.evaluations
+    accuracies = [evaluation["accuracy"] for evaluation in best.evaluations]
+    first = best.evaluations[accuracies.index(max(accuracies))]
+    assert first["step"] < 30, "the last weights are the best ones, so this test says nothing"
+    assert {"step": best.step, **best.validation} == first
+    assert (last.step, best.test == last.test) == (30, False)
+    checkpoint = complete_checkpoints(tmp_path / "best" / "checkpoints")[best.step]
+    kept = load_file(checkpoint / ("model.safetensors" if ema_decay is None else "average.safetensors"))
+    kept = {name.removeprefix("module."): tensor for name, tensor in kept.items() if name != "n_averaged"}
+    torch.testing.assert_close(dict(best.model.state_dict()), kept, rtol=0, atol=0)
+    again = train(config, tmp_path / "best", resume=True, progress=False)
+    assert (again.step, again.test, again.validation) == (best.step, best.test, best.validation)
+
+
 def test_resuming_a_finished_run_gives_its_result(tmp_path: Path) -> None:
     config = toy_config(ema_decay=0.9, evaluate_every=4)
     first = train(config, tmp_path / "run", progress=False)

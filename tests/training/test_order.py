@@ -56,3 +56,30 @@ def test_repeats_stand_in_one_batch_and_leave_the_epoch_its_length() -> None:
     assert len(set(epoch)) == 6
     assert batches(3, repeats=4) == batches(3, repeats=4)
     assert batches(6, repeats=4)[3:] != batches(3, repeats=4)
+
+
+def test_the_data_in_its_own_order() -> None:
+    epoch = [[*range(8)], [*range(8, 16)], [*range(16, 24)]]
+    assert batches(6, shuffle=False) == [*epoch, *epoch]
+    assert batches(2, shuffle=False, first_step=2) == [epoch[2], epoch[0]]
+
+
+def test_a_growing_batch() -> None:
+    order = BatchOrder(size=26, batch_size=8, seed=0, ramp_steps=8)
+    assert [order.batch_size_at(step) for step in range(10)] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
+    taken = batches(10, ramp_steps=8)
+    assert [len(batch) for batch in taken] == [1, 2, 3, 4, 5, 6, 7, 8, 8, 8]
+    fixed = list(itertools.chain(*batches(8)))
+    assert list(itertools.chain(*taken)) == fixed[:52]  # the same examples in the same order, cut otherwise
+
+
+@pytest.mark.parametrize("first_step", [1, 5, 6, 7, 12])
+def test_starting_later_in_a_ramp_gives_the_same_batches(first_step: int) -> None:
+    options = {"ramp_steps": 8, "accumulation_steps": 2}
+    whole = batches(2 * (first_step + 3), **options)
+    assert batches(6, first_step=first_step, **options) == whole[2 * first_step :]
+
+
+def test_a_growing_batch_can_always_be_shared() -> None:
+    order = BatchOrder(size=26, batch_size=8, seed=0, ramp_steps=5, processes=2, accumulation_steps=2)
+    assert [order.batch_size_at(step) for step in range(6)] == [4, 4, 4, 4, 8, 8]

@@ -1,8 +1,7 @@
 """What the tasks of the Long Range Arena share: Nystromformer's encoder, its optimiser, accuracy, the majority class.
 
 Y. Tay et al., Long Range Arena, ICLR 2021; the model and the settings are those of Y. Xiong et al., Nystromformer,
-AAAI 2021. Different from its code: the weights of the last step are tested, not those with the best validation
-accuracy; every example of a split counts, also those that do not fill a batch.
+AAAI 2021. Different from its code: every example of a split counts, also those that do not fill a batch.
 """
 
 from __future__ import annotations

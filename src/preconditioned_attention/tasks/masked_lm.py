@@ -40,8 +40,9 @@ class MaskedLM:
     """The ``masked-lm`` task. The metric is the cross-entropy of the hidden tokens, in nats.
 
     Optimiser and schedule are the published ones: AdamW with an epsilon of 1e-12, no decay of norms, and a learning
-    rate that rises from a quarter to the whole over three quarters of the steps and then falls to 0. The wall-clock
-    form of the schedule, the growing batch and the curriculum's order are not: all arms take equal steps.
+    rate that rises from a quarter to the whole over three quarters of the steps and then falls to 0, counted in steps
+    instead of by the wall clock, so that all arms take equal ones. The rows of a tokenised data set are trained on in
+    their order, for the published one is a curriculum.
 
     Args:
         corpus: ``"python-reference"``, or ``"tokenised"``: a data set with a column ``input_ids`` in ``root``.
@@ -87,6 +88,7 @@ class MaskedLM:
             train=self._masked("train", seed=None),
             validation=self._masked("validation", seed=MASK_SEED),
             test=self._masked("test", seed=MASK_SEED),
+            shuffle=self.corpus != "tokenised",
         )
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:

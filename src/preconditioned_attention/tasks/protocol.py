@@ -21,7 +21,8 @@ Batch = Any
 class Splits:
     """Three map-style datasets (``__len__`` and ``__getitem__``), and what makes a batch of a list of examples.
 
-    ``repeats`` is how often each training example of an epoch comes in a row; the epoch keeps its length.
+    ``repeats`` is how often each training example of an epoch comes in a row; the epoch keeps its length. ``shuffle``
+    is False where the order of the training split is part of the data, as in a curriculum.
 
     The training split may draw random numbers for its augmentations, from the global generators of Python, numpy and
     torch: the loop seeds them. The other two must not.
@@ -32,6 +33,7 @@ class Splits:
     test: Dataset[Any]
     collate: Callable[[list[Any]], Batch] = default_collate
     repeats: int = 1
+    shuffle: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

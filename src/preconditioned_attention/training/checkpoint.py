@@ -13,11 +13,13 @@ from typing import Any
 
 from .._extras import require
 from .._files import publish
+from .best import load_best, save_best
 from .errors import WriteError
 from .processes import together
 from .state import TrainState
 
 AVERAGE_FILE = "average.safetensors"
+BEST_FILE = "best.safetensors"
 PREFIX = "step-"
 WRITING = ".writing-"
 
@@ -66,6 +68,8 @@ def load_checkpoint(state: TrainState, path: Path) -> None:
         state.accelerator.load_state(str(path))
         if state.average is not None:
             _safetensors().load_model(state.average, path / AVERAGE_FILE)
+        if (path / BEST_FILE).exists():
+            state.best = load_best(path / BEST_FILE)
     except Exception as error:
         raise OSError(f"checkpoint {path} cannot be read: {error}; remove it to resume from the one before") from error
     state.step = int(path.name.removeprefix(PREFIX))
@@ -90,6 +94,8 @@ def _write(state: TrainState, temporary: Path) -> None:
     state.accelerator.save_state(str(temporary))
     if state.average is not None and state.accelerator.is_main_process:
         _safetensors().save_model(state.average, str(temporary / AVERAGE_FILE))
+    if state.best is not None and state.accelerator.is_main_process:
+        save_best(state.best, temporary / BEST_FILE)
 
 
 def _tidy(folder: Path, keep: int) -> None:

@@ -27,6 +27,7 @@ class TrainConfig:
         seed: decides the initial weights, the order of the batches and everything random in the steps.
         steps: optimiser steps.
         batch_size: examples per optimiser step, over all processes and accumulated micro-batches together.
+        batch_ramp_steps: the batch grows linearly to that size over this many steps, in as many micro-batches.
         learning_rate: AdamW's learning rate after warm-up.
         weight_decay: AdamW's decoupled weight decay; parameters with fewer than two axes are left out.
         betas: AdamW's two averages.
@@ -42,6 +43,8 @@ class TrainConfig:
         evaluate_every: steps between evaluations on the validation split; None evaluates at the end only.
         checkpoint_every: steps between checkpoints; None writes one at the end only.
         keep_checkpoints: the newest so many are kept.
+        keep_best: test and return the weights whose evaluation on the validation split had the best metric, the
+            earliest of equals, instead of those of the last step.
         workers: processes that load examples ahead; 0 loads them in the process that trains. It changes no number.
         monitor: what of the model's attention is looked at on the way, every ``monitor.every`` optimiser steps from
             the first on; None: nothing. It changes no number that is trained.
@@ -56,6 +59,7 @@ class TrainConfig:
     seed: int = 0
     steps: int
     batch_size: int
+    batch_ramp_steps: int = 0
     learning_rate: float
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
@@ -69,6 +73,7 @@ class TrainConfig:
     evaluate_every: int | None = None
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
+    keep_best: bool = False
     workers: int = 0
     monitor: MonitorConfig | None = None
 
@@ -77,6 +82,8 @@ class TrainConfig:
         self._check_counts()
         self._check_numbers()
         check_choice("precision", self.precision, PRECISIONS)
+        if not isinstance(self.keep_best, bool):
+            raise TypeError(f"keep_best must be true or false; got {self.keep_best!r}")
 
     def _check_task(self) -> None:
         if not isinstance(self.task, str):
@@ -91,7 +98,8 @@ class TrainConfig:
 
     def _check_counts(self) -> None:
         check_integer("seed", self.seed, minimum=0)
-        check_integer("workers", self.workers, minimum=0)
+        for name in ("workers", "batch_ramp_steps"):
+            check_integer(name, getattr(self, name), minimum=0)
         for name in ("steps", "batch_size", "accumulation_steps", "keep_checkpoints"):
             check_integer(name, getattr(self, name), minimum=1)
         for name in ("evaluate_every", "checkpoint_every"):
@@ -132,7 +140,7 @@ class TrainConfig:
             object.__setattr__(self, name, value)
 
     def with_steps(self, steps: int) -> TrainConfig:
-        """The same run at another length: warm-up and the intervals of evaluations, checkpoints and monitor scale."""
+        """The same run at another length; warm-up, ramp and the intervals of what is done now and then scale."""
         check_integer("steps", steps, minimum=1)
 
         def scaled(interval: int | None) -> int | None:
@@ -142,6 +150,7 @@ class TrainConfig:
             self,
             steps=steps,
             warmup_steps=self.warmup_steps * steps // self.steps,
+            batch_ramp_steps=self.batch_ramp_steps * steps // self.steps,
             milestones=tuple(max(1, milestone * steps // self.steps) for milestone in self.milestones),
             evaluate_every=scaled(self.evaluate_every),
             checkpoint_every=scaled(self.checkpoint_every),

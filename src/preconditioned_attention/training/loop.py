@@ -16,6 +16,7 @@ from .._extras import require
 from .._files import write_atomically
 from ..conversion import is_preconditioned, precondition_
 from ..tasks import Described, Illustrated, Pretrained, Quoted, Splits, make_task
+from .best import better
 from .checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint, save_weights
 from .conditioning import ConditioningLog
 from .config import TrainConfig
@@ -83,7 +84,7 @@ def train(
     state = build_state(config, task, accelerator, prepare or partial(_precondition, config=config))
     enabled = progress and accelerator.is_main_process
     _warn_of_plain_weights(state)
-    progress_line = ProgressLine(task.name, total=config.steps, batch_size=config.batch_size, enabled=enabled)
+    progress_line = ProgressLine(task.name, total=config.steps, batch_size_at=order.batch_size_at, enabled=enabled)
     with ConditioningLog(state, folder.conditioning) as conditioning, progress_line as line:
         log = _begin(state, folder, line, resume=resume)
         try:
@@ -125,6 +126,8 @@ def _batch_order(config: TrainConfig, accelerator: Accelerator, splits: Splits) 
         process=accelerator.process_index,
         accumulation_steps=config.accumulation_steps,
         repeats=splits.repeats,
+        shuffle=splits.shuffle,
+        ramp_steps=config.batch_ramp_steps,
     )
 
 
@@ -178,11 +181,16 @@ def _run(
 def _finish(
     state: TrainState, splits: Splits, folder: RunFolder, log: MetricsLog, conditioning: ConditioningLog
 ) -> TrainResult:
-    """Evaluate on both splits and write the result."""
+    """Evaluate on the test split and write the result."""
+    if state.best is not None:
+        state.evaluated.load_state_dict(state.best.weights)
+    tested = state.step if state.best is None else state.best.step
     test = evaluate(state, splits.test, split="test", collate=splits.collate)
     evaluations, steps = log.of_kind("evaluation"), log.of_kind("step")
+    (validation,) = (record for record in evaluations if record["step"] == tested)
     result = TrainResult(
-        validation={name: value for name, value in evaluations[-1].items() if name != "step"},
+        step=tested,
+        validation={name: value for name, value in validation.items() if name != "step"},
         test=test,
         losses=[record["loss"] for record in steps],
         evaluations=evaluations,
@@ -214,6 +222,9 @@ def _evaluate(state: TrainState, splits: Splits, log: MetricsLog) -> None:
     if not is_finite(metrics):
         raise NonFiniteError(f"step {state.step}: validation metrics {metrics}. Try a lower learning rate")
     log.add("evaluation", {"step": state.step, **metrics})
+    if state.config.keep_best:
+        metric, higher = metrics[state.task.metric], state.task.higher_is_better
+        state.best = better(state.best, state.evaluated, step=state.step, metric=metric, higher=higher)
     state.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, state.step)
 
 

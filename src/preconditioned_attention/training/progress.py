@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -19,14 +20,14 @@ class ProgressLine:
     Args:
         label: what the run is.
         total: its steps.
-        batch_size: examples per step.
+        batch_size_at: examples of a step, by its index from 0.
         enabled: False for other processes than the main one, and for silence.
     """
 
-    def __init__(self, label: str, *, total: int, batch_size: int, enabled: bool) -> None:
+    def __init__(self, label: str, *, total: int, batch_size_at: Callable[[int], int], enabled: bool) -> None:
         self._label = label
         self._total = total
-        self._batch_size = batch_size
+        self._batch_size_at = batch_size_at
         self._enabled = enabled
         self._live: Any = None
 
@@ -63,7 +64,7 @@ class ProgressLine:
             f"loss {record['loss']:.4f}",
             f"gradient norm {record['gradient_norm']:.3g}",
             f"lr {record['learning_rate']:.1e}",
-            f"{self._batch_size / record['seconds']:.0f} samples/s",
+            f"{self._batch_size_at(record['step'] - 1) / record['seconds']:.0f} samples/s",
         ]
         memory = peak_memory()
         return "  ".join(parts if memory is None else [*parts, f"{memory / 2**20:.0f} MiB"])

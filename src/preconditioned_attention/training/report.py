@@ -49,7 +49,7 @@ def _metrics_table(result: TrainResult) -> Table:
     rows = [
         (name, *(format_number(split.get(name), 4) for split in (result.validation, result.test))) for name in names
     ]
-    return Table(title="At the end of training", columns=("metric", "validation", "test"), rows=tuple(rows))
+    return Table(title=f"Weights after step {result.step}", columns=("metric", "validation", "test"), rows=tuple(rows))
 
 
 def _settings_table(result: TrainResult) -> Table:

@@ -17,14 +17,15 @@ class TrainResult:
     """The numbers and the model of a finished run.
 
     Attributes:
-        validation: loss and metric on the validation split, after the last step.
+        step: after how many steps the weights that count were reached: all, unless ``config.keep_best`` is set.
+        validation: loss and metric of these weights on the validation split.
         test: the same on the test split.
         losses: the training loss of every optimiser step, resumed parts included.
         evaluations: the validation metrics during training: ``step`` (steps taken so far), ``loss``, the metric.
         conditioning: what the monitor saw: per recorded ``step`` and ``layer``, the medians that
             ``ConditionMonitor.summary()`` gives; empty without ``config.monitor``.
         seconds_per_step: the median over all steps; evaluations and checkpoints are not counted.
-        model: the model that was evaluated (the averaged one if ``config.ema_decay`` is set), in evaluation mode.
+        model: the model that was tested (the averaged one if ``config.ema_decay`` is set), in evaluation mode.
         config: the run's configuration.
         environment: versions, hardware, date.
         pictures: what the task shows of the model, by name; empty if it shows nothing.
@@ -32,6 +33,7 @@ class TrainResult:
         data: what the task says its data is; empty if it says nothing.
     """
 
+    step: int
     validation: dict[str, float]
     test: dict[str, float]
     losses: list[float]
@@ -48,6 +50,7 @@ class TrainResult:
     def to_json(self) -> str:
         """Everything but weights, pictures, the loss of every step and the conditioning, which have their own files."""
         content = {
+            "step": self.step,
             "validation": self.validation,
             "test": self.test,
             "evaluations": self.evaluations,

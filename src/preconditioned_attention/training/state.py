@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..tasks import Batch, Task
+from .best import BestWeights
 from .config import TrainConfig
 from .optimisation import make_optimisation
 from .randomness import Stream, derive_seed, seed_all
@@ -25,7 +26,7 @@ Prepare = Callable[[nn.Module], nn.Module]
 
 @dataclass(kw_only=True)
 class TrainState:
-    """A run in progress. ``step`` counts the optimiser steps taken."""
+    """A run in progress. ``step`` counts the optimiser steps taken; ``best`` is there with ``config.keep_best``."""
 
     config: TrainConfig
     task: Task
@@ -35,6 +36,7 @@ class TrainState:
     scheduler: AcceleratedScheduler
     average: AveragedModel | None
     step: int = 0
+    best: BestWeights | None = None
 
     @property
     def unwrapped(self) -> nn.Module:
