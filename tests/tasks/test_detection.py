@@ -61,7 +61,7 @@ def coco_recipe(name: str, root: Path) -> TrainConfig:
         warmup_steps=1,
         precision="float32",
         workers=0,
-        task_options={**options, "crop": False, "model": model},
+        task_options={**options, "model": model},
     )
 
 

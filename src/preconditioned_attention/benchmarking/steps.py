@@ -20,8 +20,8 @@ from .timing import time_against_first
 Loss = Callable[[nn.Module], Tensor]
 
 
-def _vit(size: str, shape: Shape, device: str) -> tuple[nn.Module, Loss]:
-    model = require("timm", extra="vision").create_model(f"vit_{size}_patch16_224", num_classes=1000)
+def _vision(name: str, shape: Shape, device: str) -> tuple[nn.Module, Loss]:
+    model = require("timm", extra="vision").create_model(name, num_classes=1000)
     images, labels = torch.randn(shape.batch, 3, 224, 224, device=device), torch.arange(shape.batch, device=device)
     return model.to(device), lambda model: nn.functional.cross_entropy(model(images), labels)
 
@@ -34,8 +34,20 @@ def _gpt2_small(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
 
 
 STEPS: dict[Shape, Callable[[Shape, str], tuple[nn.Module, Loss]]] = {
-    Shape(name="step-vit-s", batch=8, heads=6, length=197, keys=197, head_dim=64): partial(_vit, "small"),
-    Shape(name="step-vit-b", batch=2, heads=12, length=197, keys=197, head_dim=64): partial(_vit, "base"),
+    Shape(name="step-vit-s", batch=8, heads=6, length=197, keys=197, head_dim=64): partial(
+        _vision, "vit_small_patch16_224"
+    ),
+    # The models of the ImageNet recipes, in their first stage; DeiT-B is ViT-B.
+    Shape(name="step-vit-b", batch=2, heads=12, length=197, keys=197, head_dim=64): partial(
+        _vision, "vit_base_patch16_224"
+    ),
+    Shape(name="step-swin-b", batch=2, heads=4, length=49, keys=49, head_dim=32): partial(
+        _vision, "swin_base_patch4_window7_224"
+    ),
+    Shape(name="step-xcit-m24", batch=2, heads=8, length=196, keys=196, head_dim=64): partial(
+        _vision, "xcit_medium_24_p16_224"
+    ),
+    Shape(name="step-davit-b", batch=2, heads=4, length=49, keys=49, head_dim=32): partial(_vision, "davit_base"),
     Shape(name="step-gpt2", batch=1, heads=12, length=512, keys=512, head_dim=64, is_causal=True): _gpt2_small,
 }
 
