@@ -10,9 +10,9 @@ from .comparison import compare
 from .config import PreconditionConfig
 from .conversion import ConversionReport, is_preconditioned, precondition_, register_adapter, restore_
 from .diagnostics import ConditionMonitor
-from .equilibration import equilibrate
 from .flex import preconditioned_flex_attention
 from .functional import preconditioned_attention
+from .ops.equilibrated import equilibrate
 from .varlen import preconditioned_varlen_attention
 
 __all__ = [

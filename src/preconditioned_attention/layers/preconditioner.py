@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import GRADIENTS, PLACEMENTS, PreconditionConfig
-from ..equilibration import equilibrate
 from ..functional import preconditioned_attention
+from ..ops.equilibrated import equilibrate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..equilibration import equilibrate
 from .call import Call
+from .equilibrated import equilibrate
 
 
 def refusal(call: Call) -> str | None:

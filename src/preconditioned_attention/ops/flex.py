@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..config import Gradient
-from ..equilibration import equilibrate
+from .equilibrated import equilibrate
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions

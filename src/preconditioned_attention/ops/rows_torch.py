@@ -33,22 +33,64 @@ def cotangents(dy: Tensor, y: Tensor, norms: Tensor | None, *, full: bool) -> tu
     return dout, out
 
 
+def unit_rows(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """`(y, r)` of rows ``(..., d)`` in any layout: `y` laid out as ``x``, `r` with ``(..., 1)``, 1 for zero rows.
+
+    ``eps`` must be one that :func:`squares_fit` admits.
+    """
+    if _one_pass_serves(x):
+        rows, back = _by_memory(x)
+        norms = torch.linalg.vector_norm(rows, dim=-1, keepdim=True, dtype=_norm_dtype(x))
+        low, high = (extreme.item() for extreme in torch.aminmax(norms))
+        if high < math.inf:
+            norms = torch.where(norms <= eps, 1.0, norms) if low <= eps else norms
+            y = torch.div(rows, norms, out=torch.empty_like(rows))
+            return y.permute(back), norms.permute(back)
+    parts = row_scale(x, eps)
+    return (parts.scaled / parts.divisor).to(x.dtype), parts.divisor / parts.scale
+
+
+def derivative(dy: Tensor, y: Tensor | None, norms: Tensor) -> Tensor:
+    """`(dY - Y <dY, Y>) / r`, or without ``y``, which is then a constant's, `dY / r`; ``norms`` is ``(..., 1)``.
+
+    Differentiable where autograd is recording.
+    """
+    if y is None or torch.is_grad_enabled() or not _one_pass_serves(y):
+        wide = _norm_dtype(dy)
+        dx = dy.to(wide) if y is None else _tangent_by_the_formula(dy, y)
+        return (dx / norms).to(dy.dtype)
+    return _tangent_in_one_pass(dy, y).div_(norms)
+
+
+def squares_fit(dtype: torch.dtype, eps: float) -> bool:
+    """Whether the squares of every row that is longer than ``eps`` are as exact as their sum."""
+    return eps >= _least_norm(torch.promote_types(dtype, torch.float32))
+
+
 def row_of_zeros(y: Tensor) -> Tensor:
     """One row of zeros, expanded to the shape of ``y``: CPU kernels take it for all rows."""
     return y.new_zeros(y.shape[-1]).expand(y.shape)
 
 
 def tangent(dy: Tensor, y: Tensor) -> Tensor:
-    """`G = dY - Y <dY, Y>`, the part of ``dy`` that moves the rows; (B, H, N, d) each."""
-    if _one_pass_serves(y):
-        rows = y.transpose(1, 2)
-        flat_dy, flat_y = _flat(dy.transpose(1, 2)), _flat(rows)
-        ones = torch.ones(len(flat_y), 1, dtype=_norm_dtype(y))
-        out = torch.ops.aten._weight_norm_interface_backward(flat_dy, flat_y, ones.to(y.dtype), ones, 0)[0]
-        return out.view(rows.shape).transpose(1, 2)
+    """`G = dY - Y <dY, Y>`, the part of ``dy`` that moves the rows; ``(..., d)`` each."""
+    return _tangent_in_one_pass(dy, y) if _one_pass_serves(y) else _tangent_by_the_formula(dy, y).to(y.dtype)
+
+
+def _tangent_in_one_pass(dy: Tensor, y: Tensor) -> Tensor:
+    """By PyTorch's fused weight normalisation: with unit norms its backward pass is this."""
+    rows, back = _by_memory(y)
+    flat_dy, flat_y = _flat(dy.permute(_memory_order(y))), _flat(rows)
+    ones = torch.ones(len(flat_y), 1, dtype=_norm_dtype(y))
+    out = torch.ops.aten._weight_norm_interface_backward(flat_dy, flat_y, ones.to(y.dtype), ones, 0)[0]
+    return out.view(rows.shape).permute(back)
+
+
+def _tangent_by_the_formula(dy: Tensor, y: Tensor) -> Tensor:
+    """In at least float32."""
     wide = _norm_dtype(y)
     along = (dy.to(wide) * y.to(wide)).sum(dim=-1, keepdim=True)
-    return (dy.to(wide) - y.to(wide) * along).to(y.dtype)
+    return dy.to(wide) - y.to(wide) * along
 
 
 def _one_pass_serves(x: Tensor) -> bool:
@@ -130,12 +172,23 @@ def _per_row(norms: Tensor | None) -> Tensor:
     return norms.unsqueeze(-1)
 
 
+def _memory_order(x: Tensor) -> list[int]:
+    """The axes from the longest stride to the shortest, the last one where it is: PyTorch's loops are fastest so."""
+    return [*sorted(range(x.dim() - 1), key=lambda axis: -x.stride(axis)), x.dim() - 1]
+
+
+def _by_memory(x: Tensor) -> tuple[Tensor, list[int]]:
+    """``x`` with its axes in the order of memory, and the permutation that brings them back."""
+    order = _memory_order(x)
+    return x.permute(order), [order.index(axis) for axis in range(x.dim())]
+
+
 def _norm_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def _flat(x: Tensor) -> Tensor:
-    """(B, N, H, d), the order in which flash kernels lay the rows out, as the rows of one matrix.
+    """Rows, their axes in the order of memory, as the rows of one matrix.
 
     Contiguous, because the fused operator reads it as if it were: `sum().backward()` hands over one number, expanded.
     """
