@@ -105,7 +105,7 @@ def test_export() -> None:
             return preconditioned_flex_attention(q, k, v, lambda s, b, h, i, j: s - (i - j).abs())
 
     exported = torch.export.export(Attention(), (q, k, v)).module()
-    assert torch.equal(exported(q, k, v), Attention()(q, k, v))
+    torch.testing.assert_close(exported(q, k, v), Attention()(q, k, v))  # the formula there, its own derivative here
 
 
 def test_empty_batch_and_no_queries() -> None:

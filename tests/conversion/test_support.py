@@ -1,9 +1,12 @@
+import importlib
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from preconditioned_attention.conversion import support, support_page
 from preconditioned_attention.conversion.catalogue import attention_classes
+from preconditioned_attention.conversion.registry import registered_adapters
 from preconditioned_attention.conversion.support import (
     MATRIX_BEGINS,
     MATRIX_ENDS,
@@ -88,3 +91,12 @@ def test_what_it_says_of_some_classes(name: str, status: str, option: str) -> No
     (row,) = [row for row in supported_classes() if (row.library, row.name) == ("timm", name)]
     assert (row.status, row.option) == (status, option)
     assert row.remark or status == "converted"
+
+
+@pytest.mark.usefixtures("registered_only")
+def test_an_adapter_of_a_library_that_is_not_installed_is_left_out() -> None:
+    """Also where something has registered it, as the tests of flash-attn do."""
+    importlib.import_module("preconditioned_attention.conversion.adapters.flash_attn")
+    assert any(name.startswith("flash_attn.") for name, _ in registered_adapters())
+    expected = find_spec("flash_attn") is not None
+    assert any(row.library == "flash_attn" for row in supported_classes()) == expected

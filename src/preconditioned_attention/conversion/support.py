@@ -51,12 +51,14 @@ class SupportedClass:
 
 def supported_classes() -> tuple[SupportedClass, ...]:
     """Every class with an adapter, by its name or by a look-up, of the libraries that are installed; imports them."""
+    absent = {library for module in adapter_libraries() if not find_spec(library := module.partition(".")[0])}
     for module in adapter_libraries():
-        if find_spec(module.partition(".")[0]):
+        if module.partition(".")[0] not in absent:
             importlib.import_module(module)
     by_name: dict[str, list[Adapter]] = {}
     for name, adapter in registered_adapters():
-        by_name.setdefault(name, []).append(adapter)
+        if name.partition(".")[0] not in absent:
+            by_name.setdefault(name, []).append(adapter)
     rows = [_supported(name, adapters) for name, adapters in by_name.items()]
     return tuple(sorted([*rows, *(_looked_up(entry) for entry in _look_ups() if entry.name not in by_name)]))
 

@@ -85,10 +85,10 @@ def equilibrate(
     check_choice("gradient", gradient, GRADIENTS)
     check_eps(eps)
     check_gain(gain, x.shape[-3] if x.dim() >= 3 else None)
-    eps = default_eps(x.dtype) if eps is None else eps
-    if not _serves(x, eps):
+    least = default_eps(x.dtype) if eps is None else eps
+    if not _serves(x, least):
         return equilibration.equilibrate(x, gradient=gradient, eps=eps, gain=gain)
-    y: Tensor = _Equilibrate.apply(x, eps, gradient == "full")[0]
+    y: Tensor = _Equilibrate.apply(x, least, gradient == "full")[0]
     if gain is None:
         return y
     return (y * gain.to(torch.promote_types(y.dtype, torch.float32)).view(-1, 1, 1)).to(y.dtype)
