@@ -1,6 +1,8 @@
 import base64
+import io
 from html.parser import HTMLParser
 
+import PIL.Image
 import pytest
 
 from preconditioned_attention.reporting import (
@@ -91,6 +93,15 @@ def test_nothing_is_fetched(everything):
 
 def test_pictures_have_descriptions(everything):
     assert [attributes["alt"] for tag, attributes in Reader(render_html(everything)).tags if tag == "img"] == ["a dot"]
+
+
+@pytest.mark.parametrize(("size", "kind"), [((300, 100), "figures wide"), ((200, 100), "figures")])
+def test_wide_pictures_stand_below_each_other(size, kind):
+    buffer = io.BytesIO()
+    PIL.Image.new("L", size).save(buffer, "PNG")
+    pictures = (Picture(buffer.getvalue(), "one", ""), Picture(PNG, "two", ""), Picture(b"", "nothing", ""))
+    tags = Reader(render_html(page(Figures(pictures)))).tags
+    assert [a["class"] for tag, a in tags if tag == "div" and "figures" in (a.get("class") or "")] == [kind]
 
 
 def test_text_is_escaped():

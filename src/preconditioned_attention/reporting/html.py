@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -49,6 +50,14 @@ class Picture:
         """The picture as a ``data:`` URI."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is more than twice as wide as it is high; beside another it would be too small to look at."""
+        if len(self.png) < 24:  # no picture at all: browsers show the description
+            return False
+        width, height = struct.unpack_from(">II", self.png, 16)  # where a PNG file says so
+        return width > 2 * height
+
     def to_dict(self) -> dict[str, str]:
         """Plain values for JSON, the PNG in base 64."""
         png = base64.b64encode(self.png).decode("ascii")
@@ -62,7 +71,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Figures:
-    """Pictures side by side where the screen is wide enough, below each other where it is not."""
+    """Pictures side by side where the screen is wide enough, below each other where it is not, or where one is wide."""
 
     kind: ClassVar[str] = "figures"
     pictures: tuple[Picture, ...]
