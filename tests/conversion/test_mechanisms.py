@@ -84,3 +84,12 @@ def test_output_hook_takes_the_first_of_a_tuple() -> None:
     out, weights = hook(torch.nn.Identity(), (), (x, "weights"))
     torch.testing.assert_close(out, expected, rtol=1e-14, atol=0)
     assert weights == "weights"
+
+
+def test_rows_that_lie_across_memory_are_copied_once() -> None:
+    """Cross-covariance attention leaves them so, and its projection would copy them: it finds them in order instead."""
+    across = torch.randn(2, 12, 5).transpose(1, 2)
+    seen = Layout(4).apply(Preconditioner(PreconditionConfig()), across)
+    assert seen.is_contiguous()
+    expected = torch.nn.functional.normalize(across.unflatten(-1, (3, 4)), dim=-1).flatten(-2)
+    torch.testing.assert_close(seen, expected)

@@ -75,7 +75,8 @@ class Layout:
         if self.form == "channels":
             merged = x.flatten(2).transpose(1, 2)
             return self._on_merged(preconditioner, merged).transpose(1, 2).reshape(x.shape)
-        return self._on_merged(preconditioner, x)
+        # Rows that lie across memory, as cross-covariance attention leaves them, the next layer would copy.
+        return self._on_merged(preconditioner, x.contiguous())
 
     def _on_merged(self, preconditioner: Preconditioner, x: Tensor) -> Tensor:
         if self.width is not None:

@@ -22,6 +22,7 @@ _ADAPTER_FILES = {
     "torch_nn": "torch",
     "own_layers": "preconditioned_attention.layers",
     "timm": "timm.layers",
+    "timm_davit": "timm.models",
     "timm_zoo": "timm.models",
     "timm_swaps": "timm.models",
     "timm_iformer": "timm.models.iformer",
