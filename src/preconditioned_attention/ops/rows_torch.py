@@ -174,7 +174,8 @@ def _per_row(norms: Tensor | None) -> Tensor:
 
 def _memory_order(x: Tensor) -> list[int]:
     """The axes from the longest stride to the shortest, the last one where it is: PyTorch's loops are fastest so."""
-    return [*sorted(range(x.dim() - 1), key=lambda axis: -x.stride(axis)), x.dim() - 1]
+    strides = x.stride()
+    return [*sorted(range(x.dim() - 1), key=lambda axis: -strides[axis]), x.dim() - 1]
 
 
 def _by_memory(x: Tensor) -> tuple[Tensor, list[int]]:
