@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .config import GRADIENTS, Gradient, check_choice, check_eps
+from .config import Gradient
 
 _EPS_FLOAT16 = 2.0**-14  # the smallest normal float16 number: below it a row carries no direction worth keeping
 _EPS = 1e-12
@@ -92,41 +92,13 @@ def row_scale(x: Tensor, eps: float) -> RowScale:
     return RowScale(scaled, scale, torch.where(zero, scale, norm))
 
 
-def equilibrate(
-    x: Tensor,
-    *,
-    gradient: Gradient = "full",
-    eps: float | None = None,
-    gain: Tensor | None = None,
-) -> Tensor:
-    r"""Scale every row of ``x`` (its last axis) to unit length: `y_i = x_i / ||x_i||_2`, and `y_i = x_i` for zero rows.
+def equilibrate_by_formula(x: Tensor, *, gradient: Gradient, eps: float | None, gain: Tensor | None) -> Tensor:
+    """What :func:`preconditioned_attention.equilibrate` promises, written out and left to autograd.
 
-    Up to the factor `sqrt(d)` this is a parameter-free RMS norm of each row. The module's docstring holds the
-    derivation of both gradients.
-
-    Args:
-        x: ``(..., d)``, float16, bfloat16, float32 or float64. For attention: ``(B, H, N, d)``, each head's output.
-        gradient: ``"full"`` differentiates through the norm, ``"stop"`` treats it as a constant. Same output.
-        eps: rows with a norm of at most this are returned unchanged. None: 2**-14 in float16, 1e-12 otherwise.
-        gain: one factor per head, ``(H,)`` with ``H = x.shape[-3]``; multiplies every row, zero rows included.
-
-    Returns:
-        A tensor of the shape and dtype of ``x``. Norms are taken in at least float32 (float64 stays float64) and
-        over the whole range of the dtype; the result is rounded once. NaN stays NaN, infinite entries become NaN.
-
-    Raises:
-        TypeError: complex, integer or otherwise unsupported input.
-        ValueError: an unknown ``gradient``, a negative ``eps``, a gain that does not fit.
-
-    Source: arXiv 2603.27153; van der Sluis 1969.
+    The reference for the written-out derivative, and what compilers, tracers and transforms get. ``x`` and ``gain`` are
+    those that :func:`check_rows` and :func:`check_gain` admit.
     """
-    check_rows(x, "x")
-    check_choice("gradient", gradient, GRADIENTS)
-    check_eps(eps)
-    check_gain(gain, x.shape[-3] if x.dim() >= 3 else None)
-    eps = default_eps(x.dtype) if eps is None else eps
-
-    parts = row_scale(x, eps)
+    parts = row_scale(x, default_eps(x.dtype) if eps is None else eps)
     y = parts.scaled / (parts.divisor.detach() if gradient == "stop" else parts.divisor)
     if gain is not None:
         y = y * gain.to(y.dtype).view(-1, 1, 1)

@@ -9,7 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 
-from preconditioned_attention.equilibration import default_eps, equilibrate
+from preconditioned_attention import equilibrate
+from preconditioned_attention.equilibration import default_eps
 from preconditioned_attention.ops import operators, rows, rows_torch
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

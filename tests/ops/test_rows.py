@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from preconditioned_attention.equilibration import default_eps, equilibrate
+from preconditioned_attention import equilibrate
+from preconditioned_attention.equilibration import default_eps
 from preconditioned_attention.ops import rows_torch
 from preconditioned_attention.ops.rows import eps_is_negligible, precondition_rows_, tangent
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..config import PreconditionConfig
 from ..conversion.registry import Adapter, HeadShape, find_adapter
-from ..equilibration import equilibrate
 from ..layers import Preconditioner
 from ..layers.preconditioner import Scores
+from ..ops.equilibrated import equilibrate
 from .monitor_config import MonitorConfig
 from .monitor_jacobian import jacobian_kappa
 from .monitor_records import Observation, softmax_weights

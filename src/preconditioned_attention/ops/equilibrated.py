@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
-from .. import equilibration
 from ..config import GRADIENTS, Gradient, check_choice, check_eps
-from ..equilibration import check_gain, check_rows, default_eps
+from ..equilibration import check_gain, check_rows, default_eps, equilibrate_by_formula
 from .rows import eps_is_negligible
 from .rows_torch import derivative, squares_fit, unit_rows
 
@@ -61,8 +60,7 @@ def equilibrate(
     r"""Scale every row of ``x`` (its last axis) to unit length: `y_i = x_i / ||x_i||_2`, and `y_i = x_i` for zero rows.
 
     Up to the factor `sqrt(d)` this is a parameter-free RMS norm of each row. The docstring of
-    :mod:`preconditioned_attention.equilibration` holds the derivation of both gradients, and its ``equilibrate`` the
-    formula that this function is tested against.
+    :mod:`preconditioned_attention.equilibration` holds the derivation of both gradients.
 
     Args:
         x: ``(..., d)``, float16, bfloat16, float32 or float64. For attention: ``(B, H, N, d)``, each head's output.
@@ -87,7 +85,7 @@ def equilibrate(
     check_gain(gain, x.shape[-3] if x.dim() >= 3 else None)
     least = default_eps(x.dtype) if eps is None else eps
     if not _serves(x, least):
-        return equilibration.equilibrate(x, gradient=gradient, eps=eps, gain=gain)
+        return equilibrate_by_formula(x, gradient=gradient, eps=eps, gain=gain)
     y: Tensor = _Equilibrate.apply(x, least, gradient == "full")[0]
     if gain is None:
         return y
