@@ -69,3 +69,10 @@ def test_what_the_arms_write_stands_below_each_other():
     (section,) = (section for section in page.sections if section.title == "What the models do")
     (listing,) = section.blocks
     assert listing.items == tuple((f"{name}, first seed, from nothing", f"text of {name}") for name in ARMS)
+
+
+def test_reading_help_says_which_weights_are_tested():
+    best = Plan(**{**vars(PLAN), "settings": {"keep_best": True}})
+    assert [name for name, _ in how_to_read(best).terms if name == "Weights"] == ["Weights"]
+    assert "best validation accuracy" in dict(how_to_read(best).terms)["Weights"]
+    assert "Weights" not in dict(how_to_read(PLAN).terms)

@@ -146,6 +146,7 @@ def how_to_read(plan: Plan) -> Text:
             f"Chosen for each arm by the best mean validation {plan.metric} ({better} is better). Test data chose "
             "nothing. A rate at the edge of the grid may not be the arm's best.",
         ),
+        *_tested_weights(plan),
         (
             "Difference and interval",
             f"Test {plan.metric} of the arm minus that of {REFERENCE}, seed by seed; its mean, and the {LEVEL:.0%} "
@@ -172,3 +173,13 @@ def how_to_read(plan: Plan) -> Text:
         ),
     )
     return Text(terms=terms)
+
+
+def _tested_weights(plan: Plan) -> tuple[tuple[str, str], ...]:
+    """Which weights of a run count, where they are not those of its last step."""
+    if not plan.settings.get("keep_best"):
+        return ()
+    words = (
+        f"Each run is tested with the weights whose evaluation during training had the best validation {plan.metric}."
+    )
+    return (("Weights", words),)
