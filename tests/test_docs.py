@@ -1,0 +1,38 @@
+"""The numbers in docs/ are those of the comparisons in docs/results/."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = "\n".join(path.read_text() for path in [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"])
+RESULTS = sorted(DOCS.glob("results/*/results.json"))
+
+
+def cells(name: str, arm: dict[str, Any], decimals: int) -> tuple[str, str]:
+    """The mean of the test metric, and the difference to plain with its interval."""
+    mean, difference = f"{statistics.mean(arm['test']):.{decimals}f}", ""
+    if name != "plain":
+        d = arm["difference"]
+        low_and_high = [] if d["low"] is None else [f"({d['low']:+.{decimals}f} to {d['high']:+.{decimals}f})"]
+        difference = " ".join([f"{d['mean']:+.{decimals}f}", *low_and_high])
+    return mean, difference
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_every_comparison_is_told_as_it_is(path: Path) -> None:
+    rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in PAGES.splitlines() if line.startswith("| ")]
+    arms = json.loads(path.read_text())["arms"]
+    assert "plain" in arms
+    for name, arm in arms.items():
+        wanted = [{value for value in cells(name, arm, decimals) if value} for decimals in (3, 4)]
+        assert any({name, *one} <= set(row) for row in rows for one in wanted), (name, wanted)
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
+def test_every_comparison_is_linked(path: Path) -> None:
+    assert f"results/{path.parent.name}/" in PAGES
