@@ -15,11 +15,15 @@ RESULTS = sorted(DOCS.glob("results/*/results.json"))
 
 def cells(name: str, arm: dict[str, Any], decimals: int) -> tuple[str, str]:
     """The mean of the test metric, and the difference to plain with its interval."""
+
+    def signed(value: float) -> str:
+        return f"{round(value, decimals) + 0.0:+.{decimals}f}"  # no minus zero
+
     mean, difference = f"{statistics.mean(arm['test']):.{decimals}f}", ""
     if name != "plain":
         d = arm["difference"]
-        low_and_high = [] if d["low"] is None else [f"({d['low']:+.{decimals}f} to {d['high']:+.{decimals}f})"]
-        difference = " ".join([f"{d['mean']:+.{decimals}f}", *low_and_high])
+        low_and_high = [] if d["low"] is None else [f"({signed(d['low'])} to {signed(d['high'])})"]
+        difference = " ".join([signed(d["mean"]), *low_and_high])
     return mean, difference
 
 
