@@ -53,3 +53,19 @@ def test_the_costs_are_those_of_the_benchmark() -> None:
     for shape in ("swin-window", "vit-b", "gpt2-train", "long-1k", "step-vit-s", "step-gpt2"):
         cells = [ratios.get((shape, mode, arm), "-") for mode in ("eager", "compiled") for arm in ("full", "stop")]
         assert f"| {' | '.join(cells)} |" in README, shape
+
+
+def test_the_costs_of_hooks_are_those_of_the_benchmark() -> None:
+    folder = Path(__file__).parent.parent / "benchmarks" / "results"
+    with (folder / "cpu-epyc-2core-composition.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["measured"] == "forward+backward"]
+    ratios = [f"{float(row['ratio_p50']):.3f}" for row in rows if row["candidate"] == "composition"]
+    assert len(ratios) == 4
+    assert f"{', '.join(ratios[:3])} and {ratios[3]}" in README
+    with (folder / "cpu-epyc-2core-imagenet.csv").open() as file:
+        steps = {(row["shape"], row["candidate"]): row for row in csv.DictReader(file)}
+    words = " ".join(README.split())
+    for shape, name in (("vit-b", "ViT-B"), ("swin-b", "Swin-B"), ("xcit-m24", "XCiT-M24"), ("davit-b", "DaViT-B")):
+        plain, *ours = (steps[f"step-{shape}", arm] for arm in ("plain", "full", "stop"))
+        assert f"{name} {float(ours[0]['ratio_p50']):.3f} and {float(ours[1]['ratio_p50']):.3f}" in words
+        assert all(int(row["saved_bytes"]) <= 1.001 * int(plain["saved_bytes"]) for row in ours)
