@@ -69,3 +69,20 @@ def test_the_costs_of_hooks_are_those_of_the_benchmark() -> None:
         plain, *ours = (steps[f"step-{shape}", arm] for arm in ("plain", "full", "stop"))
         assert f"{name} {float(ours[0]['ratio_p50']):.3f} and {float(ours[1]['ratio_p50']):.3f}" in words
         assert all(int(row["saved_bytes"]) <= 1.001 * int(plain["saved_bytes"]) for row in ours)
+
+
+def test_the_summary_is_that_of_the_comparisons() -> None:
+    """Which differences are bold, what they are, and how many losses there are to speak of."""
+    folder = Path(__file__).parent.parent / "docs" / "results"
+    outcomes = []
+    for path in sorted(folder.glob("*/results.json")):
+        (line,) = [row for row in README.splitlines() if row.startswith("| [") and f"/{path.parent.name}/" in row]
+        arms = json.loads(path.read_text())["arms"]
+        for name in list(arms)[1:3]:
+            d, decisive = arms[name]["difference"], arms[name]["outcome"] in ("better", "worse")
+            texts = [f"{d['mean']:+.{k}f} ({d['low']:+.{k}f} to {d['high']:+.{k}f})" for k in (3, 4)]
+            texts = [f"**{text}**" if decisive else text for text in texts]
+            assert any(f"| {text.replace('-0.0000 (', '+0.0000 (')} |" in line for text in texts), (path, name)
+            outcomes.append(arms[name]["outcome"])
+    assert (outcomes.count("better"), outcomes.count("worse")) == (0, 3)
+    assert "None of them shows a gain, three show a loss" in README
