@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from .._extras import require
 
-STEP, METRIC = "step", "metric"
+ENTRY = "best"  # one entry of the file's metadata: of several, the order in the file differs from run to run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ def better(best: BestWeights | None, model: nn.Module, *, step: int, metric: flo
 
 def save_best(best: BestWeights, path: Path) -> None:
     """Write the weights, with step and metric in the file's metadata."""
-    metadata = {STEP: str(best.step), METRIC: repr(best.metric)}
+    metadata = {ENTRY: json.dumps({"step": best.step, "metric": best.metric})}
     tensors = {name: tensor.contiguous() for name, tensor in best.weights.items()}
     require("safetensors.torch", extra="train").save_file(tensors, str(path), metadata=metadata)
 
@@ -43,6 +44,6 @@ def load_best(path: Path) -> BestWeights:
         OSError: the file cannot be read.
     """
     with require("safetensors", extra="train").safe_open(str(path), framework="pt") as file:
-        metadata = file.metadata()
+        described = json.loads(file.metadata()[ENTRY])
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
-    return BestWeights(step=int(metadata[STEP]), metric=float(metadata[METRIC]), weights=weights)
+    return BestWeights(**described, weights=weights)
