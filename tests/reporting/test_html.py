@@ -95,7 +95,9 @@ def test_pictures_have_descriptions(everything):
     assert [attributes["alt"] for tag, attributes in Reader(render_html(everything)).tags if tag == "img"] == ["a dot"]
 
 
-@pytest.mark.parametrize(("size", "kind"), [((300, 100), "figures wide"), ((200, 100), "figures")])
+@pytest.mark.parametrize(
+    ("size", "kind"), [((1300, 400), "figures wide"), ((1300, 700), "figures"), ((1000, 300), "figures")]
+)
 def test_wide_pictures_stand_below_each_other(size, kind):
     buffer = io.BytesIO()
     PIL.Image.new("L", size).save(buffer, "PNG")

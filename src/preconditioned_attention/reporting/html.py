@@ -15,6 +15,8 @@ from .tables import Table
 if TYPE_CHECKING:
     import jinja2
 
+LARGE = 1200  # pixels across: plots have fewer, rows of images have more
+
 Tone = Literal["good", "bad", "open", "warning"]
 
 
@@ -52,11 +54,11 @@ class Picture:
 
     @property
     def is_wide(self) -> bool:
-        """Whether it is more than twice as wide as it is high; beside another it would be too small to look at."""
+        """Whether it is large and flat: beside another it would be too small to look at."""
         if len(self.png) < 24:  # no picture at all: browsers show the description
             return False
         width, height = struct.unpack_from(">II", self.png, 16)  # where a PNG file says so
-        return width > 2 * height
+        return width > max(LARGE, 2 * height)
 
     def to_dict(self) -> dict[str, str]:
         """Plain values for JSON, the PNG in base 64."""
