@@ -26,7 +26,6 @@ class _Equilibrate(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float, full: bool) -> tuple[Tensor, Tensor]:
         y, norms = unit_rows(x, eps)
-        ctx.full = full
         ctx.set_materialize_grads(False)
         if not full:
             ctx.mark_non_differentiable(norms)
@@ -100,5 +99,5 @@ def _serves(x: Tensor, eps: float) -> bool:
         type(x) in (Tensor, torch.nn.Parameter)
         and x.numel() > 0
         and squares_fit(x.dtype, eps)
-        and (eps_is_negligible(eps, x.dtype))
+        and eps_is_negligible(eps, x.dtype)
     )
