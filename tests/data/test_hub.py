@@ -50,6 +50,14 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         list(read_parquet([path], ("text",)))
 
 
+def test_a_file_that_is_damaged_in_its_middle(tmp_path: Path) -> None:
+    path = write(tmp_path / "train-0.parquet", text=[f"{number} " * 50 for number in range(200)])
+    content = path.read_bytes()
+    path.write_bytes(content[:20] + bytes(200) + content[220:])  # what the file says of itself, at its end, is whole
+    with pytest.raises(OSError, match=r"train-0\.parquet cannot be read"):
+        list(read_parquet([path], ("text",)))
+
+
 def test_a_file_without_rows(tmp_path: Path) -> None:
     features = datasets.Features({"text": datasets.Value("string")})
     datasets.Dataset.from_dict({"text": []}, features=features).to_parquet(tmp_path / "train-0.parquet")

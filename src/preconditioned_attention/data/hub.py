@@ -34,16 +34,8 @@ def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
     """
     library = require("datasets", extra="language")
     for path in files:
-        try:
-            rows = library.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
-            features = rows.features or {}
-        except Exception as error:  # pyarrow and datasets raise errors of many kinds
-            raise OSError(f"{path} cannot be read: {error}") from error
-        for name in features:
-            if isinstance(features[name], library.Image):
-                rows = rows.cast_column(name, library.Image(decode=False))
         number = 0
-        for number, row in enumerate(rows, start=1):
+        for number, row in enumerate(_rows(path, library), start=1):
             where = f"{path}, row {number}"
             missing = [name for name in columns if row.get(name) is None]
             if missing:
@@ -52,3 +44,14 @@ def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
             yield where, row
         if not number:
             raise ValueError(f"{path} holds no rows")
+
+
+def _rows(path: Path, library: Any) -> Iterator[dict[str, Any]]:
+    try:
+        rows = library.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+        for name, feature in (rows.features or {}).items():
+            if isinstance(feature, library.Image):
+                rows = rows.cast_column(name, library.Image(decode=False))
+        yield from rows
+    except Exception as error:  # pyarrow and datasets raise errors of many kinds, also in the middle of a file
+        raise OSError(f"{path} cannot be read: {error}") from error
