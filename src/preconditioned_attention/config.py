@@ -15,6 +15,8 @@ Backend = Literal["auto", "flash", "efficient", "cudnn", "composition", "referen
 GRADIENTS: tuple[str, ...] = get_args(Gradient)
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 BACKENDS: tuple[str, ...] = get_args(Backend)
+ROW_BACKENDS = ("auto", "composition")
+"""What `C` can be asked for where a model computes the rows of `A` itself: the others compute attention too."""
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -53,7 +55,8 @@ class PreconditionConfig:
         pooling: also convert attention pooling (latent or class queries that pool the tokens).
         channel: convert attention over channels (XCiT's cross-covariance, DaViT's channel groups); token rows.
         linear: also convert linear attention that has a per-head output.
-        backend: how the function computes; see :func:`preconditioned_attention.preconditioned_attention`.
+        backend: how the function computes; see :func:`preconditioned_attention.preconditioned_attention`. Attention
+            that computes its own rows, which are then scaled, takes ``"auto"`` and ``"composition"`` alone.
 
     Raises:
         ValueError, TypeError: an option has a value it cannot have; the message names it.

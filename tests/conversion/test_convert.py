@@ -330,3 +330,29 @@ def test_converted_models_compute_by_the_fused_form(build, given: Tensor, monkey
     precondition_(model)
     model(given)
     assert len(computed) == 2
+
+
+def test_an_explicit_backend_is_honoured_or_refused() -> None:
+    """Fused attention takes it; attention that keeps its own kernel and has its rows scaled does not, and says so."""
+    config = PreconditionConfig(backend="flash")
+    davit = timm.create_model("davit_tiny", num_classes=2, depths=(1, 1, 1, 1)).eval()
+    report = precondition_(davit, config)
+    assert {entry.class_name.rpartition(".")[2] for entry in report.converted} == {"WindowAttention"}
+    assert {entry.class_name.rpartition(".")[2] for entry in report.left_out} == {"ChannelAttention"}
+    assert all("backend='flash' computes attention" in entry.reason for entry in report.left_out)
+    davit(torch.randn(1, 3, 64, 64))
+    xcit = timm.create_model("xcit_nano_12_p16_224", depth=1, num_classes=2)
+    with pytest.raises(ValueError, match=r"(?s)nothing to convert.*backend='flash' computes attention"):
+        precondition_(xcit, config)
+    precondition_(xcit, PreconditionConfig(backend="composition"))
+
+
+def test_an_explicit_backend_that_a_model_goes_round_is_an_error(
+    images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = vit()
+    precondition_(model, PreconditionConfig(backend="flash"))
+    model(images)
+    monkeypatch.setattr(model.blocks[0].attn, "fused_attn", False)
+    with pytest.raises(ValueError, match="backend='flash' computes attention, and this module computed its own"):
+        model(images)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from preconditioned_attention import PreconditionConfig, equilibrate, preconditioned_attention
+from preconditioned_attention.config import BACKENDS
 from preconditioned_attention.layers import Preconditioner
 
 MARKER = "requires_preconditioned_attention"
@@ -74,6 +75,16 @@ def test_the_mark_survives_a_change_of_dtype() -> None:
 def test_gain_needs_a_number_of_heads() -> None:
     with pytest.raises(ValueError, match="num_heads must be given"):
         Preconditioner(PreconditionConfig(gain=1.0))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_backend_that_computes_attention_cannot_serve_rows(backend: str) -> None:
+    rows, c = torch.randn(2, 3, 5, 4), Preconditioner(PreconditionConfig(backend=backend))
+    if backend in ("auto", "composition"):
+        assert torch.equal(c(rows), equilibrate(rows))
+    else:
+        with pytest.raises(ValueError, match=f"backend='{backend}' computes attention"):
+            c(rows)
 
 
 def test_a_plain_checkpoint_warns() -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..config import PreconditionConfig
+from ..config import ROW_BACKENDS, PreconditionConfig
 from ..layers import Preconditioner
 from .detection import computes_attention
 from .registry import Adapter, HeadShape, Kind, class_name, find_adapter, is_composite
@@ -222,6 +222,9 @@ def _known_site(
         status, reason = "unsupported", refusal
     elif option is not None and not getattr(config, option):
         status, reason = "skipped", f"{adapter.kind} attention; PreconditionConfig({option}=True) converts it"
+    elif config.backend not in ROW_BACKENDS and not adapter.honours_backend:
+        status = "unsupported"
+        reason = f"backend={config.backend!r} computes attention, and this class keeps its own and has its rows scaled"
     elif config.gain is not None and shape.num_heads is None:
         status, reason = "unsupported", "a gain per head needs the number of heads, and the module does not tell it"
     elif shape.head_dim == 1:

@@ -62,6 +62,7 @@ class Adapter(ABC):
     kind: ClassVar[Kind] = "softmax"
     mechanism: ClassVar[str]
     value_skip: ClassVar[bool] = False  # whether it adds a skip to its output and honours config.placement
+    honours_backend: ClassVar[bool] = False  # whether `Preconditioner.attend` computes it, by config.backend
     parts: ClassVar[tuple[str, ...]] = ()  # paths inside it that belong to it and are not listed on their own
     definition: ClassVar[str] = ""  # what counts as a head's output, where that is a choice of ours
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._checks import check_integer
-from ..config import PreconditionConfig
+from ..config import ROW_BACKENDS, PreconditionConfig
 from .preconditioner import Preconditioner
 
 PAPER = PreconditionConfig()  # frozen, so one instance serves as every layer's default
@@ -82,7 +82,7 @@ class AttentionLayer(nn.Module):
                 f"placement={config.placement!r} concerns attention that adds a skip to its output, and this {name} "
                 "adds none; leave placement at 'pre_skip'"
             )
-        if config.backend not in ("auto", "composition") and not self.fused:
+        if config.backend not in ROW_BACKENDS and not self.fused:
             raise ValueError(
                 f"backend={config.backend!r} cannot serve {name}, whose rows are not those of softmax attention over "
                 "tokens; use 'auto' or 'composition'"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import GRADIENTS, PLACEMENTS, PreconditionConfig
+from ..config import GRADIENTS, PLACEMENTS, ROW_BACKENDS, PreconditionConfig
 from ..functional import preconditioned_attention
 from ..ops.equilibrated import equilibrate
 
@@ -79,7 +79,17 @@ class Preconditioner(nn.Module):
             self.gain = nn.Parameter(torch.full((num_heads,), config.gain, device=device, dtype=dtype))
 
     def forward(self, rows: Tensor) -> Tensor:
-        """`C A` for ``rows`` `A` of shape ``(..., H, N, d)``: same shape and dtype out."""
+        """`C A` for ``rows`` `A` of shape ``(..., H, N, d)``: same shape and dtype out.
+
+        Raises:
+            ValueError: the options name a backend that computes attention, which is computed already.
+        """
+        if self.config.backend not in ROW_BACKENDS:
+            raise ValueError(
+                f"backend={self.config.backend!r} computes attention, and this module computed its own and has only "
+                "its rows scaled (as it does for attention weights, score biases, or without a fused kernel); use "
+                "backend='auto' or 'composition'"
+            )
         out = equilibrate(rows, gradient=self.config.gradient, eps=self.config.eps, gain=self.gain)
         self._show(rows, out)
         return self._watched(out)

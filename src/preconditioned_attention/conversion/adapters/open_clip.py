@@ -42,6 +42,7 @@ class AttentionPoolSwap(ClassSwap):
     """The exact class, with a forward that is known: upstream's hands its projections to a functional."""
 
     kind = "pooling"
+    honours_backend = True
     original = upstream.AttentionPool2d
     replacement = PreconditionedAttentionPool2d
 

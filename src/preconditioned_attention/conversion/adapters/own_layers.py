@@ -17,6 +17,7 @@ class LayerChild(Adapter):
     """Softmax attention over tokens."""
 
     mechanism: ClassVar[str] = "child module"
+    honours_backend: ClassVar[bool] = True
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the module's attributes."""
@@ -34,6 +35,7 @@ class NystromChild(LayerChild):
     """The layer honours ``placement``."""
 
     value_skip = True
+    honours_backend = False
     definition = 'before the convolution of the values is added; with placement="post_skip" after'
 
 
@@ -42,6 +44,7 @@ class ChannelChild(LayerChild):
     """Attention between channels."""
 
     kind = "channel"
+    honours_backend = False
 
 
 @register_adapter(f"{_ROOM}.linear.LinearAttention")
@@ -49,4 +52,5 @@ class LinearChild(LayerChild):
     """Linear attention with an output per head."""
 
     kind = "linear"
+    honours_backend = False
     definition = "the quotient of the two sums, per head"

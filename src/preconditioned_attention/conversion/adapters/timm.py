@@ -50,6 +50,7 @@ def _shape(module: nn.Module) -> HeadShape:
 class AttentionSwap(ClassSwap):
     """The exact class, with a forward that is known: computes through the function."""
 
+    honours_backend = True
     original = upstream.Attention
     replacement = PreconditionedAttention
 

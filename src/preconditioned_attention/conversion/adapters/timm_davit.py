@@ -33,6 +33,7 @@ class PreconditionedWindowAttention(davit.WindowAttention):
 class WindowAttentionSwap(ClassSwap):
     """The exact class, with a forward that is known: computes through the function."""
 
+    honours_backend = True
     original = davit.WindowAttention
     replacement = PreconditionedWindowAttention
 

@@ -42,6 +42,7 @@ class PreconditionedSHMA(iformer.SHMA):
 class SHMASwap(KnownForwardSwap):
     """One head, multiplied by a gate before any module sees it."""
 
+    honours_backend = True
     original = iformer.SHMA
     replacement = PreconditionedSHMA
     known_forward = "107b2a76063f47f8"

@@ -184,6 +184,7 @@ class _KnownSwap(ClassSwap):
 class ShiftedWindowSwap(_KnownSwap):
     """Swin."""
 
+    honours_backend = True
     original = swin.ShiftedWindowAttention
     replacement = PreconditionedShiftedWindowAttention
     texts = (swin.ShiftedWindowAttention.forward, swin.shifted_window_attention)
@@ -193,6 +194,7 @@ class ShiftedWindowSwap(_KnownSwap):
 class ShiftedWindowV2Swap(_KnownSwap):
     """Swin 2."""
 
+    honours_backend = True
     original = swin.ShiftedWindowAttentionV2
     replacement = PreconditionedShiftedWindowAttentionV2
     texts = (swin.ShiftedWindowAttentionV2.forward, swin.shifted_window_attention)
@@ -202,6 +204,7 @@ class ShiftedWindowV2Swap(_KnownSwap):
 class ShiftedWindow3dSwap(_KnownSwap):
     """Video Swin."""
 
+    honours_backend = True
     original = swin3d.ShiftedWindowAttention3d
     replacement = PreconditionedShiftedWindowAttention3d
     texts = (swin3d.ShiftedWindowAttention3d.forward, swin3d.shifted_window_attention_3d)

@@ -42,6 +42,7 @@ class Interface(Adapter):
     """The module's preconditioner is its own flag: the wrapper looks for it at every call."""
 
     mechanism = "attention interface"
+    honours_backend = True
 
     def refusal(self, module: nn.Module) -> str | None:
         """Modules that dispatch but whose result is not what it seems, or that may go around the look-up."""
