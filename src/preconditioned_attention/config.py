@@ -32,7 +32,7 @@ def check_eps(eps: object) -> None:
         return
     if isinstance(eps, bool) or not isinstance(eps, int | float):
         raise TypeError(f"eps must be a float or None (None: 2**-14 in float16, 1e-12 otherwise); got {eps!r}")
-    if not math.isfinite(eps) or eps < 0:
+    if not 0 <= eps < math.inf:  # not math.isfinite: torch 2.11 cannot trace it
         raise ValueError(f"eps must be finite and at least 0; got {eps!r}")
 
 

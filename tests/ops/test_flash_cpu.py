@@ -243,7 +243,7 @@ def test_inference_saves_nothing_and_agrees() -> None:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_the_operator_that_compilers_see(masked: bool) -> None:
+def test_the_backward_operator_that_compilers_see(masked: bool) -> None:
     q, k, v = (x.detach() for x in packed(2, 3, 7, 8, torch.float32))
     bias = torch.randn(7, 7) if masked else None
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)
@@ -269,3 +269,24 @@ def test_values_whose_squares_overflow_when_compiled(dtype: torch.dtype, gradien
     for got, expected in zip(compiled, results(preconditioned_attention), strict=True):
         for sample in range(2):  # the gradient of v is 1e-30 in one of them
             assert relative_error(got[sample], expected[sample]) <= rounding
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("traced", [flash_cpu.LSE_IS_TRACED, False])
+def test_float64_compiled(traced: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where PyTorch says that the row constants are float32, as 2.11 does: then by an operator of ours."""
+    monkeypatch.setattr(flash_cpu, "LSE_IS_TRACED", traced)
+    torch._dynamo.reset()
+    q = torch.randn(1, 2, 5, 8, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(lambda x: preconditioned_attention(x, x, x), fullgraph=True, backend=backend)
+    out, expected = compiled(q), preconditioned_attention(q, q, q)
+    assert relative_error(out, expected) <= 1e-13
+    grads = (torch.autograd.grad(y.cos().sum(), q)[0] for y in (out, expected))
+    assert relative_error(*grads) <= 1e-13
+
+
+def test_the_forward_operator_that_compilers_see() -> None:
+    q = torch.randn(1, 2, 5, 8, dtype=torch.float64)
+    operator = torch.ops.preconditioned_attention.flash_cpu_forward.default
+    torch.library.opcheck(operator, (q, q, q, True, None, None))
+    torch.library.opcheck(operator, (q, q, q, False, torch.zeros(5, 5, dtype=torch.float64), 0.3))

@@ -17,8 +17,22 @@ from .rows_torch import row_of_zeros
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
-# Inductor copies what it hands to PyTorch's operator into one layout; to one of ours it hands what there is.
+
+def _lse_is_traced_in_its_dtype() -> bool:
+    row = torch.empty(1, 1, 1, 1, dtype=torch.float64, device="meta")
+    return bool(_forward(row, row, row)[1].dtype == torch.float64)
+
+
+LSE_IS_TRACED = _lse_is_traced_in_its_dtype()
+
+# Compilers are given operators of ours. Backward: Inductor copies what it hands to PyTorch's into one layout; to one of
+# ours it hands what there is. Forward, where it has to be: PyTorch 2.11 says that the row constants of float64 are
+# float32, and compiled code that computes with them would read each as two.
 _LIBRARY = torch.library.Library("preconditioned_attention", "FRAGMENT")
+_LIBRARY.define(
+    "flash_cpu_forward(Tensor q, Tensor k, Tensor v, bool is_causal, Tensor? bias, float? scale) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 _LIBRARY.define(
     "flash_cpu_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? out, Tensor lse, bool is_causal, "
     "Tensor? bias, float? scale) -> (Tensor, Tensor, Tensor)",
@@ -79,9 +93,29 @@ def _mask_refusal(call: Call) -> str | None:
     return None
 
 
+def _flash_forward(
+    q: Tensor, k: Tensor, v: Tensor, is_causal: bool, bias: Tensor | None, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    a, lse = _forward(q, k, v, 0.0, is_causal, attn_mask=bias, scale=scale)
+    return a, lse
+
+
+def _flash_forward_fake(
+    q: Tensor, k: Tensor, v: Tensor, is_causal: bool, bias: Tensor | None, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    a, lse = _flash_forward(q, k, v, is_causal, bias, scale)
+    return a, lse.to(torch.promote_types(q.dtype, torch.float32))
+
+
+_LIBRARY.impl("flash_cpu_forward", _flash_forward, "CPU")
+torch.library.register_fake("preconditioned_attention::flash_cpu_forward", _flash_forward_fake, lib=_LIBRARY)
+
+
 def _kernel_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     q, k, v, bias = inputs
-    a, lse = _forward(q, k, v, 0.0, options.is_causal, attn_mask=bias, scale=options.scale)
+    misread = q.dtype == torch.float64 and not LSE_IS_TRACED and torch.compiler.is_compiling()
+    operator = torch.ops.preconditioned_attention.flash_cpu_forward.default if misread else _flash_forward
+    a, lse = operator(q, k, v, options.is_causal, bias, options.scale)
     return a, lse
 
 
