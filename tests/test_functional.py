@@ -254,7 +254,7 @@ def test_exports_with_a_dynamic_length(gradient: str) -> None:
     length = torch.export.Dim("length", min=2)
     example = tuple(x.detach() for x in inputs())
     program = torch.export.export(Attention(), example, dynamic_shapes=[{2: length}] * 3)
-    # It runs where this package is not installed, unless PyTorch (2.11) would have the row constants of float64 misread.
+    # It runs where this package is not installed, unless PyTorch (2.11) would have float64's row constants misread.
     assert ("preconditioned_attention" in program.graph_module.code) == (not flash_cpu.LSE_IS_TRACED)
     exported = program.module()
     q, k, v = (x.detach() for x in inputs(length=11, keys=11))
