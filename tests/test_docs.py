@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = "\n".join(path.read_text() for path in [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"])
@@ -40,3 +41,17 @@ def test_every_comparison_is_told_as_it_is(path: Path) -> None:
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
 def test_every_comparison_is_linked(path: Path) -> None:
     assert f"results/{path.parent.name}/" in PAGES
+
+
+def test_the_table_by_learning_rate() -> None:
+    """Ten seeds of DaViT at every rate, with the paired difference of row-full and Student's interval."""
+    result = json.loads((DOCS / "results" / "digits-davit-ten-seeds" / "results.json").read_text())
+    test = {(run["arm"], run["learning_rate"], run["seed"]): run["metrics"]["test"] for run in result["runs"]}
+    page = (DOCS / "vision.md").read_text()
+    for rate in result["learning_rates"]:
+        arms = {arm: [test[arm, rate, seed] for seed in result["seeds"]] for arm in ("plain", "row-full", "row-stop")}
+        differences = [ours - plain for ours, plain in zip(arms["row-full"], arms["plain"], strict=True)]
+        mean = statistics.mean(differences)
+        half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
+        means = " | ".join(f"{statistics.mean(values):.4f}" for values in arms.values())
+        assert f"| {rate:g} | {means} | {mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f}) |" in page

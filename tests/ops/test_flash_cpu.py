@@ -285,6 +285,19 @@ def test_float64_compiled(traced: bool, backend: str, monkeypatch: pytest.Monkey
     assert relative_error(*grads) <= 1e-13
 
 
+@pytest.mark.parametrize("traced", [True, False])
+def test_the_forward_operator_stands_in_where_it_has_to(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash_cpu, "LSE_IS_TRACED", traced)
+
+    class Attention(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return preconditioned_attention(x, x, x)
+
+    for dtype in (torch.float32, torch.float64):
+        code = torch.export.export(Attention(), (torch.randn(1, 2, 5, 8, dtype=dtype),)).graph_module.code
+        assert ("flash_cpu_forward" in code) == (dtype == torch.float64 and not traced)
+
+
 def test_the_forward_operator_that_compilers_see() -> None:
     q = torch.randn(1, 2, 5, 8, dtype=torch.float64)
     operator = torch.ops.preconditioned_attention.flash_cpu_forward.default
