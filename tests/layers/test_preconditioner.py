@@ -1,10 +1,13 @@
 import copy
 import io
+import pickle
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from preconditioned_attention import PreconditionConfig, equilibrate, preconditioned_attention
 from preconditioned_attention.config import BACKENDS
@@ -69,7 +72,104 @@ def test_state_dict_holds_the_mark_and_the_gain_only_when_asked() -> None:
 
 
 def test_the_mark_survives_a_change_of_dtype() -> None:
-    assert Preconditioner(PreconditionConfig()).half().state_dict()[MARKER].dtype == torch.int64
+    c = Preconditioner(PreconditionConfig(gradient="stop"), dtype=torch.float64)
+    assert c.state_dict()[MARKER].dtype == torch.float64, "one dtype in the whole state dict"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for dtype in (torch.float16, torch.bfloat16):
+            Preconditioner(PreconditionConfig(gradient="stop")).load_state_dict(c.to(dtype).state_dict())
+
+
+ARITHMETIC = {
+    "mean": lambda a, b: (a + b) / 2,
+    "stack": lambda a, b: torch.stack([a, b]).mean(0),
+    "integer division": lambda a, b: (a + b) // 2,
+    "difference": lambda a, b: a - b,
+    "task vector": lambda a, b: a + 0.3 * (b - a),
+    "quotient of differences": lambda a, b: (a - a) / (b - b),
+    "interpolation": lambda a, b: torch.lerp(a, b, 0.25),
+    "in place": lambda a, b: a.clone().mul_(0.9).add_(b, alpha=0.1),
+    "average in half": lambda a, b: (a.half() + b.half()) / 2,
+    "flattened and back": lambda a, b: torch.cat([a.flatten(), b.flatten()])[: a.numel()].view(a.shape),
+}
+
+
+@pytest.mark.parametrize("operation", ARITHMETIC.values(), ids=ARITHMETIC)
+@pytest.mark.parametrize("assign", [True, False])
+def test_arithmetic_on_state_dicts_leaves_the_mark_alone(operation: Callable, assign: bool) -> None:
+    config = PreconditionConfig(gradient="stop", placement="post_skip", gain=0.5)
+    first, second = (Preconditioner(config, num_heads=2).state_dict() for _ in range(2))
+    combined = {key: operation(first[key], second[key]) for key in first}
+    again = Preconditioner(config, num_heads=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.load_state_dict(combined, assign=assign)
+        Preconditioner(config, num_heads=2).load_state_dict(again.state_dict())
+    with pytest.raises(RuntimeError, match="trained with placement='post_skip'"):
+        Preconditioner(PreconditionConfig(gain=0.5), num_heads=2).load_state_dict(combined)
+
+
+def test_averaging_models_leaves_the_mark_alone() -> None:
+    c = Preconditioner(PreconditionConfig(gain=0.5), num_heads=2)
+    for average in (AveragedModel(c, use_buffers=True), AveragedModel(c, avg_fn=lambda a, b, n: (a + b) / 2)):
+        average.update_parameters(c)
+        average.update_parameters(c)
+        c.load_state_dict(average.module.state_dict())
+
+
+def old_checkpoint(gradient: int, placement: int) -> dict[str, torch.Tensor]:
+    """As it was written while the mark was three integers."""
+    return {MARKER: torch.tensor([1, gradient, placement], dtype=torch.int64), "gain": torch.tensor([2.0, 3.0])}
+
+
+@pytest.mark.parametrize("assign", [True, False])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_checkpoint_with_three_integers_loads(assign: bool, device: str) -> None:
+    c = Preconditioner(PreconditionConfig(gradient="stop", gain=0.5), num_heads=2, device=device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if device == "meta" and not assign:
+            c.to_empty(device="cpu")
+        c.load_state_dict(old_checkpoint(1, 0), assign=assign)
+    assert c.gain is not None
+    assert c.gain.tolist() == [2.0, 3.0]
+    assert c.state_dict()[MARKER].shape == Preconditioner(c.config, num_heads=2).state_dict()[MARKER].shape
+    with pytest.warns(UserWarning, match="gradient='full' and the model has 'stop'"):
+        c.load_state_dict(old_checkpoint(0, 0))
+    with pytest.raises(RuntimeError, match="trained with placement='post_skip'"):
+        c.load_state_dict(old_checkpoint(1, 1))
+
+
+def test_a_module_pickled_with_three_integers_gets_the_mark_of_today() -> None:
+    for persistent in (True, False):
+        c = Preconditioner(PreconditionConfig(gradient="stop"))
+        c.register_buffer(MARKER, torch.tensor([1, 1, 0]), persistent=persistent)
+        again = pickle.loads(pickle.dumps(c))
+        state = Preconditioner(c.config).state_dict() if persistent else {}
+        assert {key: value.shape for key, value in again.state_dict().items()} == {k: v.shape for k, v in state.items()}
+
+
+@pytest.mark.parametrize("state", [{}, None], ids=["plain checkpoint", "its own"])
+@pytest.mark.filterwarnings("ignore:this checkpoint does not say")
+def test_nothing_stays_on_meta_when_tensors_are_assigned(state: dict | None) -> None:
+    for marker in (True, False):
+        c = Preconditioner(PreconditionConfig(), marker=marker, device="meta")
+        c.load_state_dict(
+            Preconditioner(PreconditionConfig(), marker=marker).state_dict() if state is None else state, assign=True
+        )
+        assert all(tensor.device.type == "cpu" for tensor in [*c.parameters(), *c.buffers()])
+        assert c.to("cpu")(torch.randn(2, 3, 4)).shape == (2, 3, 4)
+
+
+def test_memory_that_was_never_written_is_reset() -> None:
+    c = Preconditioner(PreconditionConfig(gain=0.5), num_heads=2, device="meta").to_empty(device="cpu")
+    for tensor in (c.gain, c.get_buffer(MARKER)):
+        torch.nn.init.constant_(tensor, float("nan"))
+    Preconditioner(PreconditionConfig(gain=0.5), num_heads=2).load_state_dict(c.state_dict())
+    c.reset_parameters()
+    fresh = Preconditioner(PreconditionConfig(gain=0.5), num_heads=2).state_dict()
+    assert all(torch.equal(value, fresh[key]) for key, value in c.state_dict().items())
+    Preconditioner(PreconditionConfig(), marker=False).reset_parameters()
 
 
 def test_gain_needs_a_number_of_heads() -> None:

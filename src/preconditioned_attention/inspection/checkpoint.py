@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .._extras import require
-from ..config import GRADIENTS, PLACEMENTS, PreconditionConfig
+from ..config import PreconditionConfig
 from ..conversion import precondition_
+from ..layers.mark import Mark, read_mark
 
 _MARK = ".preconditioner.requires_preconditioned_attention"
 _WRAPPERS = ("state_dict", "model", "module")  # under which training scripts save the weights
@@ -97,16 +98,16 @@ def _without_prefix(found: dict[str, Tensor], base: str) -> dict[str, Tensor]:
 
 def _convert_as_marked(model: nn.Module, found: dict[str, Tensor], path: Path) -> str:
     """Convert the attention that the checkpoint marks as preconditioned; what was done, or nothing."""
-    marks = {key.removesuffix(_MARK): value.tolist() for key, value in found.items() if key.endswith(_MARK)}
+    marks = {key.removesuffix(_MARK): _read_mark(value, path) for key, value in found.items() if key.endswith(_MARK)}
     if not marks:
         return ""
     first = next(iter(marks.values()))
-    if any(mark != first for mark in marks.values()) or len(first) != 3:
-        raise ValueError(f"checkpoint: {path} has marks of several kinds, or of another version: {first}")
+    if any(mark != first for mark in marks.values()):
+        raise ValueError(f"checkpoint: {path} has marks of several kinds: {sorted(map(str, set(marks.values())))}")
     has_gain = any(key.endswith(".preconditioner.gain") for key in found)
     config = PreconditionConfig(
-        gradient=GRADIENTS[first[1]],
-        placement=PLACEMENTS[first[2]],
+        gradient=first.gradient,
+        placement=first.placement,
         gain=1.0 if has_gain else None,
         class_attention=True,
         pooling=True,
@@ -114,3 +115,10 @@ def _convert_as_marked(model: nn.Module, found: dict[str, Tensor], path: Path) -
     )
     precondition_(model, config, filter_fn=lambda module, name: name in marks)
     return f"trained with preconditioned attention in {len(marks)} layers, which is how it is run"
+
+
+def _read_mark(mark: Tensor, path: Path) -> Mark:
+    try:
+        return read_mark(mark)
+    except ValueError as error:
+        raise ValueError(f"checkpoint: {path}: {error}") from error

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import GRADIENTS, PLACEMENTS, ROW_BACKENDS, PreconditionConfig
+from ..config import ROW_BACKENDS, PreconditionConfig
 from ..functional import preconditioned_attention
 from ..ops.equilibrated import equilibrate
+from .mark import Mark, is_current, make_mark, read_mark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,6 @@ ScoreObserver = Callable[[Scores], None]
 Watcher = Callable[[Tensor], None]
 
 _MARKER = "requires_preconditioned_attention"
-_MARKER_VERSION = 1
 
 
 class Preconditioner(nn.Module):
@@ -41,13 +41,13 @@ class Preconditioner(nn.Module):
 
     Its one buffer marks a checkpoint. A plain model that loads a preconditioned checkpoint has no place for it, so a
     strict load stops there; the buffer's name is all that the error can show, hence the name. The other way round,
-    a plain checkpoint that comes into a preconditioned model, warns.
+    a plain checkpoint that comes into a preconditioned model, warns. Its form is that of :mod:`.mark`.
 
     Args:
         config: the method's options.
         num_heads: how many heads; needed if ``config.gain`` asks for a gain per head.
         marker: whether the mark is part of the state dict.
-        device, dtype: of the gain; the mark is on the same device.
+        device, dtype: of the gain and of the mark.
 
     Raises:
         ValueError: a gain without a number of heads.
@@ -69,8 +69,7 @@ class Preconditioner(nn.Module):
         self.observers: list[Observer] = []  # each is shown every A and C A; see diagnostics
         self.score_observers: list[ScoreObserver] = []  # each is shown q and k before that, where `attend` has them
         self.watchers: list[Watcher] = []  # each is shown every C A that leaves, however it was computed
-        content = [_MARKER_VERSION, GRADIENTS.index(config.gradient), PLACEMENTS.index(config.placement)]
-        self.register_buffer(_MARKER, torch.tensor(content, dtype=torch.int64, device=device), persistent=marker)
+        self.register_buffer(_MARKER, make_mark(self._says(), device=device, dtype=dtype) if marker else None)
         if config.gain is None:
             self.register_parameter("gain", None)
         elif num_heads is None:
@@ -156,6 +155,26 @@ class Preconditioner(nn.Module):
         """The options, for `print(model)`."""
         return f"gradient={self.config.gradient!r}, gain={self.config.gain}, eps={self.config.eps}"
 
+    def reset_parameters(self) -> None:
+        """Bring the gain back to where it starts: what memory that was never written (`to_empty`) needs."""
+        with torch.no_grad():
+            for tensor, value in ((self.gain, self.config.gain), (self._mark(), 1.0)):
+                if tensor is not None and value is not None:
+                    tensor.fill_(value)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        own = self._mark()
+        if own is not None and not is_current(own):  # pickled with three integers as its mark
+            persistent = _MARKER not in self._non_persistent_buffers_set
+            self.register_buffer(_MARKER, make_mark(self._says(), device=own.device) if persistent else None)
+
+    def _says(self) -> Mark:
+        return Mark(self.config.gradient, self.config.placement)
+
+    def _mark(self) -> Tensor | None:
+        return self._buffers[_MARKER]
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -166,42 +185,52 @@ class Preconditioner(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        own = getattr(self, _MARKER)
-        loaded = state_dict.pop(prefix + _MARKER, None)
-        if loaded is None and _MARKER not in self._non_persistent_buffers_set:
-            warnings.warn(
-                "this checkpoint does not say that it was trained with preconditioned attention, and the model is "
-                "preconditioned: it computes another function than the one that was trained. Train it further, or "
-                "call restore_(model) to run the checkpoint as it was",
-                stacklevel=2,
-            )
-        elif loaded is not None:
-            error_msgs.extend(_mismatches(own.tolist(), loaded.tolist(), prefix))
+        own, loaded = self._mark(), state_dict.pop(prefix + _MARKER, None)
+        if loaded is not None:
+            error_msgs.extend(_mismatches(self._says(), loaded, prefix))
+        elif own is not None:
+            _warn_of_a_plain_checkpoint()
+        if own is not None:
+            state_dict[prefix + _MARKER] = _to_load(own, loaded)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-        # The mark describes this module's options, so it is checked, never overwritten.
-        if prefix + _MARKER in missing_keys:
-            missing_keys.remove(prefix + _MARKER)
 
 
-def _mismatches(own: list[int], loaded: list[int], prefix: str) -> list[str]:
+def _warn_of_a_plain_checkpoint() -> None:
+    warnings.warn(
+        "this checkpoint does not say that it was trained with preconditioned attention, and the model is "
+        "preconditioned: it computes another function than the one that was trained. Train it further, or call "
+        "restore_(model) to run the checkpoint as it was",
+        stacklevel=3,
+    )
+
+
+def _to_load(own: Tensor, loaded: Tensor | None) -> Tensor:
+    """What the module is to load as its mark, which describes its own options: it is checked, never overwritten."""
+    if loaded is not None and loaded.shape == own.shape:
+        return loaded
+    if not own.is_meta:
+        return own
+    return torch.ones_like(own, device="cpu" if loaded is None else loaded.device)
+
+
+def _mismatches(own: Mark, loaded: Tensor, prefix: str) -> list[str]:
     """What keeps a checkpoint's mark from fitting this module; a differing gradient only warns (same forward)."""
     where = prefix.removesuffix(".")
-    if len(loaded) != len(own) or loaded[0] != own[0]:
+    try:
+        said = read_mark(loaded)
+    except ValueError as error:
+        return [f"{where}: {error}"]
+    if said.placement != own.placement:
         return [
-            f"{where}: the checkpoint's mark {loaded} is of another version than this package's ({own}); "
-            "load it with the version that wrote it"
+            f"{where}: the checkpoint was trained with placement={said.placement!r} and the model has "
+            f"{own.placement!r}; convert with PreconditionConfig(placement={said.placement!r})"
         ]
-    if loaded[2] != own[2]:
-        return [
-            f"{where}: the checkpoint was trained with placement={PLACEMENTS[loaded[2]]!r} and the model has "
-            f"{PLACEMENTS[own[2]]!r}; convert with PreconditionConfig(placement={PLACEMENTS[loaded[2]]!r})"
-        ]
-    if loaded[1] != own[1]:
+    if said.gradient != own.gradient:
         warnings.warn(
-            f"this checkpoint was trained with gradient={GRADIENTS[loaded[1]]!r} and the model has "
-            f"{GRADIENTS[own[1]]!r}: outputs are the same, further training is not",
+            f"this checkpoint was trained with gradient={said.gradient!r} and the model has {own.gradient!r}: outputs "
+            "are the same, further training is not",
             stacklevel=2,
         )
     return []
