@@ -1,8 +1,9 @@
 """For those who have a model: convert it in place, see what happened, and bring it back."""
 
 from .convert import is_preconditioned, precondition_, restore_, survey
+from .mechanisms import ClassSwap, Layout, PostHook, PreHook
 from .pretrained import from_pretrained
-from .registry import Adapter, HeadShape, register_adapter
+from .registry import Adapter, HeadShape, register_adapter, unregister_adapter
 from .report import ConversionEntry, ConversionReport
 from .support import SupportedClass, support_page, with_support_matrix
 from .unweighted import build_model, build_without_weights
@@ -11,9 +12,13 @@ from .weight_files import conversion_metadata, load_safetensors, save_safetensor
 
 __all__ = [
     "Adapter",
+    "ClassSwap",
     "ConversionEntry",
     "ConversionReport",
     "HeadShape",
+    "Layout",
+    "PostHook",
+    "PreHook",
     "SupportedClass",
     "Verification",
     "VerificationError",
@@ -29,5 +34,6 @@ __all__ = [
     "save_safetensors",
     "support_page",
     "survey",
+    "unregister_adapter",
     "with_support_matrix",
 ]

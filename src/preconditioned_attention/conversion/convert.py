@@ -30,6 +30,10 @@ CONFIG_ENTRY = "preconditioned_attention"
 """What a conversion is written under in the `config` of a transformers model, which `save_pretrained` saves."""
 
 
+# Who converted what: another adapter may have been registered since. A copy's is looked up.
+_converted_by: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
+
+
 @dataclass(frozen=True)
 class _Site:
     """An attention module, what is to happen to it, and by whom."""
@@ -142,6 +146,7 @@ def attach_all(
             preconditioner.train(module.training)
             module.add_module("preconditioner", preconditioner)
             done.append(module)
+            _converted_by[module] = adapter
             adapter.attach(module, preconditioner)
     except BaseException:
         for module in done:
@@ -151,13 +156,14 @@ def attach_all(
 
 def detach(module: nn.Module) -> None:
     """Take one module's preconditioner away."""
-    adapter = find_adapter(module)
+    adapter = _converted_by.get(module) or find_adapter(module)
     if adapter is None:
         raise ValueError(
             f"{class_name(type(module))} was converted by an adapter that is not registered here; import the module "
             "that registers it, then restore"
         )
     adapter.detach(module)
+    _converted_by.pop(module, None)
     del module.preconditioner
 
 

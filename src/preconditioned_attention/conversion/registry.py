@@ -1,17 +1,20 @@
-"""Which adapter converts which class: keyed by class, never by guessing attribute names."""
+"""Which adapter converts which class: keyed by class or its name, never by guessing attribute names."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal, TypeGuard, TypeVar
 
 from torch import nn
 
 from ..layers import Preconditioner
+from .class_names import class_name as class_name
+from .class_names import existing_class
 
 # "other": attention that leaves no rows of heads to equilibrate; its adapters refuse and say why.
 Kind = Literal["softmax", "class", "pooling", "channel", "linear", "other"]
@@ -114,42 +117,127 @@ class Refused(Adapter):
 AdapterClass = TypeVar("AdapterClass", bound=type[Adapter])
 Finder = Callable[[type[nn.Module]], Adapter | None]
 
-_adapters: dict[str, list[Adapter]] = {}
+_adapters: dict[str, list[Adapter]] = {}  # by name; the ones that users registered first
+_adapters_of_classes: weakref.WeakKeyDictionary[type[nn.Module], list[Adapter]] = weakref.WeakKeyDictionary()
 _finders: list[Finder] = []
 _composites: set[str] = set()
 
 
-def class_name(cls: type) -> str:
-    """``package.module.Class``, the key of the registry."""
-    return f"{cls.__module__}.{cls.__qualname__}"
+def register_adapter(*classes: type[nn.Module] | str) -> Callable[[AdapterClass], AdapterClass]:
+    """Class decorator: let an :class:`Adapter` convert the given attention classes.
 
+    A class is known by identity: another one of the same name, as a notebook's cell makes when it runs again, is not
+    meant. A name means every class that has it; it is looked up at once, which imports its module.
 
-def register_adapter(*classes: str) -> Callable[[AdapterClass], AdapterClass]:
-    """Class decorator: let an :class:`Adapter` convert the named attention classes.
+    A class may have several adapters. The one registered last is asked first, and before those of this package; an
+    adapter of the same name, as when a cell runs again, takes its predecessor's place. See :func:`unregister_adapter`.
 
     Args:
-        classes: names such as ``"timm.layers.attention.Attention"``. A name may have several adapters; the first one
-            registered that serves a module's class is used.
+        classes: attention classes, or names such as ``"timm.layers.attention.Attention"``.
 
     Raises:
-        TypeError: what is decorated is not a subclass of :class:`Adapter`, or a name is not a string.
+        TypeError: what is decorated is not a subclass of :class:`Adapter`, or what is given is neither a class of
+            modules nor a name.
+        ValueError: a name matches nothing.
 
     Example:
-        >>> @register_adapter("mylibrary.attention.MyAttention")
-        ... class MyAdapter(Adapter): ...
+        >>> import torch
+        >>> from preconditioned_attention.conversion import HeadShape, PreHook, register_adapter
+        >>> class MyAttention(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.qkv, self.proj = torch.nn.Linear(16, 48), torch.nn.Linear(16, 16)
+        ...
+        ...     def forward(self, x):
+        ...         q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        ...         heads = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        ...         return self.proj(heads.transpose(1, 2).flatten(2))
+        >>> @register_adapter(MyAttention)
+        ... class MyAdapter(PreHook):
+        ...     point = "proj"
+        ...
+        ...     def shape(self, module):
+        ...         return HeadShape(num_heads=4, head_dim=4)
+        >>> import preconditioned_attention as pa
+        >>> pa.precondition_(MyAttention()).converted[0].mechanism
+        'pre-hook'
     """
-    if not classes or not all(isinstance(name, str) for name in classes):
-        raise TypeError(f"register_adapter takes names such as 'package.module.Class'; got {classes!r}")
+    keys = [_key(target) for target in classes]
+    if not keys:
+        raise TypeError("attention classes, or names such as 'package.module.Class', are registered; got none")
 
     def decorate(adapter: AdapterClass) -> AdapterClass:
-        if not (isinstance(adapter, type) and issubclass(adapter, Adapter)):
-            raise TypeError(f"register_adapter decorates a subclass of Adapter; got {adapter!r}")
-        instance = adapter()
-        for name in classes:
+        instance = _instance(adapter)
+        for key in keys:
+            registered = _adapters_under(key)
+            registered[:] = [other for other in registered if class_name(type(other)) != class_name(adapter)]
+            registered.insert(0, instance)
+        return adapter
+
+    return decorate
+
+
+def unregister_adapter(*classes: type[nn.Module] | str) -> None:
+    """Forget what :func:`register_adapter` and its kin registered for ``classes``, given as they were given there.
+
+    Adapters of this package stay, and serve again. A model that is converted is restored by what converted it.
+
+    Raises:
+        ValueError: nothing was registered for one of ``classes``.
+    """
+    for target in classes:
+        registered = _adapters_under(_key(target))
+        others = [adapter for adapter in registered if _is_ours(adapter)]
+        if len(others) == len(registered):
+            raise ValueError(f"no adapter was registered for {target!r} by register_adapter")
+        registered[:] = others
+
+
+def register_named(*names: str) -> Callable[[AdapterClass], AdapterClass]:
+    """:func:`register_adapter` for the tables of this package, whose names some versions of a library do not have.
+
+    The first one registered is asked first.
+    """
+
+    def decorate(adapter: AdapterClass) -> AdapterClass:
+        instance = _instance(adapter)
+        for name in names:
             _adapters.setdefault(name, []).append(instance)
         return adapter
 
     return decorate
+
+
+def _key(target: object) -> type[nn.Module] | str:
+    """What ``target`` is registered under."""
+    if isinstance(target, str):
+        return class_name(existing_class(target))
+    if isinstance(target, nn.Module):
+        raise TypeError(f"classes are registered, not modules; pass {type(target).__name__} itself")
+    if not (isinstance(target, type) and issubclass(target, nn.Module)):
+        hint = "; write @register_adapter(MyAttention) above it" if _is_adapter(target) else ""
+        raise TypeError(
+            f"attention classes, or names such as 'package.module.Class', are registered; got {target!r}{hint}"
+        )
+    return target
+
+
+def _adapters_under(key: type[nn.Module] | str) -> list[Adapter]:
+    return _adapters.setdefault(key, []) if isinstance(key, str) else _adapters_of_classes.setdefault(key, [])
+
+
+def _instance(adapter: object) -> Adapter:
+    if not _is_adapter(adapter):
+        raise TypeError(f"register_adapter decorates a subclass of Adapter; got {adapter!r}")
+    return adapter()
+
+
+def _is_adapter(value: object) -> TypeGuard[type[Adapter]]:
+    return isinstance(value, type) and issubclass(value, Adapter)
+
+
+def _is_ours(adapter: Adapter) -> bool:
+    return type(adapter).__module__.startswith(f"{__package__}.adapters.")
 
 
 def register_finder(finder: Finder) -> Finder:
@@ -173,7 +261,7 @@ def find_adapter(module: nn.Module) -> Adapter | None:
     cls = type(module)
     _load_adapters()
     for base in cls.__mro__:
-        for adapter in _adapters.get(class_name(base), ()):
+        for adapter in (*_adapters_of_classes.get(base, ()), *_adapters.get(class_name(base), ())):
             if adapter.serves(cls, base):
                 return adapter
     return found_by_look_up(cls)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...layers import Preconditioner
 from ..mechanisms import Layout, OutputHook, PostHook, PreHook
-from ..registry import HeadShape, Kind, Refused, read_int, register_adapter, register_composite
+from ..registry import HeadShape, Kind, Refused, read_int, register_composite, register_named
 from .diffusers_processors import named, processor_refusal
 
 _MODELS = "diffusers.models."
@@ -139,7 +139,7 @@ class ProcessorHooks(HeadHooks):
 
 
 def _register(base: type[HeadHooks], classes: tuple[str, ...], points: tuple[str, ...], **options: Any) -> None:
-    register_adapter(*classes)(type(base.__name__, (base,), {"candidates": points, **options}))
+    register_named(*classes)(type(base.__name__, (base,), {"candidates": points, **options}))
 
 
 for _points, _classes in POINTS.items():
@@ -239,7 +239,7 @@ _register(HeadHooks, (_MODELS + "embeddings.MochiAttentionPool",), ("to_out",), 
 _register(HeadHooks, (_MODELS + "unets.unet_1d_blocks.SelfAttention1d",), ("proj_attn",))
 
 
-@register_adapter(_TRANSFORMERS + "flux2.Flux2ParallelSelfAttention")
+@register_named(_TRANSFORMERS + "flux2.Flux2ParallelSelfAttention")
 class ParallelHooks(ProcessorHooks):
     """Flux 2's single-stream blocks: `to_out` sees the merged heads, and the feed-forward part behind them."""
 
@@ -253,7 +253,7 @@ class ParallelHooks(ProcessorHooks):
         return Layout(shape.head_dim, width=shape.num_heads * shape.head_dim)
 
 
-@register_adapter(_MODELS + "embeddings.AttentionPooling")
+@register_named(_MODELS + "embeddings.AttentionPooling")
 class PooledHeads(PostHook):
     """One query, the tokens' mean, and no projection: it returns its heads."""
 
@@ -264,14 +264,14 @@ class PooledHeads(PostHook):
         return HeadShape(read_int(module, "num_heads"), read_int(module, "dim_per_head"))
 
 
-@register_adapter(_MODELS + "embeddings.HunyuanDiTAttentionPool")
+@register_named(_MODELS + "embeddings.HunyuanDiTAttentionPool")
 class FunctionalPooling(Refused):
     """Hands its projections' weights to a function."""
 
     reason = "no module sees the heads' outputs: F.multi_head_attention_forward takes the projection's weights"
 
 
-@register_adapter(
+@register_named(
     _AUTOENCODERS + "rfd4_proteina.RFD4ProteinaPairAttention",
     _TRANSFORMERS + "krea2.Krea2Attention",
     _TRANSFORMERS + "rfd4_proteina.RFD4ProteinaPairAttention",
@@ -282,28 +282,28 @@ class GatedEntries(Refused):
     reason = "a gate multiplies the entries of the heads' outputs before the first module that sees them"
 
 
-@register_adapter(_TRANSFORMERS + "cosmos.CosmosAttention")
+@register_named(_TRANSFORMERS + "cosmos.CosmosAttention")
 class TextAndImage(Refused):
     """Cosmos' cross-attention."""
 
     reason = "it may sum two attentions, to the text and to an image, before the first module that sees them"
 
 
-@register_adapter(_AUTOENCODERS + "kl_minimax_h3_audio.MiniMaxH3AudioCausalAttention")
+@register_named(_AUTOENCODERS + "kl_minimax_h3_audio.MiniMaxH3AudioCausalAttention")
 class AveragedHeads(Refused):
     """The mean over the heads."""
 
     reason = "the heads' outputs are averaged before any module sees them"
 
 
-@register_adapter(_SHARED + "SanaMultiscaleLinearAttention")
+@register_named(_SHARED + "SanaMultiscaleLinearAttention")
 class MultiscaleLinear(Refused):
     """Linear attention on large maps only."""
 
     reason = "linear attention of several scales, which on small maps computes another, quadratic form"
 
 
-@register_adapter(
+@register_named(
     _TRANSFORMERS + "sana_wm.SanaWMBidirectionalGDNAttention",
     _TRANSFORMERS + "sana_wm.SanaWMBidirectionalGDNCamAttention",
 )
@@ -313,7 +313,7 @@ class GatedDelta(Refused):
     reason = "a gated delta rule: a recurrent state, and no attention weights times values"
 
 
-@register_adapter(_TRANSFORMERS + "sana_wm.SanaWMSoftmaxAttention", _TRANSFORMERS + "sana_wm.SanaWMSoftmaxCamAttention")
+@register_named(_TRANSFORMERS + "sana_wm.SanaWMSoftmaxAttention", _TRANSFORMERS + "sana_wm.SanaWMSoftmaxCamAttention")
 class Sizeless(Refused):
     """Modules without parameters."""
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 from torch import nn
 
 from ..mechanisms import PreHook
-from ..registry import HeadShape, read_int, register_adapter
+from ..registry import HeadShape, read_int, register_named
 
 
-@register_adapter("flash_attn.modules.mha.MHA", "flash_attn.modules.mha.ParallelMHA")
+@register_named("flash_attn.modules.mha.MHA", "flash_attn.modules.mha.ParallelMHA")
 class MHAHook(PreHook):
     """Self-attention and cross-attention, shared key heads, caches; of `ParallelMHA` the heads of this process."""
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap, PreHook, text_digest
-from ..registry import HeadShape, read_int, register_adapter, register_composite
+from ..registry import HeadShape, read_int, register_composite, register_named
 
 KNOWN_POOL = "6b9e82cf44216015"  # digest of the pooling's upstream forward, open_clip 3.3.0
 
@@ -37,7 +37,7 @@ class PreconditionedAttentionPool2d(upstream.AttentionPool2d):
         return self.c_proj(self.preconditioner.attend(q, k, v).flatten(1))
 
 
-@register_adapter("open_clip.modified_resnet.AttentionPool2d")
+@register_named("open_clip.modified_resnet.AttentionPool2d")
 class AttentionPoolSwap(ClassSwap):
     """The exact class, with a forward that is known: upstream's hands its projections to a functional."""
 
@@ -56,7 +56,7 @@ class AttentionPoolSwap(ClassSwap):
         return HeadShape(heads, width // heads if heads and width else None)
 
 
-@register_adapter("open_clip.transformer.Attention")
+@register_named("open_clip.transformer.Attention")
 class AttentionHook(PreHook):
     """`ln_inner` is always called, with the merged heads, and does nothing unless the model has an inner norm."""
 

@@ -7,12 +7,12 @@ from typing import ClassVar
 from torch import nn
 
 from ...layers import Preconditioner
-from ..registry import Adapter, HeadShape, read_int, register_adapter
+from ..registry import Adapter, HeadShape, read_int, register_named
 
 _ROOM = "preconditioned_attention.layers"
 
 
-@register_adapter(f"{_ROOM}.multihead.MultiheadAttention", f"{_ROOM}.window.WindowAttention")
+@register_named(f"{_ROOM}.multihead.MultiheadAttention", f"{_ROOM}.window.WindowAttention")
 class LayerChild(Adapter):
     """Softmax attention over tokens."""
 
@@ -30,7 +30,7 @@ class LayerChild(Adapter):
         """The layer is plain as soon as it has none."""
 
 
-@register_adapter(f"{_ROOM}.nystrom.NystromAttention")
+@register_named(f"{_ROOM}.nystrom.NystromAttention")
 class NystromChild(LayerChild):
     """The layer honours ``placement``."""
 
@@ -39,7 +39,7 @@ class NystromChild(LayerChild):
     definition = 'before the convolution of the values is added; with placement="post_skip" after'
 
 
-@register_adapter(f"{_ROOM}.cross_covariance.CrossCovarianceAttention", f"{_ROOM}.channel_group.ChannelGroupAttention")
+@register_named(f"{_ROOM}.cross_covariance.CrossCovarianceAttention", f"{_ROOM}.channel_group.ChannelGroupAttention")
 class ChannelChild(LayerChild):
     """Attention between channels."""
 
@@ -47,7 +47,7 @@ class ChannelChild(LayerChild):
     honours_backend = False
 
 
-@register_adapter(f"{_ROOM}.linear.LinearAttention")
+@register_named(f"{_ROOM}.linear.LinearAttention")
 class LinearChild(LayerChild):
     """Linear attention with an output per head."""
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap, PreHook, text_digest
-from ..registry import HeadShape, read_int, register_adapter
+from ..registry import HeadShape, read_int, register_named
 
 # Digest of the upstream forward that the replacement below was written against (timm 1.0.28 to 1.0.31). Any other
 # text (1.0.16 to 1.0.26 have three) goes by pre-hook, which needs to know less about the forward.
@@ -46,7 +46,7 @@ def _shape(module: nn.Module) -> HeadShape:
     return HeadShape(read_int(module, "num_heads"), read_int(module, "head_dim"))
 
 
-@register_adapter("timm.layers.attention.Attention")
+@register_named("timm.layers.attention.Attention")
 class AttentionSwap(ClassSwap):
     """The exact class, with a forward that is known: computes through the function."""
 
@@ -63,7 +63,7 @@ class AttentionSwap(ClassSwap):
         return _shape(module)
 
 
-@register_adapter("timm.layers.attention.Attention")
+@register_named("timm.layers.attention.Attention")
 class AttentionHook(PreHook):
     """Subclasses that keep the forward, and forwards that are not known: `norm` sees the heads first, always."""
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap, text_digest
-from ..registry import HeadShape, read_int, register_adapter
+from ..registry import HeadShape, read_int, register_named
 
 # Digest of the upstream forward that the replacement below was written against (timm 1.0.31). Any other text goes by
 # the pre-hook of `timm_zoo`, which keeps the heads' outputs once more, before and after C.
@@ -29,7 +29,7 @@ class PreconditionedWindowAttention(davit.WindowAttention):
         return self.proj(heads.transpose(1, 2).flatten(2))
 
 
-@register_adapter("timm.models.davit.WindowAttention")
+@register_named("timm.models.davit.WindowAttention")
 class WindowAttentionSwap(ClassSwap):
     """The exact class, with a forward that is known: computes through the function."""
 

@@ -7,7 +7,7 @@ from timm.models import iformer
 from torch import Tensor, nn
 
 from ...layers import Preconditioner
-from ..registry import HeadShape, register_adapter
+from ..registry import HeadShape, register_named
 from .timm_swaps import KnownForwardSwap
 
 
@@ -38,7 +38,7 @@ class PreconditionedSHMA(iformer.SHMA):
         return self.proj(rows.squeeze(1).transpose(1, 2).unflatten(-1, x.shape[-2:]) * gate)
 
 
-@register_adapter("timm.models.iformer.SHMA")
+@register_named("timm.models.iformer.SHMA")
 class SHMASwap(KnownForwardSwap):
     """One head, multiplied by a gate before any module sees it."""
 

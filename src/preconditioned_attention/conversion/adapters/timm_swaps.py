@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap, text_digest
-from ..registry import HeadShape, class_name, read_int, register_adapter
+from ..registry import HeadShape, class_name, read_int, register_named
 
 
 class KnownForwardSwap(ClassSwap):
@@ -55,7 +55,7 @@ class PreconditionedMultiScaleAttention(mvitv2.MultiScaleAttention):
         return x if norm is None else norm(x), size
 
 
-@register_adapter("timm.models.mvitv2.MultiScaleAttention")
+@register_named("timm.models.mvitv2.MultiScaleAttention")
 class MultiScaleAttentionSwap(KnownForwardSwap):
     """Residual pooling adds the query to the heads before the projection."""
 
@@ -122,7 +122,7 @@ class _Attention2dShape(KnownForwardSwap):
         return HeadShape(read_int(module, "num_heads"), read_int(module, "d"))
 
 
-@register_adapter("timm.models.efficientformer_v2.Attention2d")
+@register_named("timm.models.efficientformer_v2.Attention2d")
 class Attention2dSwap(_Attention2dShape):
     """A convolution of the values is added to the heads, and an activation follows, before the projection."""
 
@@ -131,7 +131,7 @@ class Attention2dSwap(_Attention2dShape):
     known_forward = "6508ad546ff97c10"
 
 
-@register_adapter("timm.models.efficientformer_v2.Attention2dDownsample")
+@register_named("timm.models.efficientformer_v2.Attention2dDownsample")
 class Attention2dDownsampleSwap(_Attention2dShape):
     """As :class:`Attention2dSwap`."""
 

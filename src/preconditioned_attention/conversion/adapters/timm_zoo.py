@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from ..mechanisms import Layout, PostHook, PreHook
-from ..registry import HeadShape, Kind, Refused, class_name, register_adapter
+from ..registry import HeadShape, Kind, Refused, class_name, register_named
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class TableHook(PreHook):
 
 def _register(row: Row, base: type[TableHook] = TableHook) -> None:
     options = {"row": row, "kind": row.kind, "point": row.point, "definition": row.definition}
-    register_adapter(*(f"timm.{name}" for name in row.classes))(type(base.__name__, (base,), options))
+    register_named(*(f"timm.{name}" for name in row.classes))(type(base.__name__, (base,), options))
 
 
 class LevitHook(TableHook):
@@ -233,7 +233,7 @@ _register(
 )
 
 
-@register_adapter("timm.layers.other_pool.SimPool1d", "timm.layers.other_pool.SimPool2d")
+@register_named("timm.layers.other_pool.SimPool1d", "timm.layers.other_pool.SimPool2d")
 class SimPoolHook(PostHook):
     """SimPool: one query, the tokens' mean, and no projection; it returns its heads."""
 
@@ -249,56 +249,56 @@ class SimPoolHook(PostHook):
         return HeadShape(_integer(module, "num_heads"), _integer(module, "head_dim"))
 
 
-@register_adapter("timm.layers.diff_attention.DiffAttention", "timm.models.vision_transformer.DiffParallelScalingBlock")
+@register_named("timm.layers.diff_attention.DiffAttention", "timm.models.vision_transformer.DiffParallelScalingBlock")
 class DifferentialAttention(Refused):
     """Its own norm per head undoes any row scaling."""
 
     reason = "differential attention: it normalises every head's rows itself (`sub_norm`), which undoes C"
 
 
-@register_adapter("timm.models.mobilevit.LinearSelfAttention")
+@register_named("timm.models.mobilevit.LinearSelfAttention")
 class SeparableAttention(Refused):
     """One context vector for all tokens."""
 
     reason = "separable linear attention: one context vector gates the values, and there are no heads' outputs"
 
 
-@register_adapter("timm.models.swiftformer.EfficientAdditiveAttention")
+@register_named("timm.models.swiftformer.EfficientAdditiveAttention")
 class AdditiveAttention(Refused):
     """No product of weights and values."""
 
     reason = "additive attention: no attention weights times values, so there are no heads' outputs"
 
 
-@register_adapter("timm.models.csatv2.SpatialTransformerBlock")
+@register_named("timm.models.csatv2.SpatialTransformerBlock")
 class ScalarAttention(Refused):
     """Rows of one entry."""
 
     reason = "scalar attention: rows of one entry; equilibrated, only their sign is left"
 
 
-@register_adapter("timm.layers.attention2d.MultiQueryAttentionV2")
+@register_named("timm.layers.attention2d.MultiQueryAttentionV2")
 class EinsumAttention(Refused):
     """Projects by an einsum with a parameter."""
 
     reason = "no module sees the heads' outputs: they are projected by an einsum with a parameter"
 
 
-@register_adapter("timm.models.mvitv2.MultiScaleAttentionPoolFirst")
+@register_named("timm.models.mvitv2.MultiScaleAttentionPoolFirst")
 class PoolFirstAttention(Refused):
     """Adds its query before the projection, and is used by no model of timm."""
 
     reason = "no module sees the heads' outputs: the pooled query is added to them before the projection"
 
 
-@register_adapter("timm.models.efficientvim.HSMSSD")
+@register_named("timm.models.efficientvim.HSMSSD")
 class StateSpaceMixer(Refused):
     """A state space model; the softmax is over tokens, for the state's input."""
 
     reason = "a state space mixer: its softmax weighs what enters the state, and there are no heads' outputs"
 
 
-@register_adapter("timm.layers.global_context.GlobalContext")
+@register_named("timm.layers.global_context.GlobalContext")
 class GlobalContext(Refused):
     """A gate for the channels of a convolutional network."""
 

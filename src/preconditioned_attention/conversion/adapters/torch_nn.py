@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap
-from ..registry import HeadShape, read_int, register_adapter
+from ..registry import HeadShape, read_int, register_named
 
 
 class PreconditionedMultiheadAttention(nn.MultiheadAttention):
@@ -168,7 +168,7 @@ def leave_fast_path(module: nn.Module, args: tuple[Any, ...]) -> None:
     """A pre-hook that does nothing: that it is there makes `TransformerEncoderLayer` call its attention."""
 
 
-@register_adapter("torch.nn.modules.activation.MultiheadAttention")
+@register_named("torch.nn.modules.activation.MultiheadAttention")
 class MultiheadAttentionSwap(ClassSwap):
     """The exact class, in all its modes."""
 

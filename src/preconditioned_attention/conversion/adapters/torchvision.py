@@ -21,7 +21,7 @@ from torchvision.models.video import swin_transformer as swin3d
 
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap, PreHook, text_digest
-from ..registry import HeadShape, read_int, register_adapter
+from ..registry import HeadShape, read_int, register_named
 
 # Digests of the upstream texts that the replacements below were written against (torchvision 0.29.1).
 KNOWN_TEXTS: dict[Callable[..., Any], str] = {
@@ -180,7 +180,7 @@ class _KnownSwap(ClassSwap):
         return HeadShape(heads, width // (3 * heads) if heads and width else None)
 
 
-@register_adapter("torchvision.models.swin_transformer.ShiftedWindowAttention")
+@register_named("torchvision.models.swin_transformer.ShiftedWindowAttention")
 class ShiftedWindowSwap(_KnownSwap):
     """Swin."""
 
@@ -190,7 +190,7 @@ class ShiftedWindowSwap(_KnownSwap):
     texts = (swin.ShiftedWindowAttention.forward, swin.shifted_window_attention)
 
 
-@register_adapter("torchvision.models.swin_transformer.ShiftedWindowAttentionV2")
+@register_named("torchvision.models.swin_transformer.ShiftedWindowAttentionV2")
 class ShiftedWindowV2Swap(_KnownSwap):
     """Swin 2."""
 
@@ -200,7 +200,7 @@ class ShiftedWindowV2Swap(_KnownSwap):
     texts = (swin.ShiftedWindowAttentionV2.forward, swin.shifted_window_attention)
 
 
-@register_adapter("torchvision.models.video.swin_transformer.ShiftedWindowAttention3d")
+@register_named("torchvision.models.video.swin_transformer.ShiftedWindowAttention3d")
 class ShiftedWindow3dSwap(_KnownSwap):
     """Video Swin."""
 
@@ -210,7 +210,7 @@ class ShiftedWindow3dSwap(_KnownSwap):
     texts = (swin3d.ShiftedWindowAttention3d.forward, swin3d.shifted_window_attention_3d)
 
 
-@register_adapter("torchvision.models.video.mvit.MultiscaleAttention")
+@register_named("torchvision.models.video.mvit.MultiscaleAttention")
 class MultiscaleSwap(_KnownSwap):
     """MViT."""
 
@@ -219,7 +219,7 @@ class MultiscaleSwap(_KnownSwap):
     texts = (mvit.MultiscaleAttention.forward,)
 
 
-@register_adapter("torchvision.models.maxvit.RelativePositionalMultiHeadAttention")
+@register_named("torchvision.models.maxvit.RelativePositionalMultiHeadAttention")
 class RelativePositionalHook(PreHook):
     """MaxViT, its windows and its grids."""
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ...layers import Preconditioner
 from ..mechanisms import Layout, OutputHook, PostHook, PreHook
-from ..registry import HeadShape, read_int, register_adapter
+from ..registry import HeadShape, read_int, register_named
 from .transformers_own import named, own_shape
 
 
@@ -44,7 +44,7 @@ class FieldHook(OutputHook):
         return output._replace(hidden_states=self.layout.apply(self.preconditioner, output.hidden_states))
 
 
-@register_adapter(*named("luke.LukeSelfAttention"))
+@register_named(*named("luke.LukeSelfAttention"))
 class WordsAndEntities(_OwnShape, PostHook):
     """LUKE: one attention over words and entities, whose rows come out in two parts."""
 
@@ -54,7 +54,7 @@ class WordsAndEntities(_OwnShape, PostHook):
         module.register_forward_hook(StreamsHook(preconditioner, layout, layout))
 
 
-@register_adapter(*named("lilt.LiltSelfAttention"))
+@register_named(*named("lilt.LiltSelfAttention"))
 class TextAndLayout(_OwnShape, PostHook):
     """LiLT: two attentions that share their scores, one of text and a narrower one of its layout."""
 
@@ -78,7 +78,7 @@ def _layout_head_dim(module: nn.Module) -> int:
     return head_dim // ratio
 
 
-@register_adapter(*named("convbert.ConvBertSelfAttention"))
+@register_named(*named("convbert.ConvBertSelfAttention"))
 class BesideConvolutions(_OwnShape, PostHook):
     """ConvBERT: heads of a dynamic convolution follow those of attention."""
 
@@ -90,7 +90,7 @@ class BesideConvolutions(_OwnShape, PostHook):
         return Layout(shape.head_dim, width=shape.num_heads * shape.head_dim)
 
 
-@register_adapter(*named("gemma3n.Gemma3nAudioAttention"))
+@register_named(*named("gemma3n.Gemma3nAudioAttention"))
 class ReturnedTokens(_OwnShape, PostHook):
     """Heads that come out unmerged, tokens first."""
 
@@ -101,7 +101,7 @@ class ReturnedTokens(_OwnShape, PostHook):
         return Layout(shape.head_dim, "tokens")
 
 
-@register_adapter(*named("reformer.LSHSelfAttention reformer.LocalSelfAttention"))
+@register_named(*named("reformer.LSHSelfAttention reformer.LocalSelfAttention"))
 class ReturnedInANamedTuple(_OwnShape, PostHook):
     """Reformer. Rounds of hashing are merged by their normalisers before the heads leave, so C comes after that."""
 
@@ -110,7 +110,7 @@ class ReturnedInANamedTuple(_OwnShape, PostHook):
         module.register_forward_hook(FieldHook(preconditioner, self.layout(module)))
 
 
-@register_adapter(*named("squeezebert.SqueezeBertSelfAttention"))
+@register_named(*named("squeezebert.SqueezeBertSelfAttention"))
 class ReturnedByAChild(_OwnShape, PostHook):
     """SqueezeBERT: the product of weights and values is a module, whose output is merged in an order of its own."""
 
@@ -126,7 +126,7 @@ class ReturnedByAChild(_OwnShape, PostHook):
         super().detach(module.get_submodule("matmul_qkv"))
 
 
-@register_adapter(*named("ibert.IBertSelfAttention"))
+@register_named(*named("ibert.IBertSelfAttention"))
 class BeforeRequantisation(_OwnShape, PreHook):
     """I-BERT, as long as it computes in floating point."""
 
@@ -139,7 +139,7 @@ class BeforeRequantisation(_OwnShape, PreHook):
         return "quant_mode=True: integers with scaling factors, which belong to the rows as they are"
 
 
-@register_adapter(*named("big_bird.BigBirdAttention bigbird_pegasus.BigBirdPegasusEncoderAttention"))
+@register_named(*named("big_bird.BigBirdAttention bigbird_pegasus.BigBirdPegasusEncoderAttention"))
 class Replaceable(_OwnShape, PreHook):
     """BigBird: the model puts a full attention in the block-sparse one's place when a sequence is too short for it.
 
@@ -150,7 +150,7 @@ class Replaceable(_OwnShape, PreHook):
     parts = ("self",)
 
 
-@register_adapter(
+@register_named(
     *named("chameleon.ChameleonVQVAEEncoderAttnBlock janus.JanusVQVAEAttnBlock groupvit.GroupViTAssignAttention")
 )
 class SingleHead(PreHook):
@@ -171,7 +171,7 @@ class SingleHead(PreHook):
         return Layout(shape.head_dim, "channels" if self.points(module) == ("proj_out",) else "merged")
 
 
-@register_adapter(*named("aimv2.Aimv2AttentionPoolingHead"))
+@register_named(*named("aimv2.Aimv2AttentionPoolingHead"))
 class PoolingHead(_OwnShape, PreHook):
     """One query for an image."""
 
@@ -179,7 +179,7 @@ class PoolingHead(_OwnShape, PreHook):
     point = "output_proj"
 
 
-@register_adapter(*named("esmfold2.EsmFold2RowAttentionPooling"))
+@register_named(*named("esmfold2.EsmFold2RowAttentionPooling"))
 class PairPooling(PreHook):
     """Every token's row of the pair representation, pooled by one head."""
 
@@ -191,7 +191,7 @@ class PairPooling(PreHook):
         return HeadShape(1, read_int(module.get_submodule(self.point), "in_features"))
 
 
-@register_adapter(*named("esm.esmfold.EsmFoldInvariantPointAttention"))
+@register_named(*named("esm.esmfold.EsmFoldInvariantPointAttention"))
 class InvariantPoints(PreHook):
     """Invariant point attention: a head's weights also mix points in space and features of pairs."""
 
@@ -210,7 +210,7 @@ class InvariantPoints(PreHook):
         return Layout(shape.head_dim, width=shape.num_heads * shape.head_dim)
 
 
-@register_adapter(*named("minimax.MiniMaxLightningAttention"))
+@register_named(*named("minimax.MiniMaxLightningAttention"))
 class DecayingLinear(_OwnShape, PreHook):
     """Lightning attention: linear attention with a decay per head."""
 
@@ -226,14 +226,14 @@ class _Defined(_OwnShape, PreHook):
     definition: ClassVar[str]
 
 
-@register_adapter(*named("autoformer.AutoformerAttention"))
+@register_named(*named("autoformer.AutoformerAttention"))
 class Autocorrelation(_Defined):
     """Autoformer: whole series are attended to, one for each delay."""
 
     definition = "the sum of the delayed values, weighted by a softmax over the delays"
 
 
-@register_adapter(*named("informer.InformerProbSparseAttention"))
+@register_named(*named("informer.InformerProbSparseAttention"))
 class ProbSparse(_Defined):
     """Informer: softmax attention for the queries that it selects."""
 
@@ -242,14 +242,14 @@ class ProbSparse(_Defined):
     )
 
 
-@register_adapter(*named("mra.MraSelfAttention"))
+@register_named(*named("mra.MraSelfAttention"))
 class MultiResolution(_OwnShape, PostHook):
     """MRA: the product of an approximated softmax matrix and the values."""
 
     definition = "what the approximation of the softmax matrix gives"
 
 
-@register_adapter(*named("d_fine.DFineMultiscaleDeformableAttention deimv2.Deimv2MultiscaleDeformableAttention"))
+@register_named(*named("d_fine.DFineMultiscaleDeformableAttention deimv2.Deimv2MultiscaleDeformableAttention"))
 class ReturnedDeformable(_OwnShape, PostHook):
     """Deformable attention without a projection."""
 

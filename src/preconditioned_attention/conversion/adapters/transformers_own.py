@@ -15,7 +15,7 @@ from torch import nn
 
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap, PostHook, PreHook, text_digest
-from ..registry import Adapter, HeadShape, class_name, read_int, register_adapter
+from ..registry import Adapter, HeadShape, class_name, read_int, register_named
 
 
 def named(entries: str) -> list[str]:
@@ -155,7 +155,7 @@ def own_shape(module: nn.Module) -> HeadShape:
     return HeadShape(num_heads, head_dim)
 
 
-@register_adapter(*RETURNED)
+@register_named(*RETURNED)
 class ReturnedHeads(PostHook):
     """Classes that return the merged heads."""
 
@@ -164,7 +164,7 @@ class ReturnedHeads(PostHook):
         return own_shape(module)
 
 
-@register_adapter(*SEEN_BY)
+@register_named(*SEEN_BY)
 class ProjectedHeads(PreHook):
     """Classes that hand the merged heads to a child."""
 
@@ -184,7 +184,7 @@ class ProjectedHeads(PreHook):
         return None
 
 
-@register_adapter(*DEFORMABLE)
+@register_named(*DEFORMABLE)
 class DeformableHeads(PreHook):
     """Deformable attention."""
 
@@ -233,14 +233,14 @@ class Swapped(Adapter):
         _known_swap(module).detach(module)
 
 
-@register_adapter(*named("nystromformer.NystromformerSelfAttention"))
+@register_named(*named("nystromformer.NystromformerSelfAttention"))
 class SwappedWithSkip(Swapped):
     """Nystromformer, which adds a convolution of the values to its heads' outputs."""
 
     value_skip = True
 
 
-register_adapter(*(name for names in SWAPPED.values() for name in names if "nystromformer" not in name))(Swapped)
+register_named(*(name for names in SWAPPED.values() for name in names if "nystromformer" not in name))(Swapped)
 
 
 def _swap(cls: type[nn.Module]) -> ClassSwap | None:

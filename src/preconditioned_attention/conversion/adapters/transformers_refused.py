@@ -2,41 +2,39 @@
 
 from __future__ import annotations
 
-from ..registry import Refused, register_adapter, register_composite
+from ..registry import Refused, register_composite, register_named
 from .transformers_own import named
 
 
-@register_adapter(
-    *named("mobilevitv2.MobileViTV2LinearSelfAttention swiftformer.SwiftFormerEfficientAdditiveAttention")
-)
+@register_named(*named("mobilevitv2.MobileViTV2LinearSelfAttention swiftformer.SwiftFormerEfficientAdditiveAttention"))
 class NoRows(Refused):
     """Separable linear and additive attention."""
 
     reason = "one context vector for all tokens: there is no row per token and head to equilibrate"
 
 
-@register_adapter(*named("big_bird.BigBirdBlockSparseAttention bigbird_pegasus.BigBirdPegasusBlockSparseAttention"))
+@register_named(*named("big_bird.BigBirdBlockSparseAttention bigbird_pegasus.BigBirdPegasusBlockSparseAttention"))
 class BlockSparseAlone(Refused):
     """Asked for only where it is not a part of what holds it."""
 
     reason = "it computes for an attention that is converted as a whole; this one is held by something else"
 
 
-@register_adapter(*named("slanet.SLANetAttentionGRUCell slanext.SLANeXtAttentionGRUCell"))
+@register_named(*named("slanet.SLANetAttentionGRUCell slanext.SLANeXtAttentionGRUCell"))
 class AdditiveCell(Refused):
     """A recurrent cell that looks at an image."""
 
     reason = "additive attention inside a recurrent cell: no heads, and what is mixed are the cell's inputs themselves"
 
 
-@register_adapter(*named("yoso.YosoSelfAttention"))
+@register_named(*named("yoso.YosoSelfAttention"))
 class NormalisesItself(Refused):
     """YOSO."""
 
     reason = "it scales every head's row to length one itself, before its convolution is added"
 
 
-@register_adapter(
+@register_named(
     *named(
         """
         bailing_hybrid.BailingHybridDeltaAttention glm5_next.Glm5NextTextLinearAttention
@@ -51,7 +49,7 @@ class NormalisedRecurrence(Refused):
     reason = "a recurrence whose every row of every head is RMS-normalised at once, which undoes C"
 
 
-@register_adapter(*named("mgp_str.MgpstrA3Module"))
+@register_named(*named("mgp_str.MgpstrA3Module"))
 class NormalisedPooling(Refused):
     """MGP-STR's pooling of an image's tokens into those of a text."""
 
@@ -59,7 +57,7 @@ class NormalisedPooling(Refused):
     reason = "no heads, and a layer norm of every row follows at once, which undoes C"
 
 
-@register_adapter(*named("rwkv.RwkvSelfAttention"))
+@register_named(*named("rwkv.RwkvSelfAttention"))
 class PerChannel(Refused):
     """RWKV."""
 
@@ -67,7 +65,7 @@ class PerChannel(Refused):
     reason = "every channel has weights of its own: rows of one entry; equilibrated, only their sign is left"
 
 
-@register_adapter(*named("inkling2.Inkling2BlockAttentionResidual"))
+@register_named(*named("inkling2.Inkling2BlockAttentionResidual"))
 class OverDepth(Refused):
     """Attention of a token over the states that earlier blocks left of it."""
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ...layers import Preconditioner
 from ..mechanisms import Layout, OutputHook, PostHook
-from ..registry import HeadShape, Refused, read_int, register_adapter, register_composite
+from ..registry import HeadShape, Refused, read_int, register_composite, register_named
 
 register_composite(
     "x_transformers.x_transformers.AttentionResidual",  # its softmax is over the layers
@@ -20,14 +20,14 @@ register_composite(
 )
 
 
-@register_adapter("x_transformers.attend.Attend")
+@register_named("x_transformers.attend.Attend")
 class AttendAlone(Refused):
     """Asked for only where it is not a part of `Attention`."""
 
     reason = "it computes for an Attention, which is converted as a whole; this one is held by something else"
 
 
-@register_adapter("x_transformers.x_transformers.Attention")
+@register_named("x_transformers.x_transformers.Attention")
 class AttentionHook(PostHook):
     """Self- and cross-attention of every model in the package."""
 
