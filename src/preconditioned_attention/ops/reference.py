@@ -22,15 +22,21 @@ def attend(call: Call) -> Tensor:
     A query that may attend to no key has a zero row.
     """
     call.check()
+    a = rows(call)
+    with torch.autocast(a.device.type, enabled=False):
+        out = _diagonal(a, call.eps, call.gradient) @ a
+        if call.gain is not None:
+            out = out * call.gain.to(a.dtype).view(-1, 1, 1)
+    return out.to(call.q.dtype)
+
+
+def rows(call: Call) -> Tensor:
+    """`A`, in at least float32."""
     q, k, v = call.q, _per_query_head(call.k, call), _per_query_head(call.v, call)
     dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
         weights = _weights(q.to(dtype), k.to(dtype), call.attn_mask, call.is_causal, call.scale)
-        rows = torch.dropout(weights, call.dropout_p, train=call.dropout_p > 0) @ v.to(dtype)
-        out = _diagonal(rows, call.eps, call.gradient) @ rows
-        if call.gain is not None:
-            out = out * call.gain.to(dtype).view(-1, 1, 1)
-    return out.to(q.dtype)
+        return torch.dropout(weights, call.dropout_p, train=call.dropout_p > 0) @ v.to(dtype)
 
 
 def _per_query_head(x: Tensor, call: Call) -> Tensor:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from . import second_order
 from .call import Call
 from .rows import cotangents, eps_is_negligible, precondition_rows_
 
@@ -53,11 +55,17 @@ KernelBackward = Callable[[Tensor, Inputs, Saved, Options], tuple[Tensor | None,
 
 
 def renormalised(kernel_forward: KernelForward, kernel_backward: KernelBackward) -> Callable[[Call], Tensor]:
-    """`call -> C Attn(q, k, v)`, differentiable once, by the two halves of a flash-type kernel.
+    """`call -> C Attn(q, k, v)` by the two halves of a flash-type kernel; `second_order` has the further derivatives.
 
     What is saved for the backward pass is what plain attention with the same kernel saves, and one number per row
     more where ``gradient="stop"`` or float16 needs the norms.
     """
+
+    def by_the_kernel(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias, y, lse, norms, *state = ctx.saved_tensors
+        dout, out = cotangents(dy, y, norms, full=ctx.options.full)
+        saved = Saved(out, lse, tuple(state), ctx.needs_input_grad[:4])
+        return kernel_backward(dout, Inputs(q, k, v, bias), saved, ctx.options)
 
     class Renormalised(Function):
         @staticmethod
@@ -74,16 +82,16 @@ def renormalised(kernel_forward: KernelForward, kernel_backward: KernelBackward)
             norms = precondition_rows_(a, _of_rows(lse, q.shape[2]), eps)
             kept = None if options.full and q.dtype != torch.float16 else norms
             ctx.save_for_backward(q, k, v, bias, a, lse, kept, *state)
-            ctx.options = options
+            ctx.options, ctx.eps = options, eps
             return as_output(a)
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-            q, k, v, bias, y, lse, norms, *state = ctx.saved_tensors
-            dout, out = cotangents(dy, y, norms, full=ctx.options.full)
-            saved = Saved(out, lse, tuple(state), ctx.needs_input_grad[:4])
-            grads = kernel_backward(dout, Inputs(q, k, v, bias), saved, ctx.options)
+            if second_order.asked_for():
+                kernel, definition = partial(by_the_kernel, ctx, dy), partial(_definition, ctx.options, ctx.eps)
+                grads = second_order.gradients(kernel, definition, ctx.saved_tensors[:4], dy, ctx.options.dropout_p)
+            else:
+                grads = by_the_kernel(ctx, dy)
             return *grads, *(None,) * (6 - len(grads))
 
     def attend(call: Call) -> Tensor:
@@ -98,6 +106,29 @@ def renormalised(kernel_forward: KernelForward, kernel_backward: KernelBackward)
         return (out * call.gain.to(torch.promote_types(out.dtype, torch.float32)).view(-1, 1, 1)).to(out.dtype)
 
     return attend
+
+
+def call_again(options: Options, eps: float, inputs: Inputs) -> Call:
+    """The call that a kernel served, gain and dropout aside."""
+    q, k, v, bias = inputs
+    return Call(
+        q=q,
+        k=k,
+        v=v,
+        attn_mask=bias,
+        dropout_p=0.0,
+        is_causal=options.is_causal,
+        scale=options.scale,
+        enable_gqa=True,
+        gradient="full" if options.full else "stop",
+        gain=None,
+        eps=eps,
+    )
+
+
+def _definition(options: Options, eps: float, *inputs: Any) -> Tensor:
+    """What a kernel computes, in operations that have every derivative."""
+    return second_order.attend(call_again(options, eps, Inputs(*inputs)))
 
 
 def as_output(a: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from .call import Call
@@ -38,6 +40,29 @@ def as_dense(x: Tensor) -> Tensor:
 def as_packed(x: Tensor) -> Tensor:
     """The inverse of :func:`as_dense`."""
     return x.squeeze(0).transpose(0, 1)
+
+
+def one_by_one(packed: Packed, attend: Callable[[Call], Tensor]) -> Tensor:
+    """Every sequence by ``attend``, as a dense call of its own. On a GPU this waits for the lengths.
+
+    Raises:
+        ValueError: the boundaries do not fit, or ``attend`` cannot serve one of the sequences.
+    """
+    call = packed.call
+    queries = boundaries(packed.cu_seq_q, len(call.q), "q", packed.max_q)
+    keys = boundaries(packed.cu_seq_k, len(call.k), "k", packed.max_k)
+    spans = zip(queries, keys, strict=True)
+    outs = [as_packed(attend(_sequence(call, slice(*mine), slice(*theirs)))) for mine, theirs in spans]
+    return torch.cat(outs) if outs else call.q[..., :1].expand(-1, -1, call.v.shape[-1])  # no token then
+
+
+def _sequence(call: Call, mine: slice, theirs: slice) -> Call:
+    q, k, v = as_dense(call.q[mine]), as_dense(call.k[theirs]), as_dense(call.v[theirs])
+    queries, keys = q.shape[2], k.shape[2]
+    if not call.is_causal or queries == keys:
+        return replace(call, q=q, k=k, v=v)
+    lower_right = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    return replace(call, q=q, k=k, v=v, attn_mask=lower_right, is_causal=False)
 
 
 def boundaries(cu_seq: Tensor, tokens: int, name: str, longest: int | None = None) -> list[tuple[int, int]]:

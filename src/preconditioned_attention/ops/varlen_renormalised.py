@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 
-from .renormalised import Options, as_output
+from . import second_order
+from .renormalised import Inputs, Options, as_output, call_again
 from .rows import cotangents, precondition_rows_
-from .varlen_call import Packed, as_dense, as_packed
+from .varlen_call import Packed, as_dense, as_packed, one_by_one
 
 
 class PackedInputs(NamedTuple):
@@ -47,11 +49,17 @@ PackedBackward = Callable[[Tensor, PackedInputs, PackedSaved, PackedOptions], tu
 
 
 def renormalised_packed(kernel_forward: PackedForward, kernel_backward: PackedBackward) -> Callable[[Packed], Tensor]:
-    """`packed -> C Attn(q, k, v)`, differentiable once, by the two halves of a kernel for packed sequences.
+    """`packed -> C Attn(q, k, v)` by the two halves of a kernel for packed sequences, once and, slower, again.
 
     What is saved is what plain attention with the same kernel saves, and one number per row more where
     ``gradient="stop"`` or float16 needs the norms.
     """
+
+    def by_the_kernel(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        *tensors, y, lse, norms = ctx.saved_tensors[:8]
+        dout, out = cotangents(as_dense(dy), as_dense(y), norms, full=ctx.options.shared.full)
+        saved = PackedSaved(None if out is None else as_packed(out), lse, ctx.saved_tensors[8:])
+        return kernel_backward(as_packed(dout), PackedInputs(*tensors), saved, ctx.options)
 
     class RenormalisedPacked(Function):
         @staticmethod
@@ -70,16 +78,18 @@ def renormalised_packed(kernel_forward: PackedForward, kernel_backward: PackedBa
             norms = precondition_rows_(as_dense(a), lse.unsqueeze(0), eps)
             kept = None if options.shared.full and q.dtype != torch.float16 else norms
             ctx.save_for_backward(*inputs, a, lse, kept, *state)
-            ctx.options = options
+            ctx.options, ctx.eps = options, eps
             return as_output(a)
 
         @staticmethod
-        @once_differentiable
         def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-            *tensors, y, lse, norms = ctx.saved_tensors[:8]
-            dout, out = cotangents(as_dense(dy), as_dense(y), norms, full=ctx.options.shared.full)
-            saved = PackedSaved(None if out is None else as_packed(out), lse, ctx.saved_tensors[8:])
-            grads = kernel_backward(as_packed(dout), PackedInputs(*tensors), saved, ctx.options)
+            grads: tuple[Tensor | None, ...]
+            if second_order.asked_for():
+                kernel, definition = partial(by_the_kernel, ctx, dy), partial(_definition, ctx.options, ctx.eps)
+                inputs, dropout_p = ctx.saved_tensors[:5], ctx.options.shared.dropout_p
+                grads = second_order.gradients(kernel, definition, inputs, dy, dropout_p)[:3]
+            else:
+                grads = by_the_kernel(ctx, dy)
             return *grads, None, None, None, None
 
     def attend(packed: Packed) -> Tensor:
@@ -98,3 +108,12 @@ def renormalised_packed(kernel_forward: PackedForward, kernel_backward: PackedBa
         return (out * call.gain.to(torch.promote_types(out.dtype, torch.float32)).view(-1, 1)).to(out.dtype)
 
     return attend
+
+
+def _definition(options: PackedOptions, eps: float, *inputs: Tensor) -> Tensor:
+    """What a kernel computes, in operations that have every derivative."""
+    q, k, v, cu_seq_q, cu_seq_k = inputs
+    max_q, max_k, shared = options
+    call = call_again(shared, eps, Inputs(q, k, v, None))
+    packed = Packed(call=call, cu_seq_q=cu_seq_q, cu_seq_k=cu_seq_k, max_q=max_q, max_k=max_k)
+    return one_by_one(packed, second_order.attend)
