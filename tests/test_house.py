@@ -123,6 +123,8 @@ def test_public_names() -> None:
         "preconditioned_flex_attention",
         "preconditioned_varlen_attention",
         "register_adapter",
+        "register_posthook",
+        "register_prehook",
         "restore_",
     ]
     assert all(getattr(pa, name) is not None for name in pa.__all__)

@@ -8,7 +8,15 @@ from . import layers
 from ._version import __version__
 from .comparison import compare
 from .config import PreconditionConfig
-from .conversion import ConversionReport, is_preconditioned, precondition_, register_adapter, restore_
+from .conversion import (
+    ConversionReport,
+    is_preconditioned,
+    precondition_,
+    register_adapter,
+    register_posthook,
+    register_prehook,
+    restore_,
+)
 from .diagnostics import ConditionMonitor
 from .flex import preconditioned_flex_attention
 from .functional import preconditioned_attention
@@ -29,5 +37,7 @@ __all__ = [
     "preconditioned_flex_attention",
     "preconditioned_varlen_attention",
     "register_adapter",
+    "register_posthook",
+    "register_prehook",
     "restore_",
 ]

@@ -1,6 +1,7 @@
 """For those who have a model: convert it in place, see what happened, and bring it back."""
 
 from .convert import is_preconditioned, precondition_, restore_, survey
+from .declared import register_posthook, register_prehook
 from .mechanisms import ClassSwap, Layout, PostHook, PreHook
 from .pretrained import from_pretrained
 from .registry import Adapter, HeadShape, register_adapter, unregister_adapter
@@ -30,6 +31,8 @@ __all__ = [
     "load_safetensors",
     "precondition_",
     "register_adapter",
+    "register_posthook",
+    "register_prehook",
     "restore_",
     "save_safetensors",
     "support_page",
