@@ -18,10 +18,9 @@ from torch.overrides import TorchFunctionMode
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
-from preconditioned_attention.conversion.adapters.transformers import REFUSED
 from preconditioned_attention.conversion.adapters.transformers_own import SEEN_BY
 from preconditioned_attention.conversion.convert import survey
-from preconditioned_attention.conversion.registry import find_adapter
+from preconditioned_attention.conversion.registry import Refused, find_adapter
 from preconditioned_attention.conversion.unweighted import build_without_weights
 from tests.conversion.adapters.transformers_own_zoo import OWN
 from tests.conversion.adapters.transformers_zoo import (
@@ -242,9 +241,6 @@ def test_attention_weights_are_those_of_the_plain_model(name: str) -> None:
 
 
 def test_modules_whose_output_is_not_a_heads_rows_are_refused() -> None:
-    assert all(
-        getattr(__import__(name.rpartition(".")[0], fromlist=["x"]), name.rpartition(".")[2]) for name in REFUSED
-    ), "a refused class was renamed"
     config = transformers.DiffLlamaConfig(**SIZES, num_key_value_heads=2)
     with pytest.raises(ValueError, match=r"nothing to convert[\s\S]*differential attention subtracts"):
         precondition_(transformers.DiffLlamaModel(config))
@@ -369,14 +365,13 @@ def test_every_dispatching_method_is_classified() -> None:
         assert adapter is not None, (module, name)
         calls = found_function_calls(method)
         # several calls: one for flash attention, and one for every part of a packed sequence otherwise
-        alternatives = "is_flash_attention_requested" in ast.unparse(method)
-        assert len(calls) == 1 or (calls and alternatives) or f"{module}.{name}" in REFUSED, (module, name)
-        assert all(isinstance(call.args[0], ast.Name) and call.args[0].id == "self" for call in calls), (module, name)
-        if f"{module}.{name}" in REFUSED:
+        if isinstance(adapter, Refused):
             refused.add(name)
-            assert adapter.refusal(cls.__new__(cls)) == REFUSED[f"{module}.{name}"]
             counts["refused"] += 1
             continue
+        alternatives = "is_flash_attention_requested" in ast.unparse(method)
+        assert len(calls) == 1 or (calls and alternatives), (module, name)
+        assert all(isinstance(call.args[0], ast.Name) and call.args[0].id == "self" for call in calls), (module, name)
         counts["exact"] += 1
         assert not adapter.definition, (module, name)
         if adapter.mechanism != "attention interface":
@@ -384,9 +379,16 @@ def test_every_dispatching_method_is_classified() -> None:
         elif "reorder_and_upcast_attn" in ast.unparse(method):
             goes_around.add(name)
         assert "ALL_ATTENTION_FUNCTIONS[" not in ast.unparse(method) or name in hooked, (module, name)
-    assert refused == {"DiffLlamaAttention", "Florence2VisionChannelAttention"}
+    assert refused == {
+        "DiffLlamaAttention",
+        "Florence2VisionChannelAttention",
+        "Inkling2BlockAttentionResidual",
+        "Inkling2LoopBlockAttentionResidual",
+        "Inkling2LoopMessageAttentionResidual",
+        "MuseSparkTextAttention",
+    }
     assert goes_around == {"GPT2Attention", "DecisionTransformerGPT2Attention"}
-    assert hooked == {name.rpartition(".")[2] for name, points in SEEN_BY.items() if points == ("o_proj",)}
+    assert hooked >= {name.rpartition(".")[2] for name, points in SEEN_BY.items() if points == ("o_proj",)}
     print(f"transformers {transformers.__version__}, dispatching methods:", dict(counts))
     if transformers.__version__ == "5.23.0":
         assert counts == {"exact": 443, "refused": 2}

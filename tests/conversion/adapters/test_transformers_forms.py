@@ -272,7 +272,10 @@ def test_a_bird_s_full_attention_alone() -> None:
         precondition_(sparse)
 
 
-@pytest.mark.parametrize("name", ["chameleon.ChameleonVQVAEEncoderAttnBlock", "janus.JanusVQVAEAttnBlock"])
+IMAGES = ["apertus1p5.Apertus1p5VisionTokenizerAttnBlock", "chameleon.ChameleonVQVAEEncoderAttnBlock"]
+
+
+@pytest.mark.parametrize("name", [*IMAGES, "janus.JanusVQVAEAttnBlock"])
 def test_attention_in_an_image_by_hand(name: str) -> None:
     module, image = made(name, 32), rows(2, 3, 4).permute(0, 3, 1, 2).contiguous()
 
@@ -282,6 +285,17 @@ def test_attention_in_an_image_by_hand(name: str) -> None:
         return x + inside.proj_out(out.mT.reshape(x.shape))
 
     proved(module, image, reference=reference)
+
+
+def test_attention_in_a_series_by_hand() -> None:
+    settings = config(decoder_hidden_size=32, decoder_attention_num_groups=4, norm_eps=1e-6)
+    module, series = made("wavtokenizer.WavTokenizerVocosAttention", settings), rows(2, 9).mT.contiguous()
+
+    def reference(inside: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = (layer(inside.norm(x)).mT for layer in (inside.q, inside.k, inside.v))
+        return x + inside.proj_out(diagonal_product(attention_rows(q[:, None], k[:, None], v[:, None])[:, 0]).mT)
+
+    proved(module, series, reference=reference)
 
 
 def test_groupvit_assignment() -> None:

@@ -116,10 +116,16 @@ def test_generation_with_a_cache_equals_generation_without(name: str, cache: str
     assert torch.equal(model.generate(**given, **options, cache_implementation=cache), expected)
 
 
+# They stay in the tables for the versions that have them, up to transformers 5.23.
+GONE = {"transformers.models.gptj.modeling_gptj.GPTJFlashAttention2"}
+
+
 def test_every_name_of_the_tables_exists() -> None:
     """Fails when a new transformers renames a class: it would be left out silently."""
     for name in [*RETURNED, *SEEN_BY, *DEFORMABLE, *(name for names in SWAPPED.values() for name in names)]:
         module, _, cls = name.rpartition(".")
+        if name in GONE:
+            continue
         assert issubclass(getattr(__import__(module, fromlist=[cls]), cls), nn.Module), name
 
 
@@ -192,6 +198,8 @@ def test_deformable_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_flash_attention_classes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With torch's function in the place of the kernel, which needs a GPU; its queries are (B, N, H, d)."""
     library = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    if f"{library.__name__}.GPTJFlashAttention2" in GONE and not hasattr(library, "GPTJFlashAttention2"):
+        pytest.skip("transformers 5.24 has dropped it")
     module = {
         "bark": lambda: library.BarkSelfFlashAttention2(config(block_size=16), True),
         "falcon": lambda: library.FalconFlashAttention2(OWN["falcon"].build().config, 0),

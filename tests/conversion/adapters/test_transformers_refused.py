@@ -14,19 +14,24 @@ from tests.conversion.adapters.transformers_modules import attention_class, conf
 from tests.conversion.adapters.transformers_zoo import TEXT, Case
 
 REFUSED = {
-    "bailing_hybrid.BailingHybridDeltaAttention": "RMS-normalised at once",
+    "bailing_hybrid.BailingHybridDeltaAttention": "normalised already",
     "big_bird.BigBirdBlockSparseAttention": "converted as a whole",
     "bigbird_pegasus.BigBirdPegasusBlockSparseAttention": "converted as a whole",
-    "glm5_next.Glm5NextTextLinearAttention": "RMS-normalised at once",
+    "diffllama.DiffLlamaAttention": "normalised already: differential attention subtracts",
+    "florence2.Florence2VisionChannelAttention": "rows are channels",
+    "glm5_next.Glm5NextTextLinearAttention": "normalised already",
     "inkling2.Inkling2BlockAttentionResidual": "residual stream",
-    "kimi_linear.KimiLinearDeltaAttention": "RMS-normalised at once",
-    "mgp_str.MgpstrA3Module": "layer norm of every row",
+    "inkling2_loop.Inkling2LoopBlockAttentionResidual": "residual stream",
+    "inkling2_loop.Inkling2LoopMessageAttentionResidual": "residual stream",
+    "kimi_linear.KimiLinearDeltaAttention": "normalised already",
+    "mgp_str.MgpstrA3Module": "normalised already: no heads, and a layer norm of every row",
     "mobilevitv2.MobileViTV2LinearSelfAttention": "one context vector",
     "rwkv.RwkvSelfAttention": "rows of one entry",
     "slanet.SLANetAttentionGRUCell": "recurrent cell",
     "slanext.SLANeXtAttentionGRUCell": "recurrent cell",
+    "muse_spark.MuseSparkTextAttention": "normalised already: an RMS norm of every head's row",
     "swiftformer.SwiftFormerEfficientAdditiveAttention": "one context vector",
-    "yoso.YosoSelfAttention": "length one itself",
+    "yoso.YosoSelfAttention": "normalised already: it scales every head's row to length one",
 }
 
 assert list(registry.registered_adapters()), "the adapters are imported, and with them what is no attention"
@@ -67,6 +72,14 @@ def test_a_norm_undoes_the_rows_of_the_text_recogniser() -> None:
     unit = seen[0] / seen[0].norm(dim=-1, keepdim=True)
     # up to the norm's eps beside the variance of a row
     assert torch.allclose(module.norm(unit * 1e3), out, rtol=1e-2, atol=1e-2)
+
+
+def test_a_norm_of_every_head_undoes_the_rows_of_muse_spark() -> None:
+    """Any scaling of the rows that its norm sees leaves what it returns as it is, up to the norm's eps."""
+    settings = transformers.AutoConfig.for_model("muse_spark").get_text_config()
+    norm = attention_class("muse_spark.MuseSparkRMSNorm")(eps=settings.rms_norm_eps, with_scale=False).double()
+    rows = torch.randn(2, 9, 4, 8, dtype=torch.float64)
+    assert torch.allclose(norm(rows * torch.rand(2, 9, 4, 1).add(0.5)), norm(rows), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NO_ATTENTION)

@@ -61,4 +61,4 @@ def test_leaves_to_theirs_what_it_does_not_know() -> None:
 
 def test_the_installed_text_is_the_known_one() -> None:
     """Fails when a new transformers changes its function: read it, then renew ours and the digest."""
-    assert text_digest(sdpa_attention_forward) == transformers_sdpa.KNOWN_TEXT, transformers.__version__
+    assert text_digest(sdpa_attention_forward) in transformers_sdpa.KNOWN_TEXTS, transformers.__version__

@@ -111,9 +111,10 @@ MODULES: dict[str, Callable[[], Built]] = {
     "oneformer.OneFormerAttention": lambda: ((32, 4), {}, (_KEY, None, rows(2, 9))),
     "oneformer.OneFormerTextMapperAttention": lambda: ((32, 4), {}, (_QUERY, _KEY, _KEY)),
     "pp_doclayout_v2.PPDocLayoutV2ReadingOrderSelfAttention": lambda: (
-        (config(has_relative_attention_bias=True, has_spatial_attention_bias=True),),
+        # up to 5.23 two biases, and no look-up
+        (config(has_relative_attention_bias=True, has_spatial_attention_bias=True, _attn_implementation="sdpa"),),
         {},
-        (_KEY, torch.zeros(2, 1, 1, 9), _SQUARE, _SQUARE),
+        (_KEY, torch.zeros(2, 1, 1, 9).double(), _SQUARE),
     ),
     "prophetnet.ProphetNetAttention": lambda: ((config(), 4), {}, (_QUERY, _KEY, torch.zeros(2, 4, 1, 9))),
     "qwen2_5_omni.DiTAttention": lambda: (

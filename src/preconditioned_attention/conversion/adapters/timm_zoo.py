@@ -253,7 +253,9 @@ class SimPoolHook(PostHook):
 class DifferentialAttention(Refused):
     """Its own norm per head undoes any row scaling."""
 
-    reason = "differential attention: it normalises every head's rows itself (`sub_norm`), which undoes C"
+    reason = (
+        "normalised already: differential attention normalises every head's rows itself (`sub_norm`), which undoes C"
+    )
 
 
 @register_named("timm.models.mobilevit.LinearSelfAttention")

@@ -20,18 +20,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from ...layers import Preconditioner
 from ..detection import nested_code
-from ..registry import Adapter, HeadShape, class_name, read_int, register_finder
+from ..registry import Adapter, HeadShape, read_int, register_finder
 from . import transformers_sdpa
-
-# Classes that dispatch and whose output is not one head's rows.
-REFUSED = {
-    "transformers.models.diffllama.modeling_diffllama.DiffLlamaAttention": (
-        "differential attention subtracts two attention outputs and normalises the difference itself"
-    ),
-    "transformers.models.florence2.modeling_florence2.Florence2VisionChannelAttention": (
-        "channel attention whose rows are channels, not tokens"
-    ),
-}
 
 
 class DispatchedPreconditioner(Preconditioner):
@@ -45,10 +35,10 @@ class Interface(Adapter):
     honours_backend = True
 
     def refusal(self, module: nn.Module) -> str | None:
-        """Modules that dispatch but whose result is not what it seems, or that may go around the look-up."""
+        """Modules that may go around the look-up."""
         if getattr(module, "reorder_and_upcast_attn", False):
             return "reorder_and_upcast_attn=True computes eager attention without the look-up; set it to False"
-        return REFUSED.get(class_name(type(module)))
+        return None
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the attribute names in use across the models, the module's own before its config's; or a projection."""

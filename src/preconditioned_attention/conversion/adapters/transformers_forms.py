@@ -151,14 +151,19 @@ class Replaceable(_OwnShape, PreHook):
 
 
 @register_named(
-    *named("chameleon.ChameleonVQVAEEncoderAttnBlock janus.JanusVQVAEAttnBlock groupvit.GroupViTAssignAttention")
+    *named(
+        """
+        apertus1p5.Apertus1p5VisionTokenizerAttnBlock chameleon.ChameleonVQVAEEncoderAttnBlock
+        groupvit.GroupViTAssignAttention janus.JanusVQVAEAttnBlock wavtokenizer.WavTokenizerVocosAttention
+        """
+    )
 )
 class SingleHead(PreHook):
-    """One head as wide as the projection's input; a convolution's input is an image."""
+    """One head as wide as the projection's input; a convolution's input is an image, or a series."""
 
     def points(self, module: nn.Module) -> tuple[str, ...]:
         """The projection."""
-        return ("proj_out",) if isinstance(getattr(module, "proj_out", None), nn.Conv2d) else ("proj",)
+        return ("proj_out",) if isinstance(getattr(module, "proj_out", None), nn.Conv1d | nn.Conv2d) else ("proj",)
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the projection."""

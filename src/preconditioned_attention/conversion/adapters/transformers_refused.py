@@ -31,7 +31,31 @@ class AdditiveCell(Refused):
 class NormalisesItself(Refused):
     """YOSO."""
 
-    reason = "it scales every head's row to length one itself, before its convolution is added"
+    reason = "normalised already: it scales every head's row to length one, before its convolution is added"
+
+
+@register_named(*named("muse_spark.MuseSparkTextAttention"))
+class NormalisedHeads(Refused):
+    """A norm without weights over every head's output."""
+
+    reason = "normalised already: an RMS norm of every head's row (`o_norm`) follows at once, which undoes C"
+
+
+@register_named(*named("diffllama.DiffLlamaAttention"))
+class NormalisedDifference(Refused):
+    """DiffLlama."""
+
+    reason = (
+        "normalised already: differential attention subtracts two attention outputs and normalises the difference of "
+        "every head"
+    )
+
+
+@register_named(*named("florence2.Florence2VisionChannelAttention"))
+class RowsOfChannels(Refused):
+    """Florence 2's attention between channels."""
+
+    reason = "channel attention whose rows are channels, not tokens"
 
 
 @register_named(
@@ -46,7 +70,7 @@ class NormalisedRecurrence(Refused):
     """The gated delta rule, and a norm."""
 
     kind = "linear"
-    reason = "a recurrence whose every row of every head is RMS-normalised at once, which undoes C"
+    reason = "normalised already: a recurrence whose every row of every head is RMS-normalised at once, which undoes C"
 
 
 @register_named(*named("mgp_str.MgpstrA3Module"))
@@ -54,7 +78,7 @@ class NormalisedPooling(Refused):
     """MGP-STR's pooling of an image's tokens into those of a text."""
 
     kind = "pooling"
-    reason = "no heads, and a layer norm of every row follows at once, which undoes C"
+    reason = "normalised already: no heads, and a layer norm of every row follows at once, which undoes C"
 
 
 @register_named(*named("rwkv.RwkvSelfAttention"))
@@ -65,7 +89,14 @@ class PerChannel(Refused):
     reason = "every channel has weights of its own: rows of one entry; equilibrated, only their sign is left"
 
 
-@register_named(*named("inkling2.Inkling2BlockAttentionResidual"))
+@register_named(
+    *named(
+        """
+        inkling2.Inkling2BlockAttentionResidual inkling2_loop.Inkling2LoopBlockAttentionResidual
+        inkling2_loop.Inkling2LoopMessageAttentionResidual
+        """
+    )
+)
 class OverDepth(Refused):
     """Attention of a token over the states that earlier blocks left of it."""
 

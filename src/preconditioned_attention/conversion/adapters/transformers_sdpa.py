@@ -17,9 +17,12 @@ from transformers.integrations import sdpa_attention as upstream
 from ...layers import Preconditioner
 from ..mechanisms import text_digest
 
-KNOWN_TEXT = "e3d016070b6ac957"  # transformers 5.23.0
+KNOWN_TEXTS = {
+    "e3d016070b6ac957": "5.23.0",
+    "9be3d6b1f79abc00": "5.24.0",
+}  # digest -> the transformers that it was read in
 
-_TEXT_IS_KNOWN = text_digest(upstream.sdpa_attention_forward) == KNOWN_TEXT
+_TEXT_IS_KNOWN = text_digest(upstream.sdpa_attention_forward) in KNOWN_TEXTS
 _COMMON_OPTIONS = {"dropout", "scaling", "is_causal"}
 
 

@@ -38,7 +38,7 @@ class AttentionHook(PostHook):
         if module.laser:
             return "with laser=True a head's output is the logarithm of what its attention returns"
         if module.hybrid_module is not None:
-            return "with a hybrid module every head's rows are normalised already, by `hybrid_norms`"
+            return "normalised already: with a hybrid module every head's rows pass through `hybrid_norms`"
         return None
 
     def shape(self, module: nn.Module) -> HeadShape:
