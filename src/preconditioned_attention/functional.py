@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .config import GRADIENTS, Backend, Gradient, check_choice, check_eps
 from .equilibration import check_gain, check_rows, default_eps
-from .ops import Call, attend, attended_dtype
+from .ops import Call, as_mask, attend, attended_dtype
 
 
 def preconditioned_attention(
@@ -33,7 +33,8 @@ def preconditioned_attention(
         q: ``(B, ..., H, L, d)``.
         k: ``(B, ..., H, S, d)``; with ``enable_gqa`` its heads may be a divisor of ``H``.
         v: ``(B, ..., H, S, d_v)``; heads as ``k``.
-        attn_mask: broadcastable to ``(B, ..., H, L, S)``; boolean (True: attend) or added to the scores.
+        attn_mask: broadcastable to ``(B, ..., H, L, S)``; boolean (True: attend) or added to the scores. Or
+            `torch.nn.attention.bias.causal_upper_left` or `causal_lower_right`.
         dropout_p: dropout of the attention weights. As in PyTorch, applied whenever it is above 0: pass 0.0 in
             evaluation. It comes before the norm.
         is_causal: the causal mask, aligned to the upper left; excludes ``attn_mask``.
@@ -76,6 +77,7 @@ def preconditioned_attention(
     check_gain(gain, q.size(-3) if q.dim() >= 3 else None)
     if attn_mask is not None and is_causal:
         raise ValueError("attn_mask and is_causal=True exclude each other; put the causal mask into attn_mask")
+    attn_mask, is_causal = as_mask(attn_mask, is_causal, q, k)
     call = Call(
         q=q,
         k=k,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..layers.preconditioner import Scores
+from ..ops import as_mask
 from .condition import condition_number
 from .entropy import attention_entropy
 from .rows import mean_direction_share, row_norm_spread
@@ -114,10 +115,11 @@ def softmax_weights(scores: Scores, samples: Tensor, heads: Tensor, tokens: Tens
     q = q.reshape(-1, *q.shape[-3:])[samples][:, heads][:, :, tokens].double().cpu()
     k = k.reshape(-1, *k.shape[-3:])[samples][:, heads // groups].double().cpu()
     products = q @ k.mT * (q.shape[-1] ** -0.5 if scores.scale is None else scores.scale)
-    if scores.attn_mask is not None:
-        mask = scores.attn_mask.detach().expand(shape).reshape(-1, *shape[-3:])[samples][:, heads][:, :, tokens].cpu()
+    attn_mask, is_causal = as_mask(scores.attn_mask, scores.is_causal, scores.q, scores.k)
+    if attn_mask is not None:
+        mask = attn_mask.detach().expand(shape).reshape(-1, *shape[-3:])[samples][:, heads][:, :, tokens].cpu()
         products = products.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else products + mask
-    if scores.is_causal:
+    if is_causal:
         visible = torch.ones(shape[-2:], dtype=torch.bool).tril()[tokens]
         products = products.masked_fill(~visible, -math.inf)
     nowhere = (products == -math.inf).all(dim=-1, keepdim=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .._checks import check_integer
 from ..config import PreconditionConfig
+from ..ops import as_mask
 from ._attention import PAPER, AttentionLayer, split_heads
 
 Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -153,7 +154,7 @@ class MultiheadAttention(AttentionLayer):
             self._check_past(past_key_value, k)
             k, v = (torch.cat(pair, dim=-2) for pair in zip(past_key_value, (k, v), strict=True))
         if attn_mask is not None:
-            _check_mask(attn_mask, is_causal, (*q.shape[:-1], k.shape[-2]))
+            attn_mask, is_causal = _checked(attn_mask, is_causal, q, k)
         elif is_causal:
             attn_mask, is_causal = _causal(q, k)
         heads = self._attend(
@@ -211,9 +212,17 @@ def _causal(q: Tensor, k: Tensor) -> tuple[Tensor | None, bool]:
     return mask.tril(all_tokens - new), False
 
 
-def _check_mask(mask: Tensor, is_causal: bool, scores: tuple[int, ...]) -> None:
+def _checked(mask: Tensor, is_causal: bool, q: Tensor, k: Tensor) -> tuple[Tensor | None, bool]:
+    """``attn_mask`` and ``is_causal`` as the function takes them."""
     if is_causal:
         raise ValueError("attn_mask and is_causal=True exclude each other; put the causal mask into attn_mask")
+    written_out, is_causal = as_mask(mask, is_causal, q, k)
+    if written_out is not None:
+        _check_mask(written_out, (*q.shape[:-1], k.shape[-2]))
+    return written_out, is_causal
+
+
+def _check_mask(mask: Tensor, scores: tuple[int, ...]) -> None:
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(f"attn_mask must be boolean (True: attend) or floating point (added); got {mask.dtype}")
     shape = tuple(mask.shape)
