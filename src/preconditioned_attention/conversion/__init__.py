@@ -4,7 +4,7 @@ from .convert import is_preconditioned, precondition_, restore_, survey
 from .declared import register_posthook, register_prehook
 from .mechanisms import ClassSwap, Layout, PostHook, PreHook
 from .pretrained import from_pretrained
-from .registry import Adapter, HeadShape, register_adapter, unregister_adapter
+from .registry import Adapter, HeadShape, register_adapter, register_composite, unregister_adapter
 from .report import ConversionEntry, ConversionReport
 from .support import SupportedClass, support_page, with_support_matrix
 from .unweighted import build_model, build_without_weights
@@ -31,6 +31,7 @@ __all__ = [
     "load_safetensors",
     "precondition_",
     "register_adapter",
+    "register_composite",
     "register_posthook",
     "register_prehook",
     "restore_",

@@ -12,6 +12,7 @@ from torch import nn
 from ..config import ROW_BACKENDS, PreconditionConfig
 from ..layers import Preconditioner
 from .detection import computes_attention
+from .observed import as_arguments, observe, uncovered
 from .registry import Adapter, HeadShape, Kind, class_name, find_adapter, is_composite
 from .report import ConversionEntry, ConversionReport, Status
 
@@ -50,6 +51,7 @@ def precondition_(
     filter_fn: FilterFn | None = None,
     strict: bool = False,
     marker: bool = True,
+    example_inputs: object = None,
 ) -> ConversionReport:
     """Make every attention of ``model`` a preconditioned one, in place.
 
@@ -62,8 +64,13 @@ def precondition_(
         config: the method's options; None is the paper's method.
         filter_fn: ``filter_fn(module, path)`` is asked for every attention that could be converted; False skips it.
         strict: raise, before anything is changed, if an attention would be left out that nobody asked to leave out.
+            Without ``example_inputs`` it sees modules that an adapter knows, and others whose code, as far as it can
+            be read, names an attention function or takes a softmax and a product.
         marker: add a small buffer to every converted attention, so that a preconditioned checkpoint does not load
             silently into a plain model. False leaves the keys of the state dict as they are.
+        example_inputs: what the model can be called with: a tensor, a tuple of positional arguments, or a mapping of
+            keyword arguments. The model runs on it once, see :func:`observe`, and every module that computes
+            attention then and that nothing here knows is listed as unknown, whatever its code looks like.
 
     Returns:
         What was converted, what was not, and why.
@@ -75,7 +82,7 @@ def precondition_(
     """
     config = PreconditionConfig() if config is None else config
     _check_arguments(model, config, filter_fn)
-    sites = list(_survey(model, config, filter_fn))
+    sites = _survey_all(model, config, filter_fn, example_inputs)
     report = ConversionReport(tuple(site.entry for site in sites), weakref.ref(model))
     _check_plan(report, sites, config, strict)
     chosen = [site for site in sites if site.entry.status == "converted"]
@@ -86,10 +93,13 @@ def precondition_(
     return report
 
 
-def survey(model: nn.Module, config: PreconditionConfig | None = None) -> ConversionReport:
+def survey(
+    model: nn.Module, config: PreconditionConfig | None = None, *, example_inputs: object = None
+) -> ConversionReport:
     """What :func:`precondition_` would do to ``model``: its report, and nothing changed."""
     config = PreconditionConfig() if config is None else config
-    return ConversionReport(tuple(site.entry for site in _survey(model, config, None)), weakref.ref(model))
+    sites = _survey_all(model, config, None, example_inputs)
+    return ConversionReport(tuple(site.entry for site in sites), weakref.ref(model))
 
 
 def restore_(model: nn.Module) -> int:
@@ -198,6 +208,21 @@ def refuse_compiled(model: nn.Module) -> None:
                 f"the model cannot be changed in place: {where} is compiled, and compiled code does not see the "
                 "change; call precondition_ or restore_ first, then torch.compile"
             )
+
+
+def _survey_all(
+    model: nn.Module, config: PreconditionConfig, filter_fn: FilterFn | None, example_inputs: object
+) -> list[_Site]:
+    """What the classes tell and, where there are inputs, what a run shows besides; in the model's order."""
+    sites = list(_survey(model, config, filter_fn))
+    if example_inputs is None:
+        return sites
+    seen = uncovered(model, observe(model, *as_arguments(example_inputs)), [site.entry for site in sites])
+    for path, reason in seen.items():
+        module = model.get_submodule(path)
+        sites.append(_Site(module, None, _entry(path, module, None, HeadShape(None, None), "unknown", reason)))
+    order = {path: number for number, (path, _) in enumerate(model.named_modules())}
+    return sorted(sites, key=lambda site: order[site.entry.path])
 
 
 def _survey(model: nn.Module, config: PreconditionConfig, filter_fn: FilterFn | None) -> Iterator[_Site]:

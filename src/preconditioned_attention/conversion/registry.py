@@ -246,9 +246,13 @@ def register_finder(finder: Finder) -> Finder:
     return finder
 
 
-def register_composite(*classes: str) -> None:
-    """Say of classes that look like attention that they only hold it, or do something else; they are not listed."""
-    _composites.update(classes)
+def register_composite(*classes: str | type[nn.Module]) -> None:
+    """Say of classes that look like attention that they only hold it, or do something else; they are not listed.
+
+    Args:
+        classes: each a class or its qualified name. Subclasses are not meant.
+    """
+    _composites.update(cls if isinstance(cls, str) else class_name(cls) for cls in classes)
 
 
 def is_composite(module: nn.Module) -> bool:

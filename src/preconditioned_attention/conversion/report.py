@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
 
-from .verify import Verification, verify
+from .observed import observe, uncovered
+from .verify import Verification, VerificationError, verify
 
 Status = Literal["converted", "skipped", "unsupported", "unknown"]
 
@@ -56,14 +57,18 @@ class ConversionReport:
     ) -> tuple[Verification, ...]:
         """Run the converted model and prove that every attachment fired and let only unit rows (or zero rows) out.
 
+        It runs once more, watched operator by operator, to prove that no module computes attention that the report
+        does not list.
+
         Args:
-            example_inputs, example_options: what the model is called with. The model runs once, in the mode (train or
-                eval) that it is in, without gradients; in training mode it may update batch statistics.
+            example_inputs, example_options: what the model is called with. The model runs twice, in the mode (train or
+                eval) that it is in, without gradients; in training mode the first run may update batch statistics.
             through: what to call instead of the model: a compiled or a wrapped form of it, to see that the conversion
                 has reached it.
 
         Raises:
-            VerificationError: an attachment did not fire, or let other rows out; the message lists which.
+            VerificationError: an attachment did not fire, or let other rows out, or a module computes attention and is
+                not listed; the message lists which.
             ValueError: the model is gone, or has been restored.
         """
         model = self.model() if self.model is not None else None
@@ -73,7 +78,17 @@ class ConversionReport:
         plain = [path for path, module in modules.items() if not hasattr(module, "preconditioner")]
         if plain:
             raise ValueError(f"not preconditioned any more: {', '.join(map(repr, plain))}; call precondition_(model)")
-        return verify(modules, model if through is None else through, example_inputs, example_options)
+        results = verify(modules, model if through is None else through, example_inputs, example_options)
+        self._check_that_all_is_listed(model, observe(model, example_inputs, example_options, through=through))
+        return results
+
+    def _check_that_all_is_listed(self, model: nn.Module, seen: Mapping[str, str]) -> None:
+        unlisted = uncovered(model, seen, self.entries)
+        if unlisted:
+            raise VerificationError(
+                "attention that the report does not list was seen when the model ran; register an adapter for it, or "
+                "register_composite if it is none:\n" + "\n".join(f"  {p}: {reason}" for p, reason in unlisted.items())
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {"entries": self.entries, "model": None}  # a reference means nothing in another process
