@@ -88,7 +88,7 @@ def test_arrows_point_one_way(path: Path) -> None:
 
 def test_backends_never_import_each_other() -> None:
     shared = {"__init__", "api", "call", "cuda", "operators", "renormalised", "rows", "rows_torch", "rows_triton"}
-    shared |= {"equilibrated", "second_order", "varlen_call", "varlen_renormalised"}
+    shared |= {"equilibrated", "recording", "second_order", "varlen_call", "varlen_renormalised"}
     choosing = {
         "causal_bias",
         "containers",

@@ -4,7 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._decomp import core_aten_decompositions
+from torch._dynamo.backends.common import aot_autograd
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
@@ -260,10 +263,8 @@ def test_values_whose_squares_overflow_when_compiled(dtype: torch.dtype, gradien
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("traced", [flash_cpu.LSE_IS_TRACED, False])
-def test_float64_compiled(traced: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where PyTorch says that the row constants are float32, as 2.11 does: then by an operator of ours."""
-    monkeypatch.setattr(flash_cpu, "LSE_IS_TRACED", traced)
+def test_float64_compiled(backend: str) -> None:
+    """Also where PyTorch says that its kernel's row constants are float32, as 2.11 does."""
     torch._dynamo.reset()
     q = torch.randn(1, 2, 5, 8, dtype=torch.float64, requires_grad=True)
     compiled = torch.compile(lambda x: preconditioned_attention(x, x, x), fullgraph=True, backend=backend)
@@ -273,17 +274,23 @@ def test_float64_compiled(traced: bool, backend: str, monkeypatch: pytest.Monkey
     assert relative_error(*grads) <= 1e-13
 
 
-@pytest.mark.parametrize("traced", [True, False])
-def test_the_forward_operator_stands_in_where_it_has_to(traced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flash_cpu, "LSE_IS_TRACED", traced)
+def test_a_compiler_that_decomposes_pytorchs_operators() -> None:
+    """It must not meet the flash kernel: its decomposition returns the attention weights for the row constants."""
+    torch._dynamo.reset()
+    graphs: list[str] = []
 
-    class Attention(torch.nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return preconditioned_attention(x, x, x)
+    def compiler(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph.code)
+        return make_boxed_func(graph.forward)
 
-    for dtype in (torch.float32, torch.float64):
-        code = torch.export.export(Attention(), (torch.randn(1, 2, 5, 8, dtype=dtype),)).graph_module.code
-        assert ("flash_cpu_forward" in code) == (dtype == torch.float64 and not traced)
+    decomposing = aot_autograd(fw_compiler=compiler, decompositions=core_aten_decompositions())
+    q = torch.randn(1, 2, 5, 8, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(lambda x: preconditioned_attention(x, x, x), fullgraph=True, backend=decomposing)
+    out, expected = compiled(q), preconditioned_attention(q, q, q)
+    assert relative_error(out, expected) <= 1e-13
+    assert relative_error(*(torch.autograd.grad(y.cos().sum(), q)[0] for y in (out, expected))) <= 1e-13
+    assert len(graphs) == 2
+    assert not any("aten._scaled_dot_product" in graph for graph in graphs)
 
 
 def test_the_forward_operator_that_compilers_see() -> None:

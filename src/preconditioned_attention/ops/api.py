@@ -8,9 +8,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..config import BACKENDS, Backend, check_choice
+from ..config import BACKENDS, ROW_BACKENDS, Backend, check_choice
 from . import composition, cuda, cudnn, efficient, flash_cpu, flash_cuda, reference
 from .call import Call
+from .recording import recorded
 
 _BACKENDS: dict[str, ModuleType] = {
     "efficient": efficient,
@@ -26,7 +27,7 @@ def attend(call: Call, backend: Backend) -> Tensor:
     """Compute `C Attn(q, k, v)` with the named backend.
 
     ``"auto"`` takes the kernel that plain attention would take, re-normalised, and where there is none plain
-    attention followed by the scaling of its rows; it logs why, once.
+    attention followed by the scaling of its rows; it logs why, once. What is recorded for other tools is the latter.
 
     Raises:
         ValueError: ``backend`` is not one of the known names, or it cannot serve the call, or the tensors do not go
@@ -37,14 +38,24 @@ def attend(call: Call, backend: Backend) -> Tensor:
     if backend == "auto":
         return _auto(call)
     module = _module(backend, call)
-    reason = module.refusal(call)
+    reason = _recording_refusal(backend) or module.refusal(call)
     if reason is not None:
         call.check()
         raise ValueError(f"backend={backend!r} cannot serve this call: {reason}. Use backend='auto'")
     return module.attend(call)
 
 
+def _recording_refusal(backend: Backend) -> str | None:
+    if backend in ROW_BACKENDS or backend == "reference" or not recorded():
+        return None
+    return (
+        "torch.export, torch.jit.trace and make_fx record what every tool knows: plain attention, and its rows scaled"
+    )
+
+
 def _auto(call: Call) -> Tensor:
+    if recorded():
+        return composition.attend(call)
     reasons = []
     for name in _candidates(call):
         module = _module(name, call)

@@ -16,6 +16,7 @@ from torch.autograd.function import Function
 
 from ..config import GRADIENTS, Gradient, check_choice, check_eps
 from ..equilibration import check_gain, check_rows, default_eps, equilibrate_by_formula
+from .recording import recorded
 from .rows import eps_is_negligible
 from .rows_torch import derivative, squares_fit, unit_rows
 
@@ -93,7 +94,7 @@ def equilibrate(
 
 def _serves(x: Tensor, eps: float) -> bool:
     """Whether the written-out derivative is for ``x``; what traces or transforms code gets the formula."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or recorded() or torch._C._are_functorch_transforms_active():
         return False
     return (
         type(x) in (Tensor, torch.nn.Parameter)

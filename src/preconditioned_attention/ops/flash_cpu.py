@@ -18,16 +18,9 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def _lse_is_traced_in_its_dtype() -> bool:
-    row = torch.empty(1, 1, 1, 1, dtype=torch.float64, device="meta")
-    return bool(_forward(row, row, row)[1].dtype == torch.float64)
-
-
-LSE_IS_TRACED = _lse_is_traced_in_its_dtype()
-
 # Compilers are given operators of ours. Backward: Inductor copies what it hands to PyTorch's into one layout; to one of
-# ours it hands what there is. Forward, where it has to be: PyTorch 2.11 says that the row constants of float64 are
-# float32, and compiled code that computes with them would read each as two.
+# ours it hands what there is. Forward: where a compiler takes PyTorch's apart, as `core_aten_decompositions` does, its
+# second result becomes the attention weights; and PyTorch 2.11 says that the row constants of float64 are float32.
 _LIBRARY = torch.library.Library("preconditioned_attention", "FRAGMENT")
 _LIBRARY.define(
     "flash_cpu_forward(Tensor q, Tensor k, Tensor v, bool is_causal, Tensor? bias, float? scale) -> (Tensor, Tensor)",
@@ -113,8 +106,8 @@ torch.library.register_fake("preconditioned_attention::flash_cpu_forward", _flas
 
 def _kernel_forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor]:
     q, k, v, bias = inputs
-    misread = q.dtype == torch.float64 and not LSE_IS_TRACED and torch.compiler.is_compiling()
-    operator = torch.ops.preconditioned_attention.flash_cpu_forward.default if misread else _flash_forward
+    compiling = torch.compiler.is_compiling()
+    operator = torch.ops.preconditioned_attention.flash_cpu_forward.default if compiling else _flash_forward
     a, lse = operator(q, k, v, options.is_causal, bias, options.scale)
     return a, lse
 
