@@ -1,3 +1,7 @@
+import copy
+import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHead
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion import from_pretrained
 
+MARKER = "requires_preconditioned_attention"
 TOKENS = torch.arange(10).view(1, 10)
 
 
@@ -68,3 +73,265 @@ def test_a_gain_that_is_missing(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ValueError, match=r"have 0 gains for 'transformer\.h\.1\.attn'; one was expected"):
         from_pretrained(AutoModelForCausalLM, tmp_path)
+
+
+def rewrite(folder: Path, change: Callable[[dict], None]) -> None:
+    path = folder / "config.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def old_folder(folder: Path, *, gradient: str = "full", marker: bool = True) -> nn.Module:
+    """As it was written while `config.json` had an entry and was plain otherwise, and marks were three integers."""
+    model = gpt2()
+    state = dict(model.state_dict())
+    if marker:
+        mark = torch.tensor([1, ["full", "stop"].index(gradient), 0])
+        state |= {f"transformer.h.{i}.attn.preconditioner.{MARKER}": mark.clone() for i in (0, 1)}
+    model.save_pretrained(folder, state_dict=state)
+    modules = ["transformer.h.0.attn", "transformer.h.1.attn"]
+    entry = {"config": PreconditionConfig(gradient=gradient).to_dict(), "modules": modules, "marker": marker}
+    rewrite(folder, lambda content: content.update(preconditioned_attention=entry))
+    precondition_(model, PreconditionConfig(gradient=gradient))
+    return model
+
+
+@pytest.mark.parametrize("marker", [True, False])
+def test_folders_of_the_old_form(marker: bool, tmp_path: Path) -> None:
+    model = old_folder(tmp_path, gradient="stop", marker=marker)
+    again, info = from_pretrained(AutoModelForCausalLM, tmp_path, output_loading_info=True)
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    assert again.transformer.h[0].attn.preconditioner.config.gradient == "stop"
+    assert not any(info.values())
+    assert not hasattr(again.config, "preconditioned_attention")
+    if marker:
+        model.load_state_dict(again.state_dict())
+
+
+def test_an_old_mark_and_the_configuration_disagree(tmp_path: Path) -> None:
+    old_folder(tmp_path, gradient="stop")
+    rewrite(tmp_path, lambda content: content["preconditioned_attention"]["config"].update(gradient="full"))
+    with pytest.raises(
+        ValueError, match=r"config\.json says Mark\(gradient='full'.*weights says Mark\(gradient='stop'"
+    ):
+        from_pretrained(AutoModelForCausalLM, tmp_path)
+
+
+def test_a_plain_model_that_inherited_the_configuration(tmp_path: Path) -> None:
+    """Loaded plainly from a folder of the old form, trained and saved: the entry is still there, the marks are not."""
+    old_folder(tmp_path / "old")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "old")
+    assert plain.config.preconditioned_attention
+    plain.save_pretrained(tmp_path / "new")
+    with pytest.raises(
+        ValueError, match=r"says that 'transformer\.h\.0\.attn' is preconditioned, and the weights have no"
+    ):
+        from_pretrained(AutoModelForCausalLM, tmp_path / "new")
+
+
+def test_models_that_share_a_configuration(tmp_path: Path) -> None:
+    converted, plain = gpt2(), gpt2()
+    plain.config = converted.config
+    before, kept = converted.config.to_dict(), vars(converted.config).copy()
+    precondition_(converted)
+    assert converted.config is plain.config is converted.transformer.config
+    assert converted.config.to_dict() == before
+    converted.save_pretrained(tmp_path / "converted")
+    plain.save_pretrained(tmp_path / "plain")
+    fresh = AutoModelForCausalLM.from_config(converted.config)
+    fresh.save_pretrained(tmp_path / "fresh")
+    for name in ("plain", "fresh"):
+        assert "preconditioned" not in (tmp_path / name / "config.json").read_text()
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / name) is not None
+    assert from_pretrained(AutoModelForCausalLM, tmp_path / "converted") is not None
+    restore_(converted)
+    assert set(vars(converted.config)) == set(kept)
+    converted.save_pretrained(tmp_path / "converted")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "converted")
+
+
+def test_a_save_that_fails_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = gpt2()
+    precondition_(model)
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(model, "state_dict", full)
+    monkeypatch.setattr(model.config, "to_json_file", full, raising=False)
+    with pytest.raises(OSError, match="disk full"):
+        model.save_pretrained(tmp_path)
+    assert "save_pretrained" not in vars(model.config)
+
+
+@pytest.mark.parametrize("part", ["transformer", "transformer.h.1"])
+def test_a_part_is_converted_and_the_whole_is_saved(part: str, tmp_path: Path) -> None:
+    model = gpt2()
+    precondition_(model.get_submodule(part))
+    model.save_pretrained(tmp_path)
+    again = from_pretrained(AutoModelForCausalLM, tmp_path)
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    assert list(again.state_dict()) == list(model.state_dict())
+
+
+def test_modules_with_options_of_their_own(tmp_path: Path) -> None:
+    model = gpt2()
+    precondition_(model, PreconditionConfig(gain=2.0), filter_fn=lambda module, path: ".0." in path)
+    precondition_(model, PreconditionConfig(eps=1e-3), filter_fn=lambda module, path: ".1." in path, marker=False)
+    model.save_pretrained(tmp_path)
+    again = from_pretrained(AutoModelForCausalLM, tmp_path)
+    configs = [block.attn.preconditioner.config for block in again.transformer.h]
+    assert configs == [PreconditionConfig(gain=2.0), PreconditionConfig(eps=1e-3)]
+    assert list(again.state_dict()) == list(model.state_dict())
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_a_copy_is_saved_as_what_it_is(copied: Callable, tmp_path: Path) -> None:
+    model = gpt2()
+    precondition_(model)
+    copied(model).save_pretrained(tmp_path / "converted")
+    from_pretrained(AutoModelForCausalLM, tmp_path / "converted")
+    restore_(model)
+    copied(model).save_pretrained(tmp_path / "plain")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+
+
+DISAGREEMENTS = {
+    "another gradient": (
+        lambda content: content["preconditioned_attention"]["config"].update(gradient="stop"),
+        r"'transformer\.h\.0\.attn' has the gradient and placement that it names, and its mark in the weights says",
+    ),
+    "a module that is not listed": (
+        lambda content: content["preconditioned_attention"]["modules"].pop(),
+        r"'transformer\.h\.1\.attn' is plain, or has no mark, and the weights have its mark",
+    ),
+    "a module that is nowhere": (
+        lambda content: content["preconditioned_attention"]["modules"].append("transformer.h.7.attn"),
+        r"'transformer\.h\.7\.attn' is preconditioned, and neither model nor weights have such a module",
+    ),
+    "marks where there should be none": (
+        lambda content: content["preconditioned_attention"].update(marker=False),
+        r"'transformer\.h\.0\.attn' is plain, or has no mark, and the weights have its mark",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), DISAGREEMENTS.values(), ids=DISAGREEMENTS)
+def test_weights_and_configuration_disagree(change: Callable, message: str, tmp_path: Path) -> None:
+    model = gpt2()
+    precondition_(model)
+    model.save_pretrained(tmp_path)
+    rewrite(tmp_path, change)
+    with pytest.raises(ValueError, match=message):
+        from_pretrained(AutoModelForCausalLM, tmp_path)
+
+
+def test_marks_and_no_entry(tmp_path: Path) -> None:
+    model = gpt2()
+    precondition_(model)
+    state = model.state_dict()
+    gpt2().save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(ValueError, match=r"weights mark 2 modules as preconditioned, 'transformer.* no entry 'precond"):
+        from_pretrained(AutoModelForCausalLM, tmp_path)
+
+
+def test_without_marks_the_entry_is_trusted_and_plain_loaders_are_refused_all_the_same(tmp_path: Path) -> None:
+    model = gpt2()
+    precondition_(model, marker=False)
+    model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["preconditioned_attention"]["marker"] is False
+    with pytest.raises(ValueError, match="custom code"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=False)
+    with pytest.raises(ValueError, match='"preconditioned_attention"` is not supported'):
+        GPT2LMHeadModel.from_pretrained(tmp_path)
+    again = from_pretrained(AutoModelForCausalLM, tmp_path)
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
+def saved(folder: Path, **options: object) -> nn.Module:
+    model = gpt2()
+    precondition_(model, PreconditionConfig(gain=0.5))
+    for block in model.transformer.h:
+        nn.init.uniform_(block.attn.preconditioner.gain, 0.5, 2.0)
+    model.save_pretrained(folder, **options)
+    return model
+
+
+@pytest.mark.parametrize("model_class", [AutoModelForCausalLM, GPT2LMHeadModel])
+def test_it_takes_what_from_pretrained_takes(model_class: type, tmp_path: Path) -> None:
+    model = saved(tmp_path / "folder" / "inside")
+    again, info = from_pretrained(
+        model_class,
+        tmp_path / "folder",
+        subfolder="inside",
+        dtype=torch.bfloat16,
+        device_map="cpu",
+        attn_implementation="eager",
+        low_cpu_mem_usage=True,
+        local_files_only=True,
+        revision="main",
+        token=False,
+        output_loading_info=True,
+        use_cache=False,
+    )
+    assert type(again) is GPT2LMHeadModel
+    assert not any(info.values())
+    assert {tensor.dtype for tensor in again.state_dict().values()} == {torch.bfloat16}
+    assert (again.config._attn_implementation, again.config.use_cache) == ("eager", False)
+    for own, other in zip(again.transformer.h, model.transformer.h, strict=True):
+        assert torch.equal(own.attn.preconditioner.gain, other.attn.preconditioner.gain.bfloat16())
+    torch.testing.assert_close(again(TOKENS).logits.float(), model(TOKENS).logits, atol=3e-2, rtol=3e-2)
+
+
+def test_a_configuration_of_ones_own(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    config = GPT2Config(**gpt2().config.to_dict() | {"attn_pdrop": 0.3})
+    again = from_pretrained(AutoModelForCausalLM, tmp_path, config=config)
+    assert again.config.attn_pdrop == 0.3
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    again = from_pretrained(GPT2LMHeadModel, None, config=tmp_path, state_dict=model.state_dict())
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_shards_and_bin_files(tmp_path: Path) -> None:
+    model = saved(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    again = from_pretrained(AutoModelForCausalLM, tmp_path)
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    for path in tmp_path.glob("*.safetensors*"):
+        path.unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    again = from_pretrained(AutoModelForCausalLM, tmp_path)
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_parts_on_other_devices(tmp_path: Path) -> None:
+    model = saved(tmp_path)
+    places = {"transformer.h.1": "disk", "transformer.h.0": "cpu", "transformer.wte": "cpu", "transformer.wpe": "cpu"}
+    again = from_pretrained(
+        AutoModelForCausalLM,
+        tmp_path,
+        device_map={**places, "transformer.ln_f": "cpu", "lm_head": "cpu"},
+        offload_folder=tmp_path / "offload",
+    )
+    assert again.transformer.h[0].attn.preconditioner.gain.device.type == "cpu"
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_weights_of_other_shapes(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(RuntimeError, match="have other shapes than the model's"):
+        from_pretrained(AutoModelForCausalLM, tmp_path, vocab_size=60)
+    again = from_pretrained(AutoModelForCausalLM, tmp_path, vocab_size=60, ignore_mismatched_sizes=True)
+    assert again.config.vocab_size == 60
+
+
+def test_a_class_that_cannot_load(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="model_class must be a class of transformers"):
+        from_pretrained(gpt2(), tmp_path)
+    with pytest.raises(ValueError, match="config must be given where folder is None"):
+        from_pretrained(GPT2LMHeadModel, None)

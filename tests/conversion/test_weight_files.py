@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from preconditioned_attention import PreconditionConfig, precondition_
+from preconditioned_attention import ConditionMonitor, PreconditionConfig, precondition_
 from preconditioned_attention.conversion import conversion_metadata, load_safetensors, save_safetensors
 
 X = torch.randn(2, 5, 12)
@@ -104,3 +104,9 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
     with pytest.raises(OSError, match="disk full"):
         save_safetensors(plain(), tmp_path / "m.safetensors")
     assert (tmp_path / "m.safetensors").read_bytes() == before
+
+
+def test_a_model_that_is_only_looked_at_is_a_plain_one() -> None:
+    model = plain()
+    with ConditionMonitor(model):
+        assert conversion_metadata(model) == {}

@@ -27,10 +27,6 @@ KIND_OPTIONS: dict[Kind, str] = {
 }
 
 
-CONFIG_ENTRY = "preconditioned_attention"
-"""What a conversion is written under in the `config` of a transformers model, which `save_pretrained` saves."""
-
-
 # Who converted what: another adapter may have been registered since. A copy's is looked up.
 _converted_by: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
 
@@ -87,9 +83,6 @@ def precondition_(
     _check_plan(report, sites, config, strict)
     chosen = [site for site in sites if site.entry.status == "converted"]
     attach_all([(site.module, site.adapter) for site in chosen if site.adapter], _factory(config, marker))
-    if _saves_a_config(model):
-        modules = [site.entry.path for site in chosen]
-        setattr(model.config, CONFIG_ENTRY, {"config": config.to_dict(), "modules": modules, "marker": marker})
     return report
 
 
@@ -117,14 +110,7 @@ def restore_(model: nn.Module) -> int:
         raise ValueError("nothing to restore: no module of this model is preconditioned")
     for _, module in converted:
         detach(module)
-    if _saves_a_config(model) and hasattr(model.config, CONFIG_ENTRY):
-        delattr(model.config, CONFIG_ENTRY)
     return len(converted)
-
-
-def _saves_a_config(model: nn.Module) -> bool:
-    """Whether it is a model of transformers, whose configuration is saved beside its weights."""
-    return hasattr(model, "save_pretrained") and hasattr(getattr(model, "config", None), "to_json_string")
 
 
 def is_preconditioned(model: nn.Module) -> bool:

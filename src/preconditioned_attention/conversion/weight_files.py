@@ -16,7 +16,10 @@ from torch import nn
 from .._extras import require
 from .._files import publish
 from ..layers import Preconditioner
-from .convert import CONFIG_ENTRY, preconditioned_modules
+from .convert import preconditioned_modules
+
+CONFIG_ENTRY = "preconditioned_attention"
+"""What a conversion is written under in the metadata of a file."""
 
 # What may differ between a file and a model that loads it: how it is computed, and the backward pass.
 _FREE = ("backend", "gradient")
@@ -95,7 +98,8 @@ def _modules(model: nn.Module) -> dict[str, dict[str, Any]]:
     for path, module in preconditioned_modules(model):
         preconditioner = module.get_submodule("preconditioner")
         assert isinstance(preconditioner, Preconditioner)
-        found[path] = preconditioner.config.to_dict()
+        if preconditioner.origin != "probe":
+            found[path] = preconditioner.config.to_dict()
     return found
 
 

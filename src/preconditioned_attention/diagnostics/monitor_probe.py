@@ -23,6 +23,8 @@ from .monitor_records import Observation, softmax_weights
 class Probe(Preconditioner):
     """Shows its observers `A` and what `C A` would be, and passes `A` on: the model computes what it did."""
 
+    origin = "probe"
+
     def forward(self, rows: Tensor) -> Tensor:
         """``rows``, unchanged."""
         if self.observers:

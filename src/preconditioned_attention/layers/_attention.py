@@ -61,6 +61,7 @@ class AttentionLayer(nn.Module):
         if precondition is not None:
             self._check_config(precondition, value_skip)
             self.preconditioner = Preconditioner(precondition, num_heads=num_heads, device=device, dtype=dtype)
+            self.preconditioner.origin = "layer"
         self.proj = nn.Linear(num_heads * self.head_dim, dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,8 @@ class Preconditioner(nn.Module):
     """
 
     gain: nn.Parameter | None
+    origin: Literal["conversion", "layer", "probe"] = "conversion"
+    """What put it there: a conversion, the constructor of a layer of this package, or somebody who only looks."""
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class Preconditioner(nn.Module):
         self.observers: list[Observer] = []  # each is shown every A and C A; see diagnostics
         self.score_observers: list[ScoreObserver] = []  # each is shown q and k before that, where `attend` has them
         self.watchers: list[Watcher] = []  # each is shown every C A that leaves, however it was computed
-        self.register_buffer(_MARKER, make_mark(self._says(), device=device, dtype=dtype) if marker else None)
+        self.register_buffer(_MARKER, make_mark(self.says(), device=device, dtype=dtype) if marker else None)
         if config.gain is None:
             self.register_parameter("gain", None)
         elif num_heads is None:
@@ -158,22 +160,29 @@ class Preconditioner(nn.Module):
     def reset_parameters(self) -> None:
         """Bring the gain back to where it starts: what memory that was never written (`to_empty`) needs."""
         with torch.no_grad():
-            for tensor, value in ((self.gain, self.config.gain), (self._mark(), 1.0)):
+            for tensor, value in ((self.gain, self.config.gain), (self._buffers[_MARKER], 1.0)):
                 if tensor is not None and value is not None:
                     tensor.fill_(value)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        own = self._mark()
-        if own is not None and not is_current(own):  # pickled with three integers as its mark
-            persistent = _MARKER not in self._non_persistent_buffers_set
-            self.register_buffer(_MARKER, make_mark(self._says(), device=own.device) if persistent else None)
+        own = self._buffers[_MARKER]
+        if own is not None and not is_current(own):  # pickled while the mark was three integers
+            self.renew_mark(keep=_MARKER not in self._non_persistent_buffers_set)
 
-    def _says(self) -> Mark:
+    @property
+    def marked(self) -> bool:
+        """Whether the mark is part of the state dict."""
+        return self._buffers[_MARKER] is not None
+
+    def renew_mark(self, *, keep: bool = True) -> None:
+        """Put a mark of the present form in the place of one of an older form, on the same device; or none."""
+        own = self.get_buffer(_MARKER)
+        self.register_buffer(_MARKER, make_mark(self.says(), device=own.device) if keep else None)
+
+    def says(self) -> Mark:
+        """What the mark says of this module."""
         return Mark(self.config.gradient, self.config.placement)
-
-    def _mark(self) -> Tensor | None:
-        return self._buffers[_MARKER]
 
     def _load_from_state_dict(
         self,
@@ -185,9 +194,9 @@ class Preconditioner(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        own, loaded = self._mark(), state_dict.pop(prefix + _MARKER, None)
+        own, loaded = self._buffers[_MARKER], state_dict.pop(prefix + _MARKER, None)
         if loaded is not None:
-            error_msgs.extend(_mismatches(self._says(), loaded, prefix))
+            error_msgs.extend(_mismatches(self.says(), loaded, prefix))
         elif own is not None:
             _warn_of_a_plain_checkpoint()
         if own is not None:

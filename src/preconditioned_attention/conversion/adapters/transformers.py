@@ -3,7 +3,7 @@
 One wrapper around that look-up, installed once when this file is imported. The function it hands out is the one that
 was asked for, and it passes the output on untouched unless the calling module has a :class:`Preconditioner` as its
 child. So masks, implementation names, caches and every other model stay as they are, and a model that switches its
-implementation stays converted.
+implementation stays converted. A second wrapper, round `save_pretrained`, is inert for models without one too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from transformers.modeling_utils import AttentionInterface
 from ...layers import Preconditioner
 from ..detection import nested_code
 from ..registry import Adapter, HeadShape, read_int, register_finder
+from ..saving import describe
+from ..standalone import preconditioned_folder
 from . import transformers_sdpa
 
 
@@ -117,3 +119,4 @@ def _install() -> None:
 
 
 _install()
+preconditioned_folder.install(describe)

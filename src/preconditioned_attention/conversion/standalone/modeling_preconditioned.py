@@ -1,0 +1,248 @@
+"""Preconditioned attention for whoever loads this folder with `trust_remote_code=True`.
+
+Where the package preconditioned_attention is installed, it loads the model. Where it is not, this file converts the
+plain model as `config.json` describes, if all of its attention either goes through the attention interface of
+transformers or is converted by a hook on a tensor that is described there; other models need the package.
+
+What is computed: every row of a head's output, one token's, is divided by its norm, `y = g_h x / ||x||`, unless the
+norm is at most eps. From https://arxiv.org/abs/2603.27153.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.modeling_utils import AttentionInterface
+
+from .preconditioned_folder import (
+    ENTRY,
+    HUB,
+    REFUSING,
+    build_config,
+    find_modules,
+    install,
+    load,
+    plain_config,
+    read_config,
+)
+
+_GRADIENTS = ("full", "stop")
+_PLACEMENTS = ("pre_skip", "post_skip")
+_MARK_VERSION, _MARK_FIRST = 2, 2
+
+
+class Preconditioner(nn.Module):
+    """A child of every preconditioned attention: scales rows, holds the gain, marks the checkpoint."""
+
+    def __init__(self, options: dict[str, Any], attachment: dict[str, Any], marker: bool, like: Tensor) -> None:
+        super().__init__()
+        self.options, self.attachment, self.marker = options, attachment, marker
+        heads, gain = attachment["num_heads"], options["gain"]
+        self.gain = None if gain is None else nn.Parameter(like.new_full((heads,), gain))
+        sizes = (_GRADIENTS.index(options["gradient"]), _PLACEMENTS.index(options["placement"]))
+        mark = like.new_ones(_MARK_VERSION, *(_MARK_FIRST + size for size in sizes)) if marker else None
+        self.register_buffer("requires_preconditioned_attention", mark)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows of shape ``(..., heads, tokens, head_dim)``, scaled."""
+        eps = self.options["eps"]
+        if eps is None:
+            eps = 2.0**-14 if rows.dtype == torch.float16 else 1e-12
+        wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        scaled, unit = _scaled(wide)
+        zero = scaled.detach().square().sum(-1, keepdim=True).sqrt() <= eps * unit
+        norm = scaled.square().sum(-1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny).sqrt()
+        norm = torch.where(zero, unit, norm)
+        out = scaled / (norm.detach() if self.options["gradient"] == "stop" else norm)
+        return (out if self.gain is None else out * self.gain.to(out.dtype).view(-1, 1, 1)).to(rows.dtype)
+
+
+def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """``rows`` times a power of two per row that keeps squares from overflowing and vanishing, and that power."""
+    largest = rows.detach().abs().amax(-1, keepdim=True)
+    usable = torch.isfinite(largest) & (largest > 0)
+    exponent = torch.frexp(torch.where(usable, largest, torch.ones_like(largest))).exponent
+    bound = 1000 if rows.dtype == torch.float64 else 120
+    unit = torch.ldexp(torch.ones_like(largest), -exponent.clamp(-bound, bound))
+    return rows * unit, unit
+
+
+def _attach(model: nn.Module, entry: dict[str, Any]) -> None:
+    """Give every attention that ``entry`` names its preconditioner."""
+    _wrap()
+    for path, saved in find_modules(model, entry["modules"]).items():
+        module = model.get_submodule(path)
+        own = entry.get("exceptions", {}).get(saved, entry)
+        attachment = next(a for a in entry["attachments"] if saved in a["modules"])
+        like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+        described = {key: value for key, value in attachment.items() if key != "modules"}
+        module.preconditioner = Preconditioner(own["config"], described, own["marker"], like)
+        for point in attachment["points"]:
+            module.get_submodule(point).register_forward_pre_hook(_RowHook(module.preconditioner))
+        if attachment["form"] == "forward hook":
+            module.register_forward_hook(_OutputHook(module.preconditioner))
+
+
+class _RowHook:
+    """Scales the rows that a module gets as its first argument."""
+
+    def __init__(self, preconditioner: Preconditioner) -> None:
+        self.preconditioner = preconditioner
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return _on_layout(self.preconditioner, self.preconditioner.attachment["layout"], args[0]), *args[1:]
+
+
+class _OutputHook(_RowHook):
+    """Scales the rows that a module returns, alone or first in a tuple."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:  # type: ignore[override]
+        layout = self.preconditioner.attachment["layout"]
+        if isinstance(output, Tensor):
+            return _on_layout(self.preconditioner, layout, output)
+        return _on_layout(self.preconditioner, layout, output[0]), *output[1:]
+
+
+def _on_layout(preconditioner: Preconditioner, layout: dict[str, Any], x: Tensor) -> Tensor:
+    """The preconditioner on the heads of ``x``, wherever ``layout`` says that they lie."""
+    form = layout["form"]
+    if form == "split":
+        return preconditioner(x)
+    if form == "tokens":
+        return preconditioner(x.transpose(-3, -2)).transpose(-3, -2)
+    if form == "channels":
+        merged = x.flatten(2).transpose(1, 2)
+        return _on_merged(preconditioner, layout, merged).transpose(1, 2).reshape(x.shape)
+    return _on_merged(preconditioner, layout, x.contiguous())
+
+
+def _on_merged(preconditioner: Preconditioner, layout: dict[str, Any], x: Tensor) -> Tensor:
+    width = x.shape[-1] if layout["width"] is None else layout["width"]
+    own, other = x[..., :width], x[..., width:]
+    interleaved, head_dim = layout["interleaved"], layout["head_dim"]
+    heads = own.unflatten(-1, (head_dim, -1) if interleaved else (-1, head_dim))
+    heads = preconditioner(heads.movedim(-1, -3) if interleaved else heads.transpose(-3, -2))
+    own = (heads.movedim(-3, -1) if interleaved else heads.transpose(-3, -2)).flatten(-2)
+    return torch.cat([own, other], dim=-1) if other.shape[-1] else own
+
+
+def _attend(attention: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """What the attention function returns for ``module``, with its rows scaled if the module is converted so."""
+    preconditioner = getattr(module, "preconditioner", None)
+    rows, *rest = attention(module, *args, **kwargs)
+    if not isinstance(preconditioner, Preconditioner) or preconditioner.attachment["form"] != "attention interface":
+        return rows, *rest
+    return preconditioner(rows.transpose(1, 2)).transpose(1, 2).contiguous(), *rest
+
+
+def _describe(model: nn.Module) -> dict[str, Any] | None:
+    """The entry in `config.json` for a model that was loaded here, and None for a plain one."""
+    found = {
+        path: m for path, m in model.named_modules() if isinstance(getattr(m, "preconditioner", None), Preconditioner)
+    }
+    own = {path: module.get_submodule("preconditioner") for path, module in found.items()}
+    if not own:
+        return None
+    says: dict[str, Any] = {path: {"config": p.options, "marker": p.marker} for path, p in own.items()}
+    first = next(iter(says.values()))
+    return {
+        **first,
+        "modules": list(own),
+        "attachments": [{**p.attachment, "modules": [path]} for path, p in own.items()],
+        "exceptions": {path: said for path, said in says.items() if said != first},
+    }
+
+
+@functools.cache
+def _wrap() -> None:
+    """Once a process, and not before a model needs it: the look-up of attention functions, and `save_pretrained`."""
+    install(_describe)
+    look_up = AttentionInterface.get_interface
+
+    @functools.wraps(look_up)
+    def get_interface(self: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        return functools.partial(_attend, look_up(self, *args, **kwargs))
+
+    AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]
+
+
+class _Named:
+    """What `auto_map` in `config.json` names: stands for one Auto class of transformers."""
+
+    name: str
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = None) -> None:
+        """Nothing: the folder says already which file it needs."""
+
+
+class AutoConfig(_Named):
+    """Reads the configuration: the plain one, with the entry, and still asking for preconditioned attention."""
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Any:
+        """As `AutoConfig.from_pretrained` of transformers."""
+        returns_rest = kwargs.pop("return_unused_kwargs", False)
+        plain, entry = read_config(name, kwargs)
+        if entry is None:
+            raise ValueError(f"{name}: config.json has no entry {ENTRY!r}, so nothing says how the model is converted")
+        kwargs = dict.fromkeys(REFUSING, ENTRY) | kwargs  # so that no plain class builds a model from it
+        config, rest = build_config(transformers.AutoConfig, plain, name, kwargs)
+        rest = {key: value for key, value in rest.items() if key not in HUB}
+        setattr(config, ENTRY, entry)
+        auto_map, _ = transformers.PreTrainedConfig.get_config_dict(str(name))
+        config.auto_map = auto_map["auto_map"]
+        return (config, rest) if returns_rest else config
+
+
+class _AutoModel(_Named):
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, config: Any, **kwargs: Any) -> Any:
+        """As `from_pretrained` of the Auto class, by the package where it is installed."""
+        auto_class = getattr(transformers, cls.name)
+        for key in ("_from_auto", "adapter_kwargs"):
+            kwargs.pop(key, None)
+        if importlib.util.find_spec("preconditioned_attention"):
+            package = importlib.import_module("preconditioned_attention.conversion")
+            return package.from_pretrained(auto_class, name, config=config, **kwargs)
+        plain, entry = _taken_apart(config, name)
+        return load(auto_class, name, entry, plain, _attach, kwargs)
+
+    @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """A preconditioned model with fresh weights."""
+        plain, entry = _taken_apart(config, config.name_or_path)
+        model = getattr(transformers, cls.name).from_config(plain, **kwargs)
+        _attach(model, entry)
+        return model
+
+
+def _taken_apart(config: Any, name: str | Path) -> tuple[Any, dict[str, Any]]:
+    """The plain configuration and the entry, if what it says can be done here."""
+    plain, entry = plain_config(config)
+    if entry is None:
+        raise ValueError(
+            f"{name}: the configuration has no entry {ENTRY!r}, so nothing says how the model is converted"
+        )
+    described = {module for attachment in entry["attachments"] for module in attachment["modules"]}
+    missing = [module for module in entry["modules"] if module not in described]
+    if missing:
+        raise ImportError(
+            f"{name}: {missing[0]!r} and {len(missing) - 1} more modules are converted in a way that only the package "
+            "computes: pip install preconditioned-attention, and load the folder with "
+            "preconditioned_attention.conversion.from_pretrained(model_class, folder)"
+        )
+    return plain, entry
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith(("AutoModel", "AutoBackbone")):
+        return type(name, (_AutoModel,), {"name": name})
+    raise AttributeError(name)

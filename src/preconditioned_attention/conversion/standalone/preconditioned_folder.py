@@ -1,0 +1,274 @@
+"""A transformers folder with a preconditioned model: its form, how `save_pretrained` writes it, how it is read.
+
+A plain loader must not take the folder for a plain model. So `config.json` names a model type that transformers does
+not know, which stops the Auto classes, and an attention implementation that it does not know, which stops the concrete
+ones; the implementation of experts is another such, for those who ask for an attention implementation themselves. All
+that stands in the file alone: in memory a converted model has the configuration that it had before.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.modeling_utils import PreTrainedModel
+
+ENTRY = "preconditioned_attention"
+"""Under this name `config.json` describes the conversion, and asks for attention that a plain loader has not got."""
+
+MARK = ".preconditioner.requires_preconditioned_attention"
+GAIN = ".preconditioner.gain"
+REFUSING = ("attn_implementation", "experts_implementation")
+CODE = "modeling_preconditioned"
+_FILES = (f"{CODE}.py", "preconditioned_folder.py")
+_PREFIX = "preconditioned_"
+_OWN_MAP = "own_auto_map"  # in the entry: the auto_map of a model that brings code of its own
+HUB = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
+"""What says where a folder is, and is for whoever reads the file."""
+# What `from_pretrained` takes and a configuration has an attribute for, or should not copy.
+_NOT_OF_THE_CONFIG = ("dtype", "torch_dtype", "quantization_config", "state_dict")
+
+Entry = dict[str, Any]
+Describe = Callable[[nn.Module], Entry | None]
+Attach = Callable[[nn.Module, Entry], None]
+
+
+def folder_form(config: dict[str, Any], entry: Entry, auto_classes: Iterable[str]) -> dict[str, Any]:
+    """The content of a plain ``config.json``, with ``entry`` and without what a plain loader would understand."""
+    entry = dict(entry)
+    if "auto_map" in config:
+        entry[_OWN_MAP] = config["auto_map"]
+    form = _with_implementations(config, ENTRY)
+    form["auto_map"] = {name: f"{CODE}.{name}" for name in ("AutoConfig", *auto_classes)}
+    return form | {"model_type": _PREFIX + str(config.get("model_type", "")), ENTRY: entry}
+
+
+def plain_form(config: dict[str, Any]) -> tuple[dict[str, Any], Entry | None]:
+    """The inverse of :func:`folder_form`: the content of a plain ``config.json``, and the entry, if there is one.
+
+    Until version 0.1 had the present form the entry stood in a ``config.json`` that was otherwise plain.
+    """
+    config = dict(config)
+    entry = config.pop(ENTRY, None)
+    if entry is None or not str(config.get("model_type", "")).startswith(_PREFIX):
+        return config, entry
+    config = _with_implementations(config, None)
+    config["model_type"] = config["model_type"].removeprefix(_PREFIX)
+    config.pop("auto_map", None)
+    return (config | {"auto_map": entry[_OWN_MAP]} if _OWN_MAP in entry else config), entry
+
+
+def _with_implementations(config: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """``config`` with the implementations set, or left out if ``name`` is None; so in every part that has a type.
+
+    A part can be loaded on its own: the vision model out of a folder with both.
+    """
+    found = {key: value for key, value in config.items() if key not in REFUSING}
+    for key, value in found.items():
+        if isinstance(value, dict) and "model_type" in value:
+            found[key] = _with_implementations(value, name)
+    return found if name is None else found | dict.fromkeys(REFUSING, name)
+
+
+def install(describe: Describe) -> None:
+    """Make `save_pretrained` of every transformers model write this form for whatever ``describe`` has an entry for."""
+    save = PreTrainedModel.save_pretrained
+
+    @functools.wraps(save)
+    def save_pretrained(self: Any, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        entry = describe(self)
+        if entry is None:
+            return save(self, save_directory, *args, **kwargs)
+        config = self.config
+
+        def save_config(folder: Any, *args: Any, **kwargs: Any) -> None:
+            del config.__dict__["save_pretrained"]
+            config.save_pretrained(folder, *args, **kwargs)
+            _write(Path(folder), entry, _auto_classes(config))
+
+        # The one moment between writing the configuration and uploading the folder is the call that writes it.
+        config.__dict__["save_pretrained"] = save_config
+        try:
+            return save(self, save_directory, *args, **kwargs)
+        finally:
+            config.__dict__.pop("save_pretrained", None)
+
+    PreTrainedModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
+
+
+def _write(folder: Path, entry: Entry, auto_classes: Iterable[str]) -> None:
+    path = folder / "config.json"
+    form = folder_form(json.loads(path.read_text(encoding="utf-8")), entry, auto_classes)
+    path.write_text(json.dumps(form, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for name in _FILES:
+        (folder / name).write_bytes(Path(__file__).with_name(name).read_bytes())
+
+
+def _auto_classes(config: Any) -> list[str]:
+    """The Auto classes that build a model from ``config``."""
+    own = [name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModel")]
+    known = vars(transformers.models.auto.modeling_auto).items()
+    return own + [
+        name
+        for name, cls in known
+        if name.startswith("Auto") and type(config) in (_mapping(cls) or ()) and name not in own
+    ]
+
+
+def _mapping(cls: Any) -> Any:
+    return getattr(cls, "_model_mapping", None)
+
+
+def plain_config(config: Any) -> tuple[Any, Entry | None]:
+    """A copy of a configuration as a plain model has it, and the entry that it carried, if any."""
+    plain = copy.deepcopy(config)
+    entry = plain.__dict__.pop(ENTRY, None)
+    if any(ref.startswith(f"{CODE}.") for ref in (getattr(plain, "auto_map", None) or {}).values()):
+        del plain.auto_map
+    for name in REFUSING:
+        if getattr(plain, f"_{name}") == ENTRY:
+            setattr(plain, f"_{name}", None)
+    return plain, entry
+
+
+def read_config(name: str | Path, kwargs: dict[str, Any]) -> tuple[dict[str, Any], Entry | None]:
+    """:func:`plain_form` of the ``config.json`` in a folder or on the hub; ``kwargs`` are `from_pretrained`'s."""
+    hub = {key: kwargs[key] for key in HUB if key in kwargs}
+    config, _ = transformers.PreTrainedConfig.get_config_dict(str(name), **hub)
+    return plain_form(config)
+
+
+def build_config(
+    config_class: Any, config: dict[str, Any], name: str | Path, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The configuration from the content of a plain ``config.json``, and what of ``kwargs`` did not go into it."""
+    kept = {key: value for key, value in kwargs.items() if key in (*HUB, *_NOT_OF_THE_CONFIG)}
+    other = {key: value for key, value in kwargs.items() if key not in kept}
+    if "auto_map" in config:  # the code lies where the weights do
+        refs = {key: ref if "--" in ref else f"{name}--{ref}" for key, ref in config["auto_map"].items()}
+        config = config | {"auto_map": refs}
+    with tempfile.TemporaryDirectory() as folder:  # transformers' own reader knows about parts, names and overrides
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        built, rest = config_class.from_pretrained(folder, return_unused_kwargs=True, **other)
+    built.name_or_path = str(name)
+    return built, {**rest, **kept}
+
+
+def load(
+    model_class: Any, name: str | Path | None, entry: Entry, config: Any, attach: Attach, kwargs: dict[str, Any]
+) -> Any:
+    """What ``model_class.from_pretrained(name, **kwargs)`` returns, converted by ``attach`` before the weights come in.
+
+    So gains and marks are loaded as everything else is: from whatever file, to the right device, in the right dtype.
+
+    Raises:
+        ValueError: the marks in the weights and ``entry`` do not say the same.
+    """
+    wants_info, wants_other_sizes = (
+        kwargs.pop(key, False) for key in ("output_loading_info", "ignore_mismatched_sizes")
+    )
+    concrete = _concrete_class(model_class, config, kwargs)
+    if not isinstance(config, getattr(concrete, "config_class", None) or object):
+        config = config.get_text_config()
+    model, info = _attaching(concrete, attach, entry).from_pretrained(
+        name if name is None else str(name),
+        config=config,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **kwargs,
+    )
+    model.__class__ = concrete
+    _check(model, entry, info, "state_dict" if name is None else str(name))
+    if info["mismatched_keys"] and not wants_other_sizes:
+        raise RuntimeError(
+            f"the weights of {name} have other shapes than the model's: {sorted(map(str, info['mismatched_keys']))}; "
+            "pass ignore_mismatched_sizes=True to leave them out"
+        )
+    return (model, info) if wants_info else model
+
+
+def _concrete_class(model_class: Any, config: Any, kwargs: dict[str, Any]) -> Any:
+    """The class that an Auto class would build."""
+    if issubclass(model_class, PreTrainedModel):
+        return model_class
+    trust = {key: kwargs[key] for key in ("trust_remote_code",) if key in kwargs}
+    with torch.device("meta"):
+        return type(model_class.from_config(copy.deepcopy(config), **trust))
+
+
+def _attaching(concrete: Any, attach: Attach, entry: Entry) -> Any:
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        concrete.__init__(self, config, *args, **kwargs)
+        attach(self, entry)
+
+    return type(concrete.__name__, (concrete,), {"__init__": __init__, "__module__": concrete.__module__})
+
+
+def find_modules(model: nn.Module, saved: Iterable[str]) -> dict[str, str]:
+    """Path in ``model`` -> name in ``saved``, for all that are there.
+
+    With a head on one of the two models their names differ by a prefix; a name that would then fit several paths fits
+    none.
+    """
+    paths = [path for path, _ in model.named_modules()]
+    found = {name: name for name in saved if name in set(paths)}
+    for name in saved:
+        if name not in found:
+            fitting = [path for path in paths if path not in found and _same_module(path, name)]
+            if len(fitting) == 1:
+                found[fitting[0]] = name
+    return found
+
+
+def _same_module(name: str, other: str) -> bool:
+    return name == other or name.endswith(f".{other}") or (bool(name) and other.endswith(f".{name}"))
+
+
+def _check(model: nn.Module, entry: Entry, info: dict[str, Any], name: str) -> None:
+    """Raise unless the weights have a mark for every module of ``entry`` that should have one, and for no other."""
+    listed, there = entry["modules"], find_modules(model, entry["modules"])
+    other_mark = sorted(_modules((key for key, *_ in info["mismatched_keys"]), MARK))
+    missing = sorted(_modules(info["missing_keys"], MARK))
+    unlisted = sorted(path for path in _modules(info["unexpected_keys"], MARK) if not _left_out(path, listed, there))
+    absent = sorted(path for path in listed if path not in there.values() and not _was_left_out(model, path, info))
+    for found, says, other in (
+        (missing, "is preconditioned", "the weights have no mark of it, so it was trained plain"),
+        (unlisted, "is plain, or has no mark", "the weights have its mark, so it was trained preconditioned"),
+        (other_mark, "has the gradient and placement that it names", "its mark in the weights says others"),
+        (absent, "is preconditioned", "neither model nor weights have such a module"),
+    ):
+        if found:
+            raise ValueError(
+                f"{name}: config.json says that {found[0]!r} {says}, and {other} ({len(found)} modules; "
+                f"{len(listed)} are listed). The weights decide: correct the entry {ENTRY!r} of config.json, or take "
+                "it out to load a plain model with from_pretrained of transformers"
+            )
+    lost = sorted(_modules(info["missing_keys"], GAIN))
+    if lost:
+        raise ValueError(f"the weights in {name} have 0 gains for {lost[0]!r}; one was expected")
+
+
+def _modules(keys: Iterable[str], suffix: str) -> Iterator[str]:
+    return (key.removesuffix(suffix) for key in keys if key.endswith(suffix))
+
+
+def _left_out(path: str, listed: Iterable[str], there: dict[str, str]) -> bool:
+    """Whether a module that the weights mark is listed, and the model, a part of the one that was saved, has it not."""
+    return any(_same_module(path, name) and name not in there.values() for name in listed)
+
+
+def _was_left_out(model: nn.Module, path: str, info: dict[str, Any]) -> bool:
+    """Whether the weights have a listed module that the model leaves out, as an encoder leaves out the decoder's."""
+    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, path + MARK) for pattern in ignored) or any(
+        _same_module(key, path) for key in _modules(info["unexpected_keys"], MARK)
+    )
