@@ -12,6 +12,7 @@ from torch import nn
 from ..config import ROW_BACKENDS, PreconditionConfig
 from ..layers import Preconditioner
 from .detection import computes_attention
+from .guard import guard, unguard
 from .observed import as_arguments, observe, uncovered
 from .registry import Adapter, HeadShape, Kind, class_name, find_adapter, is_composite
 from .report import ConversionEntry, ConversionReport, Status
@@ -144,6 +145,7 @@ def attach_all(
             done.append(module)
             _converted_by[module] = adapter
             adapter.attach(module, preconditioner)
+            guard(module, preconditioner)
     except BaseException:
         for module in done:
             detach(module)
@@ -158,6 +160,7 @@ def detach(module: nn.Module) -> None:
             f"{class_name(type(module))} was converted by an adapter that is not registered here; import the module "
             "that registers it, then restore"
         )
+    unguard(module)
     adapter.detach(module)
     _converted_by.pop(module, None)
     del module.preconditioner

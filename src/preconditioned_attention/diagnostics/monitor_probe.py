@@ -27,6 +27,7 @@ class Probe(Preconditioner):
 
     def forward(self, rows: Tensor) -> Tensor:
         """``rows``, unchanged."""
+        self._note_call()
         if self.observers:
             with torch.no_grad():
                 self._show(rows, equilibrate(rows.detach()))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..config import ROW_BACKENDS, PreconditionConfig
 from ..functional import preconditioned_attention
 from ..ops.equilibrated import equilibrate
+from .firing import Firing, note_traced
 from .mark import Mark, is_current, make_mark, read_mark
 
 
@@ -71,6 +72,7 @@ class Preconditioner(nn.Module):
         self.observers: list[Observer] = []  # each is shown every A and C A; see diagnostics
         self.score_observers: list[ScoreObserver] = []  # each is shown q and k before that, where `attend` has them
         self.watchers: list[Watcher] = []  # each is shown every C A that leaves, however it was computed
+        self.firing = Firing()
         self.register_buffer(_MARKER, make_mark(self.says(), device=device, dtype=dtype) if marker else None)
         if config.gain is None:
             self.register_parameter("gain", None)
@@ -85,6 +87,7 @@ class Preconditioner(nn.Module):
         Raises:
             ValueError: the options name a backend that computes attention, which is computed already.
         """
+        self._note_call()
         if self.config.backend not in ROW_BACKENDS:
             raise ValueError(
                 f"backend={self.config.backend!r} computes attention, and this module computed its own and has only "
@@ -111,6 +114,7 @@ class Preconditioner(nn.Module):
         While somebody observes, `A` is computed once more, aside: what is returned, its gradient and the random state
         are what they would be without.
         """
+        self._note_call()
         rows = None
         if self.observers:
             self._show_scores(q, k, attn_mask, is_causal, scale, enable_gqa)
@@ -136,6 +140,13 @@ class Preconditioner(nn.Module):
         if rows is not None:
             self._show(rows, out)
         return self._watched(out)
+
+    def _note_call(self) -> None:
+        """What the guard of a converted attention looks for."""
+        if torch.compiler.is_dynamo_compiling():
+            note_traced()
+        else:
+            self.firing.note()
 
     def _show_scores(
         self, q: Tensor, k: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool

@@ -1,0 +1,90 @@
+"""The guard of a converted attention: at every forward pass it looks whether the preconditioner was called.
+
+Whatever takes an attachment away after the conversion (an instance's own forward, a layer put in another's place, code
+that reads parameters and never calls the module that was hooked), the pass that goes past the preconditioner raises.
+It costs two hooks; under torch.compile it looks while the code is traced and costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
+from torch.fx import Proxy
+from torch.utils._pytree import tree_leaves
+
+from ..layers import Preconditioner
+from ..layers.firing import any_traced, expect_traced, require_traced
+
+
+class Expect:
+    """A forward pre-hook on a converted attention: from here on its preconditioner has to be called."""
+
+    def __init__(self, preconditioner: Preconditioner) -> None:
+        self.preconditioner = preconditioner
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forget earlier calls."""
+        if torch.compiler.is_dynamo_compiling():
+            expect_traced()
+        else:
+            self.preconditioner.firing.expect()
+
+
+class Require:
+    """A forward hook on a converted attention: raises unless its preconditioner was called meanwhile."""
+
+    def __init__(self, preconditioner: Preconditioner) -> None:
+        self.preconditioner = preconditioner
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Look whether it was."""
+        if torch.compiler.is_dynamo_compiling():
+            require_traced(_message(type(module).__name__))
+        elif not self.preconditioner.firing.seen() and not _cannot_tell(module, output):
+            raise RuntimeError(_message(type(module).__name__))
+
+
+def guard(module: nn.Module, preconditioner: Preconditioner) -> None:
+    """Watch over ``module``, to which an adapter has attached ``preconditioner``."""
+    module.register_forward_pre_hook(Expect(preconditioner))
+    module.register_forward_hook(Require(preconditioner))
+
+
+def unguard(module: nn.Module) -> None:
+    """Find the guard's hooks by their type (a copied model has no handles) and remove them."""
+    for hooks, kind in ((module._forward_pre_hooks, Expect), (module._forward_hooks, Require)):
+        for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
+            del hooks[key]
+
+
+def _message(attention: str) -> str:
+    return (
+        f"the preconditioner of this {attention} was not called in its forward pass: its forward, or the layer that "
+        "the preconditioner was attached to, has been replaced or passed by since the conversion. Call "
+        "restore_(model), and precondition_(model) after that step"
+    )
+
+
+def _cannot_tell(module: nn.Module, output: Any) -> bool:
+    """Whether the preconditioner may have been called where its notes do not show."""
+    if any(isinstance(leaf, Proxy) for leaf in tree_leaves(output)):
+        return True  # torch.fx may take it for a leaf, whose call it only writes down
+    return any_traced() and (_compiled_around() or _compiled_inside(module))
+
+
+def _compiled_around() -> bool:
+    """Whether this is eager code between pieces that torch.compile has compiled."""
+    return callable(get_eval_frame_callback())
+
+
+def _compiled_inside(module: nn.Module) -> bool:
+    """Whether part of the module is compiled."""
+    return any(
+        getattr(part, "_compiled_call_impl", None) is not None
+        or hasattr(part, "_orig_mod")
+        or hasattr(vars(part).get("forward"), "_torchdynamo_orig_callable")
+        for part in module.modules()
+    )
