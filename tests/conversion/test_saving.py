@@ -37,7 +37,7 @@ def test_a_hook_is_described_by_its_place_and_layout() -> None:
     assert entry is not None
     (way,) = entry["attachments"]
     assert (way["form"], way["points"], way["num_heads"]) == ("pre-hook", ["dense"], 2)
-    assert way["layout"] == {"head_dim": 8, "form": "merged", "interleaved": False, "width": None}
+    assert way["layout"] == {"head_dim": 8, "form": "merged", "interleaved": False, "width": None, "num_heads": None}
 
 
 def test_what_no_conversion_put_there_is_not_described() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch.optim.swa_utils import AveragedModel
 
 from preconditioned_attention import PreconditionConfig, equilibrate, preconditioned_attention
@@ -140,13 +141,15 @@ def test_a_checkpoint_with_three_integers_loads(assign: bool, device: str) -> No
         c.load_state_dict(old_checkpoint(1, 1))
 
 
-def test_a_module_pickled_with_three_integers_gets_the_mark_of_today() -> None:
+def test_a_module_pickled_with_three_integers_comes_up_to_date() -> None:
     for persistent in (True, False):
         c = Preconditioner(PreconditionConfig(gradient="stop"))
         c.register_buffer(MARKER, torch.tensor([1, 1, 0]), persistent=persistent)
+        del c.firing
         again = pickle.loads(pickle.dumps(c))
         state = Preconditioner(c.config).state_dict() if persistent else {}
         assert {key: value.shape for key, value in again.state_dict().items()} == {k: v.shape for k, v in state.items()}
+        assert again(torch.randn(2, 3, 4)).shape == (2, 3, 4)
 
 
 @pytest.mark.parametrize("state", [{}, None], ids=["plain checkpoint", "its own"])
@@ -223,3 +226,21 @@ def test_copies_and_pickles() -> None:
     for other in (copy.deepcopy(c), torch.load(buffer, weights_only=False)):
         assert torch.equal(other(rows), c(rows))
         assert other.config == c.config
+
+
+def test_a_gain_that_is_offloaded_comes_in_for_the_call() -> None:
+    q, config = torch.randn(2, 3, 5, 4), PreconditionConfig(gain=0.5)
+    c = Preconditioner(config, num_heads=3)
+    expected, rows = c.attend(q, q, q), c(q)
+    add_hook_to_module(
+        c,
+        AlignDevicesHook(execution_device="cpu", offload=True, weights_map=dict(c.state_dict()), place_submodules=True),
+    )
+    for tensor in c.parameters():
+        assert tensor.is_meta
+    assert torch.equal(c.attend(q, q, q), expected)
+    assert c.gain is not None
+    assert c.gain.is_meta
+    assert torch.equal(c(q), rows)
+    with pytest.raises(RuntimeError, match=r"the gain of this preconditioner is on the meta device.*assign=True"):
+        Preconditioner(config, num_heads=3, device="meta").attend(q, q, q)

@@ -113,7 +113,17 @@ class Preconditioner(nn.Module):
 
         While somebody observes, `A` is computed once more, aside: what is returned, its gradient and the random state
         are what they would be without.
+
+        Raises:
+            RuntimeError: the gain is on the meta device and nothing is there to bring it back.
         """
+        if self.gain is not None and self.gain.is_meta and not q.is_meta:
+            hook = self._offloading_hook()
+            hook.pre_forward(self)
+            try:
+                return self.attend(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+            finally:
+                hook.post_forward(self, None)
         self._note_call()
         rows = None
         if self.observers:
@@ -148,6 +158,16 @@ class Preconditioner(nn.Module):
         else:
             self.firing.note()
 
+    def _offloading_hook(self) -> Any:
+        """What Accelerate left here to bring the gain in for a call of the module, and `attend` is none."""
+        hook = getattr(self, "_hf_hook", None)
+        if hook is None:
+            raise RuntimeError(
+                "the gain of this preconditioner is on the meta device, so it was never loaded: load the weights with "
+                "load_state_dict(..., assign=True), or call to_empty(device=...) and reset_parameters()"
+            )
+        return hook
+
     def _show_scores(
         self, q: Tensor, k: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool
     ) -> None:
@@ -177,6 +197,7 @@ class Preconditioner(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.__dict__.setdefault("firing", Firing())
         own = self._buffers[_MARKER]
         if own is not None and not is_current(own):  # pickled while the mark was three integers
             self.renew_mark(keep=_MARKER not in self._non_persistent_buffers_set)

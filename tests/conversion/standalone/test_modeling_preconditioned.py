@@ -1,5 +1,6 @@
 """Folders of converted models in a process in which this package cannot be imported."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -29,8 +30,10 @@ from transformers import (
 )
 
 from preconditioned_attention import PreconditionConfig, precondition_
+from preconditioned_attention.conversion import Layout
 from preconditioned_attention.conversion.standalone import modeling_preconditioned as standalone
 from preconditioned_attention.equilibration import equilibrate_by_formula
+from preconditioned_attention.layers import Preconditioner
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
 TEXT = {**SIZES, "vocab_size": 50, "max_position_embeddings": 16}
@@ -208,3 +211,29 @@ def test_rows_and_gradients(gradient: str, dtype: torch.dtype) -> None:
     torch.testing.assert_close(c(x), expected)
     torch.testing.assert_close(for_x, expected_x)
     torch.testing.assert_close(for_gain, expected_gain)
+
+
+LAYOUTS = [
+    (Layout(head_dim=4), (2, 5, 12)),
+    (Layout(num_heads=3), (2, 5, 12)),
+    (Layout(head_dim=4, interleaved=True), (2, 5, 12)),
+    (Layout(num_heads=3, interleaved=True, width=12), (2, 5, 20)),
+    (Layout(head_dim=4, width=12), (2, 5, 17)),
+    (Layout(head_dim=4, form="channels"), (2, 12, 3, 5)),
+    (Layout(form="split"), (2, 3, 5, 4)),
+    (Layout(form="tokens", num_heads=3), (2, 5, 3, 4)),
+]
+
+
+@pytest.mark.parametrize(("layout", "shape"), LAYOUTS, ids=str)
+def test_layouts_are_read_as_the_package_reads_them(layout: Layout, shape: tuple[int, ...]) -> None:
+    described = dataclasses.asdict(layout)
+    assert set(described) == {"head_dim", "form", "interleaved", "width", "num_heads"}, "what the file knows of"
+    options = {"gradient": "full", "placement": "pre_skip", "eps": None, "gain": 1.0}
+    c = standalone.Preconditioner(options, {"num_heads": 3}, True, torch.empty(0, dtype=torch.float64))
+    own = Preconditioner(PreconditionConfig(gain=1.0), num_heads=3, dtype=torch.float64)
+    gain = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    own.load_state_dict(c.state_dict() | {"gain": gain})
+    c.load_state_dict(own.state_dict())
+    x = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(standalone._on_layout(c, described, x), layout.apply(own, x))

@@ -126,8 +126,8 @@ def _on_layout(preconditioner: Preconditioner, layout: dict[str, Any], x: Tensor
 def _on_merged(preconditioner: Preconditioner, layout: dict[str, Any], x: Tensor) -> Tensor:
     width = x.shape[-1] if layout["width"] is None else layout["width"]
     own, other = x[..., :width], x[..., width:]
-    interleaved, head_dim = layout["interleaved"], layout["head_dim"]
-    heads = own.unflatten(-1, (head_dim, -1) if interleaved else (-1, head_dim))
+    interleaved, count = layout["interleaved"], layout["num_heads"] or width // layout["head_dim"]
+    heads = own.unflatten(-1, (width // count, count) if interleaved else (count, width // count))
     heads = preconditioner(heads.movedim(-1, -3) if interleaved else heads.transpose(-3, -2))
     own = (heads.movedim(-3, -1) if interleaved else heads.transpose(-3, -2)).flatten(-2)
     return torch.cat([own, other], dim=-1) if other.shape[-1] else own
