@@ -14,6 +14,7 @@ from ..layers import Preconditioner
 from .detection import computes_attention
 from .guard import guard, unguard
 from .observed import as_arguments, observe, uncovered
+from .own_forward import follow_class, is_compiled, own_forward_refusal, own_forwards, runs_class_forward
 from .registry import Adapter, HeadShape, Kind, class_name, find_adapter, is_composite
 from .report import ConversionEntry, ConversionReport, Status
 
@@ -103,15 +104,28 @@ def restore_(model: nn.Module) -> int:
         How many modules were restored.
 
     Raises:
-        ValueError: nothing in ``model`` is preconditioned, or it was compiled after the conversion.
+        ValueError: nothing in ``model`` is preconditioned, it was compiled after the conversion, or a module's own
+            forward, bound after the conversion, would go on running what is taken away. The model is as it was.
     """
     refuse_compiled(model)
     converted = list(preconditioned_modules(model))
     if not converted:
         raise ValueError("nothing to restore: no module of this model is preconditioned")
+    _check_own_forwards(converted)
     for _, module in converted:
         detach(module)
     return len(converted)
+
+
+def _check_own_forwards(converted: list[tuple[str, nn.Module]]) -> None:
+    """Refuse before anything is changed."""
+    for path, module in converted:
+        adapter = _converted_by.get(module) or find_adapter(module)
+        if adapter is not None and adapter.mechanism == "class swap" and runs_class_forward(module):
+            raise ValueError(
+                f"cannot restore {path!r}: a forward of its own was bound after the conversion and holds the converted "
+                "one; undo what bound it, or take it away (del module.forward), then restore"
+            )
 
 
 def is_preconditioned(model: nn.Module) -> bool:
@@ -144,7 +158,9 @@ def attach_all(
             module.add_module("preconditioner", preconditioner)
             done.append(module)
             _converted_by[module] = adapter
+            plain = type(module)
             adapter.attach(module, preconditioner)
+            follow_class(module, plain)
             guard(module, preconditioner)
     except BaseException:
         for module in done:
@@ -161,7 +177,9 @@ def detach(module: nn.Module) -> None:
             "that registers it, then restore"
         )
     unguard(module)
+    converted = type(module)
     adapter.detach(module)
+    follow_class(module, converted)
     _converted_by.pop(module, None)
     del module.preconditioner
 
@@ -192,7 +210,7 @@ def refuse_compiled(model: nn.Module) -> None:
             raise ValueError(
                 f"the model cannot be changed in place: {where} is a TorchScript module; convert, then script"
             )
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        if _is_compiled(module):
             raise ValueError(
                 f"the model cannot be changed in place: {where} is compiled, and compiled code does not see the "
                 "change; call precondition_ or restore_ first, then torch.compile"
@@ -212,6 +230,11 @@ def _survey_all(
         sites.append(_Site(module, None, _entry(path, module, None, HeadShape(None, None), "unknown", reason)))
     order = {path: number for number, (path, _) in enumerate(model.named_modules())}
     return sorted(sites, key=lambda site: order[site.entry.path])
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    whole = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+    return whole or any(is_compiled(forward) for forward in own_forwards(module))
 
 
 def _survey(model: nn.Module, config: PreconditionConfig, filter_fn: FilterFn | None) -> Iterator[_Site]:
@@ -234,7 +257,7 @@ def _known_site(
 ) -> _Site:
     shape = adapter.shape(module)
     option = KIND_OPTIONS.get(adapter.kind)
-    refusal = adapter.refusal(module)
+    refusal = own_forward_refusal(module) or adapter.refusal(module)
     status: Status
     if filter_fn is not None and not filter_fn(module, path):
         status, reason = "skipped", "left out by filter_fn"

@@ -7,6 +7,7 @@ It costs two hooks; under torch.compile it looks while the code is traced and co
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ def guard(module: nn.Module, preconditioner: Preconditioner) -> None:
     """Watch over ``module``, to which an adapter has attached ``preconditioner``."""
     module.register_forward_pre_hook(Expect(preconditioner))
     module.register_forward_hook(Require(preconditioner))
+    _exchange_children(module)
 
 
 def unguard(module: nn.Module) -> None:
@@ -58,6 +60,18 @@ def unguard(module: nn.Module) -> None:
     for hooks, kind in ((module._forward_pre_hooks, Expect), (module._forward_hooks, Require)):
         for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
             del hooks[key]
+            if kind is Require:
+                _exchange_children(module)
+
+
+def _exchange_children(module: nn.Module) -> None:
+    """Keep the module's children in another type of dict than before, which `nn.Module` has both been built with.
+
+    Code that torch.compile made for a plain model would otherwise be taken for a converted one of the same classes, and
+    the reverse: it is not held against hooks, for speed. It is held against the type of this dict.
+    """
+    children = module._modules
+    vars(module)["_modules"] = OrderedDict(children) if type(children) is dict else dict(children)
 
 
 def _message(attention: str) -> str:
