@@ -199,8 +199,7 @@ def test_other_dtypes_are_refused(dtype: torch.dtype) -> None:
     ("arguments", "error", "words"),
     [
         ({"x": [1.0]}, TypeError, "x must be a torch.Tensor; got list"),
-        ({"x": torch.tensor(1.0)}, ValueError, "at least one entry"),
-        ({"x": torch.ones(3, 0)}, ValueError, "at least one entry"),
+        ({"x": torch.tensor(1.0)}, ValueError, "rows along its last axis"),
         ({"x": torch.ones(2, 2), "gradient": "none"}, ValueError, "gradient must be one of 'full', 'stop'; got 'none'"),
         ({"x": torch.ones(2, 2), "eps": -1}, ValueError, "eps must be finite and at least 0; got -1"),
         ({"x": torch.ones(2, 2), "gain": torch.ones(1)}, ValueError, "gain needs a head axis"),

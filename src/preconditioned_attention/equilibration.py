@@ -44,8 +44,8 @@ def check_rows(x: object, name: str) -> None:
             f"{name} must be float16, bfloat16, float32 or float64; got {x.dtype}. "
             f"Convert it first, for example {name}.float()"
         )
-    if x.dim() < 1 or x.size(-1) < 1:  # nested tensors have no shape
-        raise ValueError(f"{name} must have rows of at least one entry along its last axis; got shape {tuple(x.shape)}")
+    if x.dim() < 1:
+        raise ValueError(f"{name} must have rows along its last axis; got shape {tuple(x.shape)}")
 
 
 def check_gain(gain: object, heads: int | None) -> None:
@@ -68,7 +68,7 @@ def _range_scale(x: Tensor) -> Tensor:
     wide = x.dtype == torch.float64
     large, shrink = (2.0**400, 2.0**-600) if wide else (2.0**50, 2.0**-100)
     small, grow = (2.0**-400, 2.0**700) if wide else (2.0**-50, 2.0**100)
-    largest = torch.linalg.vector_norm(x.detach(), ord=float("inf"), dim=-1, keepdim=True)
+    largest = x.detach().abs().amax(dim=-1, keepdim=True)  # vector_norm cannot be traced without a row
     one = torch.ones_like(largest)
     return torch.where(largest > large, one * shrink, torch.where(largest < small, one * grow, one))
 
@@ -98,6 +98,8 @@ def equilibrate_by_formula(x: Tensor, *, gradient: Gradient, eps: float | None, 
     The reference for the written-out derivative, and what compilers, tracers and transforms get. ``x`` and ``gain`` are
     those that :func:`check_rows` and :func:`check_gain` admit.
     """
+    if x.shape[-1] == 0:
+        return x.clone()
     parts = row_scale(x, default_eps(x.dtype) if eps is None else eps)
     y = parts.scaled / (parts.divisor.detach() if gradient == "stop" else parts.divisor)
     if gain is not None:
@@ -113,5 +115,7 @@ def row_norms(x: Tensor) -> Tensor:
     """
     check_rows(x, "x")
     rows = x.to(torch.promote_types(x.dtype, torch.float32))
+    if x.shape[-1] == 0:
+        return rows.sum(dim=-1)
     scale = _range_scale(rows)
     return torch.linalg.vector_norm(rows * scale, dim=-1) / scale.squeeze(-1)

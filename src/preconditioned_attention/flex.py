@@ -9,6 +9,7 @@ from torch import Tensor
 from .config import GRADIENTS, Gradient, check_choice, check_eps
 from .equilibration import check_gain, check_rows
 from .ops import flex
+from .ops.arguments import check_flag, check_scale
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions
@@ -76,13 +77,14 @@ def preconditioned_flex_attention(
     check_choice("gradient", gradient, GRADIENTS)
     check_eps(eps)
     check_gain(gain, q.shape[1])
+    check_flag("enable_gqa", enable_gqa)
     return flex.attend(
         q,
         k,
         v,
         score_mod,
         block_mask,
-        scale,
+        check_scale(scale),
         enable_gqa,
         kernel_options=kernel_options,
         gradient=gradient,

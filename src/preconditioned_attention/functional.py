@@ -7,6 +7,7 @@ from torch import Tensor
 from .config import GRADIENTS, Backend, Gradient, check_choice, check_eps
 from .equilibration import check_gain, check_rows, default_eps
 from .ops import Call, as_mask, attend, attended_dtype
+from .ops.arguments import check_flag, check_mask, check_probability, check_scale
 
 
 def preconditioned_attention(
@@ -32,7 +33,7 @@ def preconditioned_attention(
     Args:
         q: ``(B, ..., H, L, d)``.
         k: ``(B, ..., H, S, d)``; with ``enable_gqa`` its heads may be a divisor of ``H``.
-        v: ``(B, ..., H, S, d_v)``; heads as ``k``.
+        v: ``(B, ..., H, S, d_v)``; with ``enable_gqa`` likewise.
         attn_mask: broadcastable to ``(B, ..., H, L, S)``; boolean (True: attend) or added to the scores. Or
             `torch.nn.attention.bias.causal_upper_left` or `causal_lower_right`.
         dropout_p: dropout of the attention weights. As in PyTorch, applied whenever it is above 0: pass 0.0 in
@@ -75,6 +76,9 @@ def preconditioned_attention(
     check_choice("gradient", gradient, GRADIENTS)
     check_eps(eps)
     check_gain(gain, q.size(-3) if q.dim() >= 3 else None)
+    check_mask(attn_mask)
+    check_flag("is_causal", is_causal)
+    check_flag("enable_gqa", enable_gqa)
     if attn_mask is not None and is_causal:
         raise ValueError("attn_mask and is_causal=True exclude each other; put the causal mask into attn_mask")
     attn_mask, is_causal = as_mask(attn_mask, is_causal, q, k)
@@ -83,9 +87,9 @@ def preconditioned_attention(
         k=k,
         v=v,
         attn_mask=attn_mask,
-        dropout_p=dropout_p,
+        dropout_p=check_probability("dropout_p", dropout_p),
         is_causal=is_causal,
-        scale=scale,
+        scale=check_scale(scale),
         enable_gqa=enable_gqa,
         gradient=gradient,
         gain=gain,

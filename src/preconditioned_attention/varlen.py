@@ -9,6 +9,7 @@ from ._checks import check_integer
 from .config import GRADIENTS, Backend, Gradient, check_choice, check_eps
 from .equilibration import check_gain, check_rows, default_eps
 from .ops import Call, Packed, attend_packed, attended_dtype
+from .ops.arguments import check_flag, check_probability, check_scale
 
 
 def preconditioned_varlen_attention(
@@ -74,14 +75,16 @@ def preconditioned_varlen_attention(
     check_choice("gradient", gradient, GRADIENTS)
     check_eps(eps)
     check_gain(gain, q.shape[1])
+    check_flag("is_causal", is_causal)
+    check_flag("enable_gqa", enable_gqa)
     call = Call(
         q=q,
         k=k,
         v=v,
         attn_mask=None,
-        dropout_p=dropout_p,
+        dropout_p=check_probability("dropout_p", dropout_p),
         is_causal=is_causal,
-        scale=scale,
+        scale=check_scale(scale),
         enable_gqa=enable_gqa,
         gradient=gradient,
         gain=gain,

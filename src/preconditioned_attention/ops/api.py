@@ -24,7 +24,7 @@ _said: set[str] = set()
 
 
 def attend(call: Call, backend: Backend) -> Tensor:
-    """Compute `C Attn(q, k, v)` with the named backend.
+    """Compute `C Attn(q, k, v)` with the named backend; what is empty, by the composition.
 
     ``"auto"`` takes the kernel that plain attention would take, re-normalised, and where there is none plain
     attention followed by the scaling of its rows; it logs why, once. What is recorded for other tools is the latter.
@@ -35,6 +35,8 @@ def attend(call: Call, backend: Backend) -> Tensor:
     """
     check_choice("backend", backend, BACKENDS)
     call = call.under_autocast()
+    if call.is_empty():  # whatever the backend: PyTorch launches no kernel for it either
+        return composition.attend(call)
     if backend == "auto":
         return _auto(call)
     module = _module(backend, call)

@@ -45,6 +45,10 @@ class Call:
         if mask is not None:
             _check_mask(mask, q, (*batch, q.shape[-2], k.shape[-2]))
 
+    def is_empty(self) -> bool:
+        """Whether an axis other than the batch's has no entry: there is nothing then that a kernel could compute."""
+        return any(_is_zero(size) for x in (self.q, self.k, self.v) for size in x.shape[-3:])
+
     def under_autocast(self) -> Call:
         """The call as `scaled_dot_product_attention` would see it under autocast: float32 becomes the low precision."""
         dtype = _autocast_dtype(self.q.device.type)
@@ -73,6 +77,15 @@ def _autocast_is_available(device: str) -> bool:
     return torch.amp.is_autocast_available(device)
 
 
+def _is_zero(size: int) -> bool:
+    """What a compiler does not know of a size it shall not have to know: then it is none."""
+    if not torch.compiler.is_compiling():
+        return size == 0
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return bool(guard_or_false(size == 0))
+
+
 def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x
 
@@ -81,9 +94,9 @@ def _check_groups(q: Tensor, k: Tensor, v: Tensor) -> None:
     if min(q.dim(), k.dim(), v.dim()) < 3:
         raise ValueError("enable_gqa needs a head axis: q, k and v of shape (..., num_heads, tokens, head_dim)")
     heads, key_heads, value_heads = q.shape[-3], k.shape[-3], v.shape[-3]
-    if key_heads != value_heads or key_heads == 0 or heads % key_heads:
+    if any(shared != 0 and heads % shared != 0 for shared in (key_heads, value_heads)):
         raise ValueError(
-            f"enable_gqa needs a number of query heads that is a multiple of the key and value heads; "
+            f"enable_gqa needs a number of query heads that is a multiple of the key heads and of the value heads; "
             f"got {heads}, {key_heads} and {value_heads}"
         )
 
@@ -101,6 +114,8 @@ def _batch(q: Tensor, k: Tensor, grouped: bool) -> tuple[int, ...]:
 
 
 def _check_mask(mask: Tensor, q: Tensor, scores: tuple[int, ...]) -> None:
+    if mask.layout != torch.strided:
+        raise ValueError(f"attn_mask must be dense; got layout {mask.layout}. Use attn_mask.to_dense()")
     if mask.dtype not in (torch.bool, torch.float32, q.dtype):
         raise ValueError(f"attn_mask must be boolean (True: attend), float32 or {q.dtype} as q; got {mask.dtype}")
     if mask.device != q.device:

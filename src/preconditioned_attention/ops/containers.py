@@ -18,19 +18,16 @@ def attend(call: Call, backend: Backend) -> Tensor:
         ValueError: see `api`, `nested` and `dtensor`.
     """
     tensors = (call.q, call.k, call.v)
-    if _is_plain(call.q) and _is_plain(call.k) and _is_plain(call.v):  # the usual case, at the least cost
+    others = [x for x in (call.attn_mask, call.gain) if x is not None]
+    if all(type(x) in (Tensor, Parameter) and not x.is_nested for x in (*tensors, *others)):  # the usual case
         return api.attend(call, backend)
     if any(x.is_nested for x in tensors):
         return nested.attend(call, backend)
-    if _any_distributed(tensors):
+    if _any_distributed((*tensors, *others)):
         from . import dtensor  # it imports torch.distributed.tensor, which most programs never need
 
         return dtensor.attend(call, backend)
     return api.attend(call, backend)
-
-
-def _is_plain(x: Tensor) -> bool:
-    return type(x) is Tensor and not x.is_nested
 
 
 def _any_distributed(tensors: tuple[Tensor, ...]) -> bool:

@@ -58,7 +58,7 @@ def _distributed(call: Call) -> tuple[DTensor, DTensor, DTensor]:
             found[name] = x
         elif x is not None:
             raise TypeError(
-                f"{name} must be a DTensor where q, k or v is one; got {type(x).__name__}. "
+                f"{name} must be a DTensor where another tensor of the call is one; got {type(x).__name__}. "
                 f"Make it one with torch.distributed.tensor.distribute_tensor({name}, mesh, placements)"
             )
     meshes = {name: x.device_mesh for name, x in found.items()}

@@ -58,15 +58,15 @@ def _shape_refusal(call: Call) -> str | None:
         return f"q, k and v must have one dtype; got {q.dtype}, {k.dtype} and {v.dtype}"
     if not q.dim() == k.dim() == v.dim() == 4:
         return "q, k and v must have four axes, (B, H, tokens, head_dim)"
-    (batch, heads, queries, d), keys = q.shape, k.shape
+    if call.is_empty():
+        return "there must be at least one head, query, key and entry"
+    (batch, heads, _, d), keys = q.shape, k.shape
     if v.shape[:3] != keys[:3] or keys[0] != batch:
         return "batch sizes, and heads and lengths of k and v, must be equal"
     if heads != keys[1] and not (call.enable_gqa and heads % keys[1] == 0):
         return "q must have as many heads as k, or with enable_gqa a multiple of them"
     if not d == keys[3] == v.shape[3]:
         return "q, k and v must have one head dimension"
-    if queries == 0 or keys[2] == 0:
-        return "there must be at least one query and one key"
     if not q.stride(3) == k.stride(3) == v.stride(3) == 1:
         return "the head dimension must lie contiguously in memory"
     return None
@@ -78,6 +78,8 @@ def _mask_refusal(call: Call) -> str | None:
         return None
     if mask.requires_grad:
         return "the kernel returns no gradient of the mask"
+    if mask.layout != torch.strided:
+        return "attn_mask must be dense"
     if mask.device.type != "cpu" or mask.dtype not in (torch.bool, torch.float32, call.q.dtype):
         return f"attn_mask must be on the CPU, and boolean, float32 or {call.q.dtype} as q; got {mask.dtype}"
     full = (call.q.shape[0], call.q.shape[1], call.q.shape[2], call.k.shape[2])

@@ -36,7 +36,9 @@ def rows(call: Call) -> Tensor:
     dtype = torch.promote_types(q.dtype, torch.float32)
     with torch.autocast(q.device.type, enabled=False):
         weights = _weights(q.to(dtype), k.to(dtype), call.attn_mask, call.is_causal, call.scale)
-        return torch.dropout(weights, call.dropout_p, train=call.dropout_p > 0) @ v.to(dtype)
+        if call.dropout_p > 0:
+            weights = torch.dropout(weights, call.dropout_p, train=True)
+        return weights @ v.to(dtype)
 
 
 def _per_query_head(x: Tensor, call: Call) -> Tensor:

@@ -22,7 +22,7 @@ def attend_packed(packed: Packed, backend: Backend) -> Tensor:
     if not call.q.dtype == call.k.dtype == call.v.dtype:
         raise ValueError(f"q, k and v must have one dtype; got {call.q.dtype}, {call.k.dtype} and {call.v.dtype}")
     packed = replace(packed, call=call)
-    if backend not in ("auto", "flash"):
+    if backend not in ("auto", "flash") or call.is_empty():
         return varlen_sequences.attend(packed, backend)
     reason = _flash_refusal(packed)
     if reason is None:
