@@ -1,5 +1,6 @@
 """For those who have a model: convert it in place, see what happened, and bring it back."""
 
+from .checking import AdapterCheck, CheckedAttention, check_adapter
 from .convert import is_preconditioned, precondition_, restore_, survey
 from .declared import register_posthook, register_prehook
 from .mechanisms import ClassSwap, Layout, PostHook, PreHook
@@ -13,6 +14,8 @@ from .weight_files import conversion_metadata, load_safetensors, save_safetensor
 
 __all__ = [
     "Adapter",
+    "AdapterCheck",
+    "CheckedAttention",
     "ClassSwap",
     "ConversionEntry",
     "ConversionReport",
@@ -25,6 +28,7 @@ __all__ = [
     "VerificationError",
     "build_model",
     "build_without_weights",
+    "check_adapter",
     "conversion_metadata",
     "from_pretrained",
     "is_preconditioned",

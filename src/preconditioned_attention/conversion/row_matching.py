@@ -1,0 +1,182 @@
+"""Which rows of which products reached a preconditioner."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .products import Product
+
+_ROWS_AT_MOST = 2048
+_DISTANCES_AT_ONCE = 2**24
+
+
+@dataclass(frozen=True)
+class Match:
+    """What is known of the rows that reached a preconditioner.
+
+    Args:
+        seen: how many rows there were that are not zero.
+        looked_at: how many of them were looked for.
+        found: how many of these are rows of a product.
+        alike: whether they are one row over and over, which proves little.
+        axes: of each product that has some of them, by its index: the axis along which its rows lie.
+        labelled: whether each head that the preconditioner sees is one head of the product; None: not to be told.
+    """
+
+    seen: int
+    looked_at: int
+    found: int
+    alike: bool
+    axes: Mapping[int, int]
+    labelled: bool | None
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A product's rows ``(batch tokens, d)``, if they lie along ``axis``."""
+
+    index: int
+    axis: int
+    rows: Tensor
+    batch: int
+    tokens: int
+
+    def places(self) -> Tensor:
+        """``(batch, token)`` of every row."""
+        axes = (torch.arange(n, device=self.rows.device) for n in (self.batch, self.tokens))
+        return torch.cartesian_prod(*axes)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """By how much the same row, computed in another order, may differ, relative to its norm."""
+    return min(1e3 * torch.finfo(dtype).eps, 0.05)
+
+
+def match_rows(arrived: list[Tensor], products: Mapping[int, Product], num_heads: int | None) -> Match:
+    """Look for the rows that arrived, each ``(..., H, N, d)``, among those of ``products``.
+
+    Zero rows, as padding makes them, are nobody's. Of very many rows a sample is looked for.
+
+    Args:
+        arrived: what reached the preconditioner, in several tensors where several streams do.
+        products: by their index.
+        num_heads: how many heads there should be; None leaves it open whether they are told apart.
+    """
+    widths = dict.fromkeys(tensor.shape[-1] for tensor in arrived)
+    parts = [_match_width([t for t in arrived if t.shape[-1] == width], products, num_heads) for width in widths]
+    labels = [part.labelled for part in parts]
+    return Match(
+        seen=sum(part.seen for part in parts),
+        looked_at=sum(part.looked_at for part in parts),
+        found=sum(part.found for part in parts),
+        alike=all(part.alike for part in parts),
+        axes={i: axis for part in parts for i, axis in part.axes.items()},
+        labelled=False if False in labels else None if None in labels else True,
+    )
+
+
+def _match_width(arrived: list[Tensor], products: Mapping[int, Product], num_heads: int | None) -> Match:
+    """:func:`match_rows` for rows of one width."""
+    rows, heads = _arrived(arrived)
+    seen = len(rows)
+    if seen > _ROWS_AT_MOST:
+        chosen = torch.randperm(seen, generator=torch.Generator().manual_seed(0))[:_ROWS_AT_MOST].to(rows.device)
+        rows, heads = rows[chosen], heads[chosen]
+    alike = bool((rows - rows[:1]).norm(dim=-1).le(tolerance(arrived[0].dtype) * rows.norm(dim=-1)).all()) and seen > 1
+    candidates = list(_candidates(products, arrived[0].shape[-1]))
+    if not candidates or not len(rows):
+        return Match(seen, len(rows), 0, alike, {}, None)
+    pool = torch.cat([candidate.rows for candidate in candidates])
+    nearest, distance, second = _nearest(rows, pool)
+    allowed = tolerance(arrived[0].dtype) * rows.norm(dim=-1)
+    hit, alone = distance <= allowed, second > allowed
+    source = torch.cat([torch.full((len(c.rows),), i, device=rows.device) for i, c in enumerate(candidates)])[nearest]
+    used = [candidates[i] for i in source[hit].unique().tolist()]
+    labelled = None
+    if num_heads is not None and num_heads > 1 and bool(hit.all() & alone.any()):
+        # Where heads share values, as in multi-query attention, the first of causal attention's tokens is in all alike.
+        places = torch.cat([candidate.places() for candidate in candidates])[nearest]
+        in_batch = all(prod(arrived[0].shape[:-3]) * num_heads == candidate.batch for candidate in used)
+        labelled = _one_head_each(heads[alone], places[alone], num_heads, used, in_batch)
+    return Match(seen, len(rows), int(hit.sum()), alike, {c.index: c.axis for c in used}, labelled)
+
+
+def same_numbers(arrived: list[Tensor], products: Mapping[int, Product]) -> bool:
+    """Whether the entries that arrived are those of a product, put together otherwise."""
+    entries = torch.cat([rows.flatten() for rows in arrived]).double().sort().values
+    close = tolerance(arrived[0].dtype) * entries.abs().max()
+    others = (p.out.flatten().double().sort().values for p in products.values() if p.out.numel() == len(entries))
+    return any(bool((entries - other).abs().max() <= close) for other in others)
+
+
+def _arrived(arrived: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The rows that are not zero, and the head of each."""
+    rows = torch.cat([tensor.reshape(-1, tensor.shape[-1]) for tensor in arrived]).double()
+    heads = torch.cat([_head_of_each_row(tensor) for tensor in arrived])
+    kept = rows.norm(dim=-1) > 0
+    return rows[kept], heads[kept]
+
+
+def _head_of_each_row(tensor: Tensor) -> Tensor:
+    count = tensor.shape[-3] if tensor.dim() > 2 else 1
+    heads = torch.arange(count, device=tensor.device)
+    return heads[:, None].expand(count, tensor.shape[-2]).expand(*tensor.shape[:-3], -1, -1).flatten()
+
+
+def _candidates(products: Mapping[int, Product], width: int) -> Iterator[_Candidate]:
+    """Wherever a product has rows of ``width`` entries."""
+    for i, product in products.items():
+        out = _without_padding(product.out, width) if product.fused else product.out
+        for axis in (-1,) if product.fused else (-1, -2):
+            if out.shape[axis] == width:
+                rows = out.double().movedim(axis, -1)
+                yield _Candidate(i, axis, rows.reshape(-1, width), prod(rows.shape[:-2]), rows.shape[-2])
+
+
+def _without_padding(out: Tensor, width: int) -> Tensor:
+    """The first ``width`` columns, if the others are zero: fused kernels on CUDA are handed padded heads."""
+    return out[..., :width] if out.shape[-1] > width and not out[..., width:].any() else out
+
+
+def _nearest(rows: Tensor, pool: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """For each row the index of the nearest one in ``pool``, the distance, and that of the second nearest."""
+    at_once = max(1, _DISTANCES_AT_ONCE // len(pool))
+    two = min(2, len(pool))
+    nearest = torch.cat([torch.cdist(part, pool).topk(two, largest=False).indices for part in rows.split(at_once)])
+    distances = (rows[:, None] - pool[nearest]).norm(dim=-1)
+    second = distances[:, 1] if two == 2 else torch.full_like(distances[:, 0], torch.inf)
+    return nearest[:, 0], distances[:, 0], second
+
+
+def _one_head_each(heads: Tensor, places: Tensor, num_heads: int, used: list[_Candidate], in_batch: bool) -> bool:
+    """Whether the head of a row is told by its place in the product.
+
+    A product's axes are folded from batch, heads and tokens in an order that nobody tells, so every digit of a place
+    is tried, ``(place // step) % base``. Those that depend on the head alone must tell the heads from each other.
+
+    Args:
+        heads: of each row.
+        places: ``(batch, token)`` of each row in the product.
+        num_heads: how many heads.
+        used: the products that the rows are of.
+        in_batch: whether the heads are folded into the batch, since that is as large as both together.
+    """
+    if int(heads.max()) >= num_heads:
+        return False
+    labels = torch.zeros(num_heads, dtype=torch.int64, device=heads.device)
+    for axis in (0,) if in_batch else (0, 1):
+        sizes = {(candidate.batch, candidate.tokens)[axis] for candidate in used}
+        steps = {step for size in sizes for step in range(1, size + 1) if size % step == 0}
+        for base in (b for b in range(2, num_heads + 1) if num_heads % b == 0):
+            for step in sorted(steps):
+                digits = places[:, axis] // step % base
+                low = torch.full_like(labels, base).scatter_reduce(0, heads, digits, "amin")
+                high = torch.full_like(labels, -1).scatter_reduce(0, heads, digits, "amax")
+                if bool((low == high).all()):
+                    labels = (labels * base + low).unique(return_inverse=True)[1]
+    return len(labels.unique()) == num_heads
