@@ -1,4 +1,4 @@
-"""The numbers in docs/ are those of the comparisons in docs/results/."""
+"""The numbers in docs/ are those of the comparisons in docs/results/, and the code of docs/own-attention.md runs."""
 
 import json
 import re
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from scipy import stats
+
+from preconditioned_attention.conversion import VerificationError, check_adapter
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = "\n".join(path.read_text() for path in [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"])
@@ -55,3 +58,38 @@ def test_the_table_by_learning_rate() -> None:
         half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
         means = " | ".join(f"{statistics.mean(values):.4f}" for values in arms.values())
         assert f"| {rate:g} | {means} | {mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f}) |" in page
+
+
+OWN_ATTENTION, *CLASSES = (DOCS / "own-attention.md").read_text().split("\n## ")
+FAMILIES = [
+    *("nanoGPT", "vit-pytorch", "segment-anything", "Informer", "Conformer", "double", "single"),
+    *("Restormer", "Annotated", "PaLM", "LitGPT"),
+]
+
+
+def blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_eleven_classes_are_told_of() -> None:
+    titles = [section.splitlines()[0] for section in CLASSES]
+    assert all(name in title for name, title in zip(FAMILIES, titles, strict=True))
+
+
+@pytest.mark.parametrize("section", CLASSES, ids=FAMILIES)
+def test_the_code_for_ones_own_attention_runs_and_its_wrong_lines_are_refused(section: str) -> None:
+    torch.manual_seed(0)
+    right, wrong = blocks(section)
+    names: dict[str, Any] = {"__name__": "own_attention"}
+    exec("\n".join([*blocks(OWN_ATTENTION), right]), names)
+    assert check_adapter(names["model"], names["inputs"]).complete
+    assert wrong.startswith("# Wrong\n")
+    exec(wrong, names)
+    with pytest.raises((VerificationError, ValueError), match=r"rows|merged entries|scaling the values of one head"):
+        check_adapter(names["model"], names["inputs"])
+
+
+def test_the_adapter_of_the_contributing_guide_is_proven(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks((DOCS.parent / "CONTRIBUTING.md").read_text())
+    exec(code, {"__name__": "contributing"})
+    assert "proven: every attachment fires" in capsys.readouterr().out

@@ -16,6 +16,7 @@ from ..config import PreconditionConfig
 from ..equilibration import default_eps, row_norms
 from ..layers import Preconditioner
 from .convert import is_preconditioned, precondition_, restore_, survey
+from .observed import as_arguments
 from .products import Product, heads_of_attention, watching_products
 from .report import ConversionEntry
 from .row_matching import Match, match_rows, same_numbers, tolerance
@@ -23,11 +24,11 @@ from .stand_ins import Open, Scaling, powers_of_two, replaced
 from .verify import VerificationError
 
 _UNSEEN = (
-    "that its rows are attention's, and that the scale of a head's values does not matter (no product of weights with "
-    "values was seen, as in a kernel that PyTorch does not know)"
+    "that its rows are attention's, and that the scale of a head's values does not matter (no product of attention "
+    "weights with values was seen: a kernel that PyTorch does not know, or weights without a softmax)"
 )
 _ZERO = "anything about its rows, which are all zero for these inputs"
-_ALIKE = "that heads and tokens are kept apart: its rows are all alike for these inputs (let them be random)"
+_ALIKE = "that tokens are kept apart: they are all alike for these inputs (let them be random)"
 _NO_GRADIENT = "that gradients are finite (no output of the model has one)"
 
 
@@ -93,8 +94,8 @@ def check_adapter(model: nn.Module, inputs: Any, config: PreconditionConfig | No
 
     Args:
         model: a plain model that holds the attention, or is it.
-        inputs: what it is called with: a tuple of positional arguments, a mapping of keyword arguments, or the only
-            argument. Rows that are all alike prove little: let them be random.
+        inputs: what it is called with: a tensor, a tuple of positional or a mapping of keyword arguments. Rows that are
+            all alike prove little: let them be random.
         config: the options to convert with; attention that is converted only when an option asks for it needs one.
 
     Returns:
@@ -103,6 +104,7 @@ def check_adapter(model: nn.Module, inputs: Any, config: PreconditionConfig | No
 
     Raises:
         VerificationError: something is not as it should be; one sentence says what, where, and what to correct.
+        TypeError: ``inputs`` is something else.
         ValueError: nothing in ``model`` is converted, it is converted already, or it cannot be copied.
 
     Example:
@@ -135,10 +137,7 @@ def check_adapter(model: nn.Module, inputs: Any, config: PreconditionConfig | No
 class _Check:
     def __init__(self, model: nn.Module, inputs: Any, config: PreconditionConfig) -> None:
         self.config = config
-        self.args: tuple[Any, ...] = inputs if isinstance(inputs, tuple) else ()
-        self.kwargs: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {}
-        if not isinstance(inputs, tuple | Mapping):
-            self.args = (inputs,)
+        self.args, self.kwargs = as_arguments(inputs)
         try:
             self.model = copy.deepcopy(model).eval()
         except (RuntimeError, TypeError) as error:
@@ -198,20 +197,22 @@ class _Check:
         for path, c in opened.items():
             if not c.arrived:
                 raise self._fail(path, "the attachment did not fire: this input does not reach it, or a path goes past")
-            candidates = heads_of_attention(products[path])
+            candidates, certain = heads_of_attention(products[path])
             match = match_rows(c.arrived, candidates, self.entries[path].num_heads)
-            self._check_match(path, c.arrived, candidates, match)
-            rows[path] = _Rows(match, match_rows(c.arrived, heads_of_attention(again[path]), None), c.attended)
+            self._check_match(path, c.arrived, candidates, match, certain)
+            converted, _ = heads_of_attention(again[path])
+            rows[path] = _Rows(match, match_rows(c.arrived, converted, None), c.attended)
         return rows
 
-    def _check_match(self, path: str, arrived: list[Tensor], products: dict[int, Product], match: Match) -> None:
+    def _check_match(
+        self, path: str, arrived: list[Tensor], products: dict[int, Product], match: Match, certain: bool
+    ) -> None:
         width = arrived[0].shape[-1]
-        if not products or not match.looked_at:
-            return
-        if match.found < match.looked_at:
+        same = match.found == match.looked_at or same_numbers(arrived, products)
+        if match.found < match.looked_at and (certain or same):
             widths = sorted({p.out.shape[-1] for p in products.values()})
             told = f"{match.looked_at - match.found} of the {match.looked_at} rows that reach the preconditioner"
-            if not same_numbers(arrived, products):
+            if not same:
                 reason = "something (a gate, a norm, an added term) comes between, or it is not attention's output; "
                 fix = "attach to the first module that sees the heads' outputs alone, and give width if others follow"
             elif width not in widths:
@@ -306,9 +307,9 @@ class _Check:
     def _checked(self, entry: ConversionEntry, rows: _Rows, differentiable: bool) -> CheckedAttention:
         match = rows.match
         reasons = {
-            _UNSEEN: bool(match.looked_at and not match.axes),
+            _UNSEEN: bool(match.looked_at and not match.proven),
             _ZERO: not match.looked_at,
-            _ALIKE: match.alike,
+            _ALIKE: bool(match.looked_at and match.alike),
             _NO_GRADIENT: not differentiable,
         }
         told = {name: getattr(entry, name) for name in ("path", "class_name", "mechanism", "num_heads", "head_dim")}

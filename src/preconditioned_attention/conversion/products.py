@@ -1,8 +1,8 @@
 """The heads' outputs as attention computes them: products of weights with values, seen by a dispatch mode.
 
 A dispatch mode sees the operators that run, whatever the Python above them looks like: `@`, `einsum`, `matmul` and
-fused attention, in functions, in `autograd.Function`s, in compiled extensions that call back into PyTorch. What it
-does not see is inside a kernel that PyTorch does not know.
+fused attention, in functions and in `autograd.Function`s. What it does not see is inside a kernel that PyTorch does
+not know. Which of them attention weights reach is for `weights_flow.py` to tell.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_aten = torch.ops.aten
-_PRODUCTS = {_aten.bmm.default, _aten.mm.default, _aten.baddbmm.default}
-_SOFTMAXES = {_aten._softmax.default, _aten._safe_softmax.default}
+from .weights_flow import WeightsFlow
+
+_PRODUCTS = {"bmm", "mm", "baddbmm"}
 _FUSED = ("scaled_dot_product", "_flash_attention_forward", "_efficient_attention_forward")
 
 Edit = Callable[[str, int, Tensor], Tensor]
@@ -30,13 +29,13 @@ class Product:
     """One product inside an attention module.
 
     Args:
-        out: its result, ``(..., M, K)``.
-        of_softmax: whether a factor came from a softmax, as attention weights do, and as scores do not.
+        out: its result.
+        of_weights: whether the result of a softmax is a factor, as attention weights are, and scores are not.
         fused: whether a fused operator computed it, whose rows lie along the last axis.
     """
 
     out: Tensor
-    of_softmax: bool
+    of_weights: bool
     fused: bool
 
 
@@ -65,7 +64,7 @@ def _marks(mode: _ProductMode, path: str) -> tuple[Callable[..., None], Callable
         mode.inside.append(path)
 
     def leave(module: nn.Module, args: object, output: object) -> None:
-        mode.leave()
+        mode.inside.pop()
 
     return enter, leave
 
@@ -76,48 +75,44 @@ class _ProductMode(TorchDispatchMode):
         self.inside: list[str] = []
         self.products: dict[str, list[Product]] = {path: [] for path in sites}
         self.edit = edit
-        self.weights: dict[int, Tensor] = {}  # what came from a softmax, kept, so that no other takes its id
-        parameters = (p for module in sites.values() for p in module.parameters())
-        self.parameters = {p.untyped_storage().data_ptr() for p in parameters}
-
-    def leave(self) -> None:
-        self.inside.pop()
-        if not self.inside:
-            self.weights.clear()
+        tensors = [t for module in sites.values() for t in (*module.parameters(), *module.buffers())]
+        self.flow = WeightsFlow(tensors, lambda: ())
+        self.parameters = {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func._schema.name.partition("::")[2] if hasattr(func, "_schema") else func.__name__
+        plain = name if name.startswith("_") else name.rstrip("_")
+        reached = self.flow.follow(plain, args, kwargs, out, writes=plain != name)
         if not self.inside:
             return out
-        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
-        of_softmax = any(id(tensor) in self.weights for tensor in tensors)
-        if any(name in func.name() for name in _FUSED):
-            first, *rest = out if isinstance(out, tuple) else (out,)
-            first = self._product(Product(first, True, True))
-            out = (first, *rest) if isinstance(out, tuple) else first
-        elif func in _PRODUCTS and not any(self._is_a_parameter(tensor) for tensor in tensors):
-            out = self._product(Product(out, of_softmax, False))
-        if of_softmax or func in _SOFTMAXES:
-            self.weights |= {id(value): value for value in tree_leaves(out) if isinstance(value, Tensor)}
+        if any(fused in name for fused in _FUSED):
+            heads, *rest = out if isinstance(out, tuple) else (out,)
+            heads = self._product(Product(heads, True, True))
+            return (heads, *rest) if isinstance(out, tuple) else heads
+        if reached or (name in _PRODUCTS and not self._is_a_projection(args)):
+            out = self._product(Product(out, reached is not None, False))
         return out
 
-    def _is_a_parameter(self, tensor: Tensor) -> bool:
-        return tensor.untyped_storage().data_ptr() in self.parameters
+    def _is_a_projection(self, args: tuple[Any, ...]) -> bool:
+        tensors = [value for value in tree_leaves(args) if isinstance(value, Tensor)]
+        return any(tensor.untyped_storage().data_ptr() in self.parameters for tensor in tensors)
 
     def _product(self, product: Product) -> Tensor:
         path = self.inside[-1]
-        kept = self.products[path]
-        out = product.out
+        kept, out = self.products[path], product.out
         if self.edit is not None:
             out = self.edit(path, len(kept), out)
         kept.append(replace(product, out=product.out.detach().clone()))  # it may be changed in place later
         return out
 
 
-def heads_of_attention(products: list[Product]) -> dict[int, Product]:
-    """Those of ``products`` that may be heads' outputs, by their index: the ones that a softmax went into.
+def heads_of_attention(products: list[Product]) -> tuple[dict[int, Product], bool]:
+    """Those of ``products`` that may be heads' outputs, by their index, and whether that is certain.
 
-    Where there was no softmax (linear attention, other weights), all of them.
+    Where a softmax reached none (linear attention, other weights, an unknown kernel beside other products), all may be.
     """
     numbered = dict(enumerate(products))
-    return {i: product for i, product in numbered.items() if product.of_softmax} or numbered
+    reached = {i: product for i, product in numbered.items() if product.of_weights}
+    return reached or numbered, bool(reached)

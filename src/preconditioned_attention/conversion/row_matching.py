@@ -23,7 +23,7 @@ class Match:
         seen: how many rows there were that are not zero.
         looked_at: how many of them were looked for.
         found: how many of these are rows of a product.
-        alike: whether they are one row over and over, which proves little.
+        alike: whether those of a head are one row over and over, which proves little.
         axes: of each product that has some of them, by its index: the axis along which its rows lie.
         labelled: whether each head that the preconditioner sees is one head of the product; None: not to be told.
     """
@@ -34,6 +34,11 @@ class Match:
     alike: bool
     axes: Mapping[int, int]
     labelled: bool | None
+
+    @property
+    def proven(self) -> bool:
+        """Whether all of them were found."""
+        return self.found == self.looked_at > 0
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ def _match_width(arrived: list[Tensor], products: Mapping[int, Product], num_hea
     if seen > _ROWS_AT_MOST:
         chosen = torch.randperm(seen, generator=torch.Generator().manual_seed(0))[:_ROWS_AT_MOST].to(rows.device)
         rows, heads = rows[chosen], heads[chosen]
-    alike = bool((rows - rows[:1]).norm(dim=-1).le(tolerance(arrived[0].dtype) * rows.norm(dim=-1)).all()) and seen > 1
+    alike = all(map(_tokens_alike, arrived))
     candidates = list(_candidates(products, arrived[0].shape[-1]))
     if not candidates or not len(rows):
         return Match(seen, len(rows), 0, alike, {}, None)
@@ -122,6 +127,12 @@ def _arrived(arrived: list[Tensor]) -> tuple[Tensor, Tensor]:
     return rows[kept], heads[kept]
 
 
+def _tokens_alike(tensor: Tensor) -> bool:
+    """Whether every head has several tokens, and all the same."""
+    differences = (tensor - tensor[..., :1, :]).norm(dim=-1)
+    return tensor.shape[-2] > 1 and bool((differences <= tolerance(tensor.dtype) * tensor.norm(dim=-1)).all())
+
+
 def _head_of_each_row(tensor: Tensor) -> Tensor:
     count = tensor.shape[-3] if tensor.dim() > 2 else 1
     heads = torch.arange(count, device=tensor.device)
@@ -132,9 +143,10 @@ def _candidates(products: Mapping[int, Product], width: int) -> Iterator[_Candid
     """Wherever a product has rows of ``width`` entries."""
     for i, product in products.items():
         out = _without_padding(product.out, width) if product.fused else product.out
-        for axis in (-1,) if product.fused else (-1, -2):
+        for axis in (-1,) if product.fused else range(-1, -1 - out.dim(), -1):
             if out.shape[axis] == width:
                 rows = out.double().movedim(axis, -1)
+                rows = rows if rows.dim() > 1 else rows[None]
                 yield _Candidate(i, axis, rows.reshape(-1, width), prod(rows.shape[:-2]), rows.shape[-2])
 
 

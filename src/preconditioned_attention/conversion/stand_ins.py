@@ -24,10 +24,24 @@ class Open(Preconditioner):
         self.arrived.append(rows.detach().clone())
         return rows
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
         """Plain attention."""
         self.attended = True
-        return self(F.scaled_dot_product_attention(q, k, v, *args, **kwargs))
+        return self(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask, dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        )
 
 
 class Scaling(Preconditioner):
