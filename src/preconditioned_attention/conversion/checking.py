@@ -16,6 +16,7 @@ from ..config import PreconditionConfig
 from ..equilibration import default_eps, row_norms
 from ..layers import Preconditioner
 from .convert import is_preconditioned, precondition_, restore_, survey
+from .guard import guard, unguard
 from .observed import as_arguments
 from .products import Product, heads_of_attention, watching_products
 from .report import ConversionEntry
@@ -186,8 +187,12 @@ class _Check:
 
     def _check_rows(self, plain: list[Tensor], products: dict[str, list[Product]]) -> dict[str, _Rows]:
         """Take `C` out, and look at what would reach it."""
+        for module in self._sites().values():
+            unguard(module)  # which would speak of what happened to a model since its conversion
         with replaced(self._preconditioners(), Open) as opened, watching_products(self._sites()) as again:
             out = self._run()
+        for path, module in self._sites().items():
+            guard(module, opened[path])
         if not _alike(out, plain):
             raise VerificationError(
                 "with C taken out, the converted model does not compute what the plain one does; a forward of your "
