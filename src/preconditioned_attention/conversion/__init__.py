@@ -4,6 +4,7 @@ from .checking import AdapterCheck, CheckedAttention, check_adapter
 from .convert import is_preconditioned, precondition_, restore_, survey
 from .declared import register_posthook, register_prehook
 from .mechanisms import ClassSwap, Layout, PostHook, PreHook
+from .peft_adapters import load_adapter
 from .pretrained import from_pretrained
 from .registry import Adapter, HeadShape, register_adapter, register_composite, unregister_adapter
 from .report import ConversionEntry, ConversionReport
@@ -32,6 +33,7 @@ __all__ = [
     "conversion_metadata",
     "from_pretrained",
     "is_preconditioned",
+    "load_adapter",
     "load_safetensors",
     "precondition_",
     "register_adapter",

@@ -39,6 +39,7 @@ _ADAPTER_FILES = {
     "open_clip": "open_clip",
     "flash_attn": "flash_attn",
 }
+_COMPANIONS = {"peft": "peft.peft_model"}  # the same for a library that holds no attention and saves what was trained
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ def found_by_look_up(cls: type[nn.Module]) -> Adapter | None:
 
 
 def _load_adapters() -> None:
-    for file, needed in _ADAPTER_FILES.items():
+    for file, needed in (_ADAPTER_FILES | _COMPANIONS).items():
         if needed in sys.modules:
             importlib.import_module(f".adapters.{file}", __package__)
 

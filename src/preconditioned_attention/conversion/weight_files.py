@@ -31,7 +31,7 @@ def conversion_metadata(model: nn.Module) -> dict[str, str]:
     One entry, ``"preconditioned_attention"``: JSON, from the path of every converted module to its options. Empty for a
     plain model.
     """
-    modules = _modules(model)
+    modules = converted_options(model)
     return {CONFIG_ENTRY: json.dumps(modules, sort_keys=True)} if modules else {}
 
 
@@ -67,9 +67,9 @@ def load_safetensors(model: nn.Module, path: str | Path) -> None:
         RuntimeError: names or shapes do not fit.
         OSError: the file cannot be read.
     """
-    saved, own = _saved_modules(Path(path)), _modules(model)
+    saved, own = _saved_modules(Path(path)), converted_options(model)
     if saved is not None:
-        _check_alike(saved, own, Path(path))
+        check_alike(saved, own, Path(path))
     if not all(_is_marked(module) for _, module in preconditioned_modules(model)):
         _warn_unmarked(saved, own, Path(path))
     require("safetensors.torch", extra="train").load_model(model, str(path))
@@ -92,7 +92,7 @@ def _warn_unmarked(saved: dict[str, dict[str, Any]] | None, own: dict[str, dict[
         )
 
 
-def _modules(model: nn.Module) -> dict[str, dict[str, Any]]:
+def converted_options(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Path -> options of every converted module."""
     found = {}
     for path, module in preconditioned_modules(model):
@@ -118,7 +118,8 @@ def _saved_modules(path: Path) -> dict[str, dict[str, Any]] | None:
     return modules
 
 
-def _check_alike(saved: dict[str, dict[str, Any]], own: dict[str, dict[str, Any]], path: Path) -> None:
+def check_alike(saved: dict[str, dict[str, Any]], own: dict[str, dict[str, Any]], path: Path) -> None:
+    """Raise unless a file and a model name the same modules, with the same options but for how they are computed."""
     for name in sorted(saved.keys() | own.keys()):
         if name not in own:
             raise ValueError(

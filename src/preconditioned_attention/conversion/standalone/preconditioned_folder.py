@@ -8,6 +8,7 @@ that stands in the file alone: in memory a converted model has the configuration
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import json
@@ -24,6 +25,9 @@ from transformers.modeling_utils import PreTrainedModel
 
 ENTRY = "preconditioned_attention"
 """Under this name `config.json` describes the conversion, and asks for attention that a plain loader has not got."""
+
+ADAPTER_ENTRY = "requires_preconditioned_attention"
+"""Under this name `adapter_config.json` says what the base must be."""
 
 MARK = ".preconditioner.requires_preconditioned_attention"
 GAIN = ".preconditioner.gain"
@@ -88,21 +92,44 @@ def install(describe: Describe) -> None:
         entry = describe(self)
         if entry is None:
             return save(self, save_directory, *args, **kwargs)
-        config = self.config
-
-        def save_config(folder: Any, *args: Any, **kwargs: Any) -> None:
-            del config.__dict__["save_pretrained"]
-            config.save_pretrained(folder, *args, **kwargs)
-            _write(Path(folder), entry, _auto_classes(config))
-
-        # The one moment between writing the configuration and uploading the folder is the call that writes it.
-        config.__dict__["save_pretrained"] = save_config
-        try:
+        options = {name: entry["exceptions"].get(name, entry)["config"] for name in entry["modules"]}
+        with contextlib.ExitStack() as stack:
+            auto_classes = _auto_classes(self.config)
+            stack.enter_context(_followed(self.config, lambda folder: _write(folder, entry, auto_classes)))
+            for config in vars(self).get("peft_config", {}).values():  # adapters, saved without the model
+                stack.enter_context(_followed(config, lambda folder: write_adapter_entry(folder, options)))
             return save(self, save_directory, *args, **kwargs)
-        finally:
-            config.__dict__.pop("save_pretrained", None)
 
     PreTrainedModel.save_pretrained = save_pretrained  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _followed(config: Any, write: Callable[[Path], None]) -> Iterator[None]:
+    """Inside, ``write(folder)`` follows ``config.save_pretrained(folder)`` and precedes what its caller does next.
+
+    The one moment between writing a configuration and uploading its folder is the call that writes it.
+    """
+
+    def save_pretrained(folder: Any, *args: Any, **kwargs: Any) -> None:
+        del config.__dict__["save_pretrained"]
+        config.save_pretrained(folder, *args, **kwargs)
+        write(Path(folder))
+
+    config.__dict__["save_pretrained"] = save_pretrained
+    try:
+        yield
+    finally:
+        config.__dict__.pop("save_pretrained", None)
+
+
+def write_adapter_entry(folder: Path, options: dict[str, Any]) -> None:
+    """Say in the ``adapter_config.json`` of PEFT which modules of the base were preconditioned, and how.
+
+    PEFT ignores what it does not know, and warns that it does, naming the key.
+    """
+    path = folder / "adapter_config.json"
+    content = json.loads(path.read_text(encoding="utf-8")) | {ADAPTER_ENTRY: options}
+    path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _write(folder: Path, entry: Entry, auto_classes: Iterable[str]) -> None:
