@@ -280,6 +280,20 @@ def test_what_cannot_be_seen_is_said() -> None:
     assert "not proven: anything about its rows, which are all zero" in str(check_adapter(model, X))
 
 
+def test_attention_that_is_left_out_is_said() -> None:
+    class Other(Own):
+        def forward(self, x: Tensor) -> Tensor:
+            return Own.forward(self, x)
+
+    register_prehook(Own, point="proj", num_heads=4)
+    check = check_adapter(nn.Sequential(Own(), Other()), X)
+    assert [attention.path for attention in check.attentions] == ["0"]
+    assert [entry.path for entry in check.left_out] == ["1"]
+    assert not check.complete
+    assert "1: tests.conversion.test_checking" in str(check)
+    assert "not converted: no adapter knows this class, and it computes attention" in str(check)
+
+
 def test_gradients_and_outputs_must_be_finite() -> None:
     class Mine(Own):
         def behind(self, merged: Tensor, x: Tensor) -> Tensor:
@@ -386,7 +400,7 @@ MODELS = {
                 num_landmarks=3,
                 segment_means_seq_len=9,
             )
-        ),
+        ).double(),
         {"input_ids": torch.randint(0, 50, (2, 9))},
     ),
 }

@@ -1,4 +1,6 @@
 import copy
+from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import timm
@@ -93,3 +95,81 @@ def test_rows_that_lie_across_memory_are_copied_once() -> None:
     assert seen.is_contiguous()
     expected = torch.nn.functional.normalize(across.unflatten(-1, (3, 4)), dim=-1).flatten(-2)
     torch.testing.assert_close(seen, expected)
+
+
+class Named(NamedTuple):
+    rows: Tensor
+    weights: str
+
+
+def test_output_hook_keeps_the_kind_of_what_comes_out() -> None:
+    x, c, expected = rows(heads=3, tokens=6, d=4)
+    hook = OutputHook(c, Layout(4, "split"))
+    for output in ((x, "weights"), [x, "weights"], Named(x, "weights")):
+        out = hook(torch.nn.Identity(), (), output)
+        assert type(out) is type(output)
+        torch.testing.assert_close(out[0], expected, rtol=1e-14, atol=0)
+        assert out[1] == "weights"
+    for wrong in ({"rows": x}, (), None, ("weights", x)):
+        with pytest.raises(TypeError, match=r"this Identity is to return the heads' outputs, .*, and it returned"):
+            hook(torch.nn.Identity(), (), wrong)
+
+
+def test_row_hook_needs_a_positional_argument() -> None:
+    _, c, _ = rows(heads=3, tokens=6, d=4)
+    with pytest.raises(TypeError, match="of this Linear, and it was called without positional arguments"):
+        RowHook(c, Layout(4))(torch.nn.Linear(2, 2), ())
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({}, "num_heads or head_dim must be given for form='merged'"),
+        ({"form": "channels"}, "num_heads or head_dim must be given for form='channels'"),
+        ({"head_dim": 4, "form": "mixed"}, "form must be one of 'merged', 'channels', 'split', 'tokens'; got 'mixed'"),
+        ({"form": "split", "interleaved": True}, "interleaved and width concern merged heads"),
+        ({"form": "tokens", "width": 3}, "interleaved and width concern merged heads"),
+        ({"head_dim": 0}, "head_dim must be positive; got 0"),
+        ({"num_heads": -1}, "num_heads must be positive; got -1"),
+        ({"head_dim": 4, "width": 0}, "width must be positive; got 0"),
+    ],
+)
+def test_a_layout_is_checked(told: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Layout(**told)
+
+
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if LAYOUTS[name][0].form in ("merged", "channels")])
+def test_heads_may_be_told_by_their_number(name: str) -> None:
+    layout, arrange = LAYOUTS[name]
+    layout = replace(layout, head_dim=None, num_heads=3)
+    x, c, expected = rows(heads=3, tokens=6, d=4)
+    torch.testing.assert_close(layout.apply(c, arrange(x)), arrange(expected), rtol=1e-14, atol=0)
+    torch.testing.assert_close(replace(layout, head_dim=4).apply(c, arrange(x)), arrange(expected), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("told", [{"num_heads": 5}, {"head_dim": 5}, {"num_heads": 3, "head_dim": 5}, {"head_dim": 24}])
+def test_heads_that_are_not_there_are_an_error_in_one_sentence(told: dict) -> None:
+    c = Preconditioner(PreconditionConfig())
+    with pytest.raises(ValueError, match="12 merged entries are not heads of these numbers: num_heads=") as caught:
+        Layout(**told).apply(c, torch.randn(2, 5, 12))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"form='tokens' finds 6 heads in a tensor of shape \(2, 3, 6, 4\)"):
+        Layout(form="tokens", num_heads=3).apply(c, torch.randn(2, 3, 6, 4))
+
+
+class Parts(torch.nn.Module):
+    def __init__(self, layout: Layout) -> None:
+        super().__init__()
+        self.layout, self.c = layout, Preconditioner(PreconditionConfig())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layout.apply(self.c, x)
+
+
+@pytest.mark.parametrize("told", [{"num_heads": 3}, {"num_heads": 3, "head_dim": 4, "width": 12}])
+def test_a_number_of_heads_is_compiled_whole(told: dict) -> None:
+    model, x = Parts(Layout(**told)), torch.randn(2, 6, 12)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    for tokens in (6, 5, 4):
+        torch.testing.assert_close(compiled(x[:, :tokens]), model(x[:, :tokens]))

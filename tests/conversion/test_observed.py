@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from preconditioned_attention import precondition_
 from preconditioned_attention.conversion import VerificationError, register_composite, survey
 from preconditioned_attention.conversion.observed import as_arguments, observe
-from preconditioned_attention.conversion.registry import _composites
+from preconditioned_attention.conversion.registry import _composite_classes
 
 X = torch.randn(2, 6, 4)
 
@@ -304,4 +304,4 @@ def test_a_class_that_is_registered_as_none() -> None:
     try:
         assert precondition_(model, strict=True, example_inputs=X).verify(X)
     finally:
-        _composites.remove("tests.conversion.test_observed.By")
+        _composite_classes.remove(By)

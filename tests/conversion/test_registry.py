@@ -6,12 +6,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from preconditioned_attention.conversion import Adapter, HeadShape, PreHook, precondition_, registry, restore_
+from preconditioned_attention.conversion import Adapter, HeadShape, PreHook, precondition_, registry, restore_, survey
 from preconditioned_attention.conversion.registry import (
     Refused,
     find_adapter,
     read_int,
     register_adapter,
+    register_composite,
     registered_adapters,
     unregister_adapter,
 )
@@ -178,3 +179,23 @@ def test_a_reexported_name_means_its_class() -> None:
         assert type(find_adapter(timm.layers.attention2d.Attention2d(8, 8))) is adapter
     finally:
         unregister_adapter("timm.layers.Attention2d")
+
+
+def test_a_module_of_a_former_class_of_the_name_is_told_so() -> None:
+    old, new = attention_class(), attention_class()
+    adapter_class(new)
+    (entry,) = survey(old()).entries
+    assert entry.status == "unknown"
+    assert "an adapter is registered for another class of this name; build the model anew" in entry.reason
+    unregister_adapter(new)
+    assert "no adapter is registered for this class" in survey(old()).entries[0].reason
+
+
+def test_composites_are_classes_or_names_that_are_there() -> None:
+    first, second = attention_class(), attention_class()
+    register_composite(first)
+    assert [registry.is_composite(cls()) for cls in (first, second)] == [True, False]
+    with pytest.raises(ValueError, match=r"no attention class is named 'timm\.layers\.attention\.Atention'"):
+        register_composite("timm.layers.attention.Atention")
+    with pytest.raises(TypeError, match="names such as"):
+        register_composite(3)

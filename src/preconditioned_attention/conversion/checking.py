@@ -22,14 +22,14 @@ from .products import Product, heads_of_attention, watching_products
 from .report import ConversionEntry
 from .row_matching import Match, match_rows, same_numbers, tolerance
 from .stand_ins import Open, Scaling, powers_of_two, replaced
-from .verify import VerificationError
+from .verify import VerificationError, verify
 
 _UNSEEN = (
     "that its rows are attention's, and that the scale of a head's values does not matter (no product of attention "
     "weights with values was seen: a kernel that PyTorch does not know, or weights without a softmax)"
 )
 _ZERO = "anything about its rows, which are all zero for these inputs"
-_ALIKE = "that tokens are kept apart: they are all alike for these inputs (let them be random)"
+_ALIKE = "that tokens are kept apart: they are all alike for these inputs (let them be random, or the model float64)"
 _NO_GRADIENT = "that gradients are finite (no output of the model has one)"
 
 
@@ -59,20 +59,30 @@ class CheckedAttention:
 
 @dataclass(frozen=True)
 class AdapterCheck:
-    """What :func:`check_adapter` found; `print` shows it."""
+    """What :func:`check_adapter` found; `print` shows it.
+
+    Args:
+        attentions: what was proven of each attention that is converted.
+        left_out: attention that is not, as the report of a conversion has it, or as it was seen when the model ran.
+    """
 
     attentions: tuple[CheckedAttention, ...]
+    left_out: tuple[ConversionEntry, ...]
 
     @property
     def complete(self) -> bool:
-        """Whether everything could be checked."""
-        return not any(attention.unproven for attention in self.attentions)
+        """Whether everything could be checked, and no attention is left out."""
+        return not (self.left_out or any(attention.unproven for attention in self.attentions))
 
     def __str__(self) -> str:
-        verdict = "proven" if self.complete else "proven, but for what is listed as not proven"
+        verdict = "proven" if self.complete else "proven, but for what is listed as not proven or not converted"
+        left_out = (
+            f"{e.path or '(the model itself)'}: {e.class_name}\n    not converted: {e.reason}" for e in self.left_out
+        )
         return "\n".join(
             [
                 *map(str, self.attentions),
+                *left_out,
                 f"{verdict}: every attachment fires, on the rows that attention computes; unit rows leave it, in the "
                 "direction they had; the scale of a head's values changes nothing; gradients are finite; restore_ "
                 "brings the model back.",
@@ -91,7 +101,7 @@ def check_adapter(model: nn.Module, inputs: Any, config: PreconditionConfig | No
     4. The gradients of all parameters are finite.
     5. `restore_` brings outputs and state dict back bit for bit.
 
-    The copy runs in evaluation mode, half a dozen times; ``model`` is left alone.
+    The copy runs in evaluation mode, about ten times; ``model`` is left alone.
 
     Args:
         model: a plain model that holds the attention, or is it.
@@ -101,7 +111,7 @@ def check_adapter(model: nn.Module, inputs: Any, config: PreconditionConfig | No
 
     Returns:
         What was proven, and of each module what could not be: attention inside a kernel that PyTorch does not know is
-        not seen.
+        not seen. Attention that is not converted is listed too.
 
     Raises:
         VerificationError: something is not as it should be; one sentence says what, where, and what to correct.
@@ -143,7 +153,8 @@ class _Check:
             self.model = copy.deepcopy(model).eval()
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"check_adapter works on a copy, and this model cannot be copied: {error}") from error
-        self.entries = {entry.path: entry for entry in survey(self.model, config).converted}
+        self.seen = survey(self.model, config, example_inputs=inputs)
+        self.entries = {entry.path: entry for entry in self.seen.converted}
 
     def result(self) -> AdapterCheck:
         before, hooks = {key: value.clone() for key, value in self.model.state_dict().items()}, self._hooks()
@@ -154,15 +165,16 @@ class _Check:
             raise ValueError("the model returns no floating-point tensor, alone or in tuples, lists or dictionaries")
         if not all(bool(out.isfinite().all()) for out in plain):
             raise VerificationError("the plain model's output is not finite for these inputs; give it others")
-        report = precondition_(self.model, self.config)
+        precondition_(self.model, self.config)
         rows = self._check_rows(plain, products)
         converted = self._check_what_leaves()
-        report.verify(*self.args, **self.kwargs)
+        verify(self._sites(), self.model, self.args, self.kwargs)
         self._check_scaling(rows, *converted)
         differentiable = self._check_gradients()
         restore_(self.model)
         self._check_restored(before, hooks, plain)
-        return AdapterCheck(tuple(self._checked(e, rows[e.path], differentiable) for e in self.entries.values()))
+        checked = tuple(self._checked(e, rows[e.path], differentiable) for e in self.entries.values())
+        return AdapterCheck(checked, self.seen.left_out)
 
     def _run(self, gradients: bool = False) -> list[Tensor]:
         """The floating-point outputs of the model, always from the same random state."""

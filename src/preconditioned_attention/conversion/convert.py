@@ -15,7 +15,7 @@ from .detection import computes_attention
 from .guard import guard, unguard
 from .observed import as_arguments, observe, uncovered
 from .own_forward import follow_class, is_compiled, own_forward_refusal, own_forwards, runs_class_forward
-from .registry import Adapter, HeadShape, Kind, class_name, find_adapter, is_composite
+from .registry import Adapter, HeadShape, Kind, class_name, find_adapter, has_namesake, is_composite
 from .report import ConversionEntry, ConversionReport, Status
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -249,6 +249,8 @@ def _survey(model: nn.Module, config: PreconditionConfig, filter_fn: FilterFn | 
             yield _known_site(path, module, adapter, config, filter_fn)
         elif computes_attention(module) and not is_composite(module):
             reason = "no adapter is registered for this class, or its forward is not the one the adapter knows"
+            if has_namesake(module):
+                reason = "an adapter is registered for another class of this name; build the model anew, or register it"
             yield _Site(module, None, _entry(path, module, None, HeadShape(None, None), "unknown", reason))
 
 

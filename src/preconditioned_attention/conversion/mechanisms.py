@@ -30,6 +30,29 @@ class ClassSwap(Adapter):
     """The instance becomes one of ``replacement``, a subclass of its class with a forward of its own.
 
     Only the exact class is swapped: a subclass may have more to its forward than the replacement knows.
+
+    Example:
+        >>> import torch
+        >>> import preconditioned_attention as pa
+        >>> from preconditioned_attention.conversion import ClassSwap, HeadShape
+        >>> class Core(torch.nn.Module):
+        ...     def forward(self, q, k, v):
+        ...         return torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        >>> class PreconditionedCore(Core):
+        ...     def forward(self, q, k, v):
+        ...         return self.preconditioner.attend(q, k, v)
+        >>> @pa.register_adapter(Core)
+        ... class CoreAdapter(ClassSwap):
+        ...     original, replacement = Core, PreconditionedCore
+        ...     honours_backend = True
+        ...
+        ...     def shape(self, module):
+        ...         return HeadShape(num_heads=None, head_dim=None)
+        >>> model = Core()
+        >>> report = pa.precondition_(model)
+        >>> print(model(*torch.ones(3, 1, 1, 2, 4)))
+        tensor([[[[0.5000, 0.5000, 0.5000, 0.5000],
+                  [0.5000, 0.5000, 0.5000, 0.5000]]]])
     """
 
     mechanism = "class swap"
@@ -157,6 +180,11 @@ class RowHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Precondition the first argument."""
+        if not args:
+            raise TypeError(
+                f"the heads' outputs are to be the first argument of this {type(module).__name__}, and it was called "
+                "without positional arguments; attach elsewhere, or register a ClassSwap"
+            )
         first, *rest = args
         return self.layout.apply(self.preconditioner, first), *rest
 
@@ -195,21 +223,53 @@ class OutputHook:
         """Precondition what comes out."""
         if isinstance(output, Tensor):
             return self.layout.apply(self.preconditioner, output)
-        first, *rest = output
-        return self.layout.apply(self.preconditioner, first), *rest
+        if not (isinstance(output, tuple | list) and output and isinstance(output[0], Tensor)):
+            raise TypeError(
+                f"this {type(module).__name__} is to return the heads' outputs, alone or first in a tuple, and it "
+                f"returned {type(output).__name__}; attach elsewhere, or register a ClassSwap"
+            )
+        all_of_it = [self.layout.apply(self.preconditioner, output[0]), *output[1:]]
+        return output._make(all_of_it) if hasattr(output, "_make") else type(output)(all_of_it)
 
 
 class PreHook(Adapter):
-    """A :class:`RowHook` on the child named ``point``, the first module that sees the heads' outputs."""
+    """A :class:`RowHook` on the child named ``point``, the first module that sees the heads' outputs.
+
+    Where the heads' place or the child depends on the module, override :meth:`layout` or :meth:`points`.
+
+    Example:
+        >>> import torch
+        >>> import preconditioned_attention as pa
+        >>> from preconditioned_attention.conversion import HeadShape, Layout, PreHook
+        >>> class Merge(torch.nn.Module):
+        ...     def __init__(self, heads_last):
+        ...         super().__init__()
+        ...         self.heads_last, self.out = heads_last, torch.nn.Flatten(2)
+        ...
+        ...     def forward(self, rows):
+        ...         return self.out(rows if self.heads_last else rows.transpose(1, 2))
+        >>> @pa.register_adapter(Merge)
+        ... class MergeAdapter(PreHook):
+        ...     point = "out"
+        ...
+        ...     def shape(self, module):
+        ...         return HeadShape(num_heads=2, head_dim=4)
+        ...
+        ...     def layout(self, module):
+        ...         return Layout(4, "tokens")
+        >>> model = Merge(heads_last=True)
+        >>> report = pa.precondition_(model)
+        >>> print(model(torch.ones(1, 1, 2, 4)))
+        tensor([[[0.5000, 0.5000, 0.5000, 0.5000, 0.5000, 0.5000, 0.5000, 0.5000]]])
+    """
 
     mechanism = "pre-hook"
     point: ClassVar[str]
 
     def layout(self, module: nn.Module) -> Layout:
         """Where the heads lie; merged head by head along the last axis unless a subclass says otherwise."""
-        head_dim = self.shape(module).head_dim
-        assert head_dim is not None, "a pre-hook splits the heads by their width"
-        return Layout(head_dim)
+        shape = self.shape(module)
+        return Layout(shape.head_dim, num_heads=shape.num_heads if shape.head_dim is None else None)
 
     def points(self, module: nn.Module) -> tuple[str, ...]:
         """The children to hook; several where several streams leave one attention."""
@@ -232,7 +292,24 @@ class PreHook(Adapter):
 
 
 class PostHook(PreHook):
-    """An :class:`OutputHook` on the module itself, which returns the heads' outputs."""
+    """An :class:`OutputHook` on the module itself, which returns the heads' outputs.
+
+    Example:
+        >>> import torch
+        >>> import preconditioned_attention as pa
+        >>> from preconditioned_attention.conversion import HeadShape, PostHook
+        >>> class Merged(torch.nn.Module):
+        ...     def forward(self, rows):
+        ...         return rows.transpose(1, 2).flatten(2)
+        >>> @pa.register_adapter(Merged)
+        ... class MergedAdapter(PostHook):
+        ...     def shape(self, module):
+        ...         return HeadShape(num_heads=2, head_dim=4)
+        >>> model = Merged()
+        >>> report = pa.precondition_(model)
+        >>> print(model(torch.ones(1, 2, 1, 4)))
+        tensor([[[0.5000, 0.5000, 0.5000, 0.5000, 0.5000, 0.5000, 0.5000, 0.5000]]])
+    """
 
     mechanism = "forward hook"
 

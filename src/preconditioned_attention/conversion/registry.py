@@ -122,6 +122,7 @@ _adapters: dict[str, list[Adapter]] = {}  # by name; the ones that users registe
 _adapters_of_classes: weakref.WeakKeyDictionary[type[nn.Module], list[Adapter]] = weakref.WeakKeyDictionary()
 _finders: list[Finder] = []
 _composites: set[str] = set()
+_composite_classes: weakref.WeakSet[type[nn.Module]] = weakref.WeakSet()
 
 
 def register_adapter(*classes: type[nn.Module] | str) -> Callable[[AdapterClass], AdapterClass]:
@@ -247,18 +248,37 @@ def register_finder(finder: Finder) -> Finder:
     return finder
 
 
-def register_composite(*classes: str | type[nn.Module]) -> None:
+def register_composite(*classes: type[nn.Module] | str) -> None:
     """Say of classes that look like attention that they only hold it, or do something else; they are not listed.
 
     Args:
-        classes: each a class or its qualified name. Subclasses are not meant.
+        classes: each a class or its qualified name, as in :func:`register_adapter`. Subclasses are not meant.
+
+    Raises:
+        TypeError: one is neither a class of modules nor a name.
+        ValueError: a name matches nothing.
     """
-    _composites.update(cls if isinstance(cls, str) else class_name(cls) for cls in classes)
+    for key in [_key(target) for target in classes]:
+        if isinstance(key, str):
+            _composites.add(key)
+        else:
+            _composite_classes.add(key)
+
+
+def composites_named(*names: str) -> None:
+    """:func:`register_composite` for the tables of this package, whose names some versions of a library do not have."""
+    _composites.update(names)
 
 
 def is_composite(module: nn.Module) -> bool:
     """Whether the module's very class was registered as holding attention without being one."""
-    return class_name(type(module)) in _composites
+    return type(module) in _composite_classes or class_name(type(module)) in _composites
+
+
+def has_namesake(module: nn.Module) -> bool:
+    """Whether an adapter is registered for another class of the same name, as when a notebook's cell ran again."""
+    name = class_name(type(module))
+    return any(class_name(cls) == name and adapters for cls, adapters in _adapters_of_classes.items())
 
 
 def find_adapter(module: nn.Module) -> Adapter | None:

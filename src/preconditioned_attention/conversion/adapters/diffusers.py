@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...layers import Preconditioner
 from ..mechanisms import Layout, OutputHook, PostHook, PreHook
-from ..registry import HeadShape, Kind, Refused, read_int, register_composite, register_named
+from ..registry import HeadShape, Kind, Refused, composites_named, read_int, register_named
 from .diffusers_processors import named, processor_refusal
 
 _MODELS = "diffusers.models."
@@ -321,7 +321,7 @@ class Sizeless(Refused):
 
 
 # Its softmax is over layers; its attention is that of the module that it reaches into, whose projection is hooked.
-register_composite(
+composites_named(
     _MODELS + "condition_embedders.condition_embedder_minimax_music3.MiniMaxMusic3ConditionEncoder",
     _MODELS + "embeddings.IPAdapterTimeImageProjectionBlock",
 )

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap, PreHook, text_digest
-from ..registry import HeadShape, read_int, register_composite, register_named
+from ..registry import HeadShape, composites_named, read_int, register_named
 
 KNOWN_POOL = "6b9e82cf44216015"  # digest of the pooling's upstream forward, open_clip 3.3.0
 
-register_composite(
+composites_named(
     "open_clip.loss.DistillClipLoss",  # its softmax is over a batch's logits
     "open_clip.transformer.AttentionalPooler",  # holds an `nn.MultiheadAttention`
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..registry import Refused, register_composite, register_named
+from ..registry import Refused, composites_named, register_named
 from .transformers_own import named
 
 
@@ -104,11 +104,11 @@ class OverDepth(Refused):
 
 
 # They hold an attention.
-register_composite(*named("aria.AriaCrossAttention"))
+composites_named(*named("aria.AriaCrossAttention"))
 
 # Softmax and products for something else: scores or weights without values; scores of a search, a match or a loss;
 # mixtures of layers, experts, embeddings or bins; and models that do one of these beside the attention that they hold.
-register_composite(
+composites_named(
     *named(
         """
         chmv2.CHMv2FeaturesToDepth conditional_detr.ConditionalDetrMHAttentionMap dab_detr.DabDetrMHAttentionMap

@@ -11,9 +11,9 @@ from torch import nn
 
 from ...layers import Preconditioner
 from ..mechanisms import Layout, OutputHook, PostHook
-from ..registry import HeadShape, Refused, read_int, register_composite, register_named
+from ..registry import HeadShape, Refused, composites_named, read_int, register_named
 
-register_composite(
+composites_named(
     "x_transformers.x_transformers.AttentionResidual",  # its softmax is over the layers
     "x_transformers.x_transformers.CoPE",  # positions
     "x_transformers.x_transformers.TransformerWrapper",  # its softmax is over the vocabulary
