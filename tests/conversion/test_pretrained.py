@@ -1,13 +1,24 @@
 import copy
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
+from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion import from_pretrained
@@ -335,3 +346,61 @@ def test_a_class_that_cannot_load(tmp_path: Path) -> None:
         from_pretrained(gpt2(), tmp_path)
     with pytest.raises(ValueError, match="config must be given where folder is None"):
         from_pretrained(GPT2LMHeadModel, None)
+
+
+@register_quantization_config("replacing")
+class _Replacing(QuantizationConfigMixin):
+    def __init__(self, **kwargs: object) -> None:
+        self.quant_method = "replacing"
+
+
+class _Replaced(nn.Linear):
+    pass
+
+
+@register_quantizer("replacing")
+class _ReplacingQuantizer(HfQuantizer):
+    """Puts a layer of its own in the place of every linear one before weights are loaded, as quantisers do."""
+
+    requires_calibration = False
+    is_trainable = False
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: object) -> None:
+        for module in list(model.modules()):
+            for name, layer in list(module.named_children()):
+                if type(layer) is nn.Linear:
+                    shape = (layer.in_features, layer.out_features, layer.bias is not None)
+                    setattr(module, name, _Replaced(*shape, device="meta"))
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: object) -> None:
+        pass
+
+    def is_serializable(self, **kwargs: object) -> bool:
+        return True
+
+
+def test_layers_that_a_quantiser_replaces_are_hooked_again(tmp_path: Path) -> None:
+    model = BloomForCausalLM(BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=50)).eval()
+    precondition_(model, PreconditionConfig(gain=0.5))
+    model.save_pretrained(tmp_path)
+    again = from_pretrained(AutoModelForCausalLM, tmp_path, quantization_config=_Replacing())
+    assert type(again.transformer.h[0].self_attention.dense) is _Replaced
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    restore_(again)
+    assert not any(layer._forward_pre_hooks for layer in again.modules())
+
+
+RESUMED = """
+import sys, torch
+model = torch.load(sys.argv[1], weights_only=False)
+model.save_pretrained(sys.argv[2])
+"""
+
+
+def test_a_pickled_model_is_saved_as_what_it_is_by_a_process_that_imports_nothing_else(tmp_path: Path) -> None:
+    model = BloomForCausalLM(BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=50)).eval()
+    precondition_(model)
+    torch.save(model, tmp_path / "model.pt")
+    subprocess.run([sys.executable, "-c", RESUMED, str(tmp_path / "model.pt"), str(tmp_path / "folder")], check=True)
+    again = from_pretrained(AutoModelForCausalLM, tmp_path / "folder")
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)

@@ -1,8 +1,21 @@
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel, BloomConfig, BloomModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    BloomConfig,
+    BloomModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainingArguments,
+)
 
 from preconditioned_attention import ConditionMonitor, PreconditionConfig, layers, precondition_, restore_
+from preconditioned_attention.conversion import from_pretrained
 from preconditioned_attention.conversion.saving import describe
 
 
@@ -49,3 +62,54 @@ def test_what_no_conversion_put_there_is_not_described() -> None:
         model(torch.arange(5).view(1, 5))
         assert describe(model) is None
     assert monitor.summary()
+
+
+class _Sentences(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        tokens = torch.arange(6) + index
+        return {"input_ids": tokens, "labels": tokens}
+
+
+def trainer(folder: Path, model: nn.Module) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=4,
+        per_device_train_batch_size=2,
+        save_steps=2,
+        eval_steps=2,
+        eval_strategy="steps",
+        load_best_model_at_end=True,
+        learning_rate=1e-2,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    return Trainer(model=model, args=arguments, train_dataset=_Sentences(), eval_dataset=_Sentences())
+
+
+def gpt2() -> nn.Module:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=20, n_positions=8))
+    precondition_(model, PreconditionConfig(gain=0.5))
+    return model
+
+
+@pytest.mark.filterwarnings("error:this checkpoint does not say")
+def test_checkpoints_of_the_trainer(tmp_path: Path) -> None:
+    """Written as any folder is, taken up again, and the best one loaded at the end."""
+    first = trainer(tmp_path, gpt2())
+    first.train()
+    tokens = torch.arange(6).view(1, 6)
+    for step in (2, 4):
+        folder = tmp_path / f"checkpoint-{step}"
+        with pytest.raises(ValueError, match="preconditioned_attention"):
+            GPT2LMHeadModel.from_pretrained(folder)
+        again = from_pretrained(GPT2LMHeadModel, folder)
+        assert again.transformer.h[0].attn.preconditioner.gain.tolist() != [0.5, 0.5]
+    assert torch.equal(again(tokens).logits, first.model.eval()(tokens).logits), "the last is the best here"
+    resumed = trainer(tmp_path, gpt2())
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    torch.testing.assert_close(resumed.model.eval()(tokens).logits, again(tokens).logits)

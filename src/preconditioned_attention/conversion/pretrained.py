@@ -14,6 +14,7 @@ from ..config import PreconditionConfig
 from ..layers import Preconditioner
 from ..layers.mark import is_current, read_mark
 from .convert import FilterFn, precondition_, preconditioned_modules
+from .registry import find_adapter
 
 _MARKER = "requires_preconditioned_attention"
 
@@ -48,7 +49,10 @@ def from_pretrained(model_class: Any, folder: str | Path | None, **kwargs: Any) 
     if entry is None:
         raise ValueError(_why_not(model_class, folder, kwargs))
     loaded = folders.load(model_class, folder, entry, config, _attach, rest)
-    _read_old_marks(loaded[0] if isinstance(loaded, tuple) else loaded, folder)
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    _read_old_marks(model, folder)
+    if getattr(model, "hf_quantizer", None) is not None:
+        _hook_again(model)
     return loaded
 
 
@@ -104,6 +108,15 @@ def _attach(model: nn.Module, entry: dict[str, Any]) -> None:
     if "attachments" not in entry:  # written while a mark was three integers
         for _, module in preconditioned_modules(model):
             _expect_old_mark(module.get_submodule("preconditioner"))
+
+
+def _hook_again(model: nn.Module) -> None:
+    """Hook the layers that a quantiser has put in the place of those that were hooked when the model was built."""
+    for _, module in preconditioned_modules(model):
+        adapter = find_adapter(module)
+        if adapter is not None and adapter.mechanism == "pre-hook":
+            adapter.detach(module)
+            adapter.attach(module, module.preconditioner)
 
 
 def _is_one_of(chosen: set[str]) -> FilterFn:

@@ -284,7 +284,7 @@ def has_namesake(module: nn.Module) -> bool:
 def find_adapter(module: nn.Module) -> Adapter | None:
     """The adapter that converts ``module``, or None if no registered one knows its forward."""
     cls = type(module)
-    _load_adapters()
+    load_adapters()
     for base in cls.__mro__:
         for adapter in (*_adapters_of_classes.get(base, ()), *_adapters.get(class_name(base), ())):
             if adapter.serves(cls, base):
@@ -294,11 +294,12 @@ def find_adapter(module: nn.Module) -> Adapter | None:
 
 def found_by_look_up(cls: type[nn.Module]) -> Adapter | None:
     """The adapter that a finder has for ``cls``, whatever is registered for it by name."""
-    _load_adapters()
+    load_adapters()
     return next((found for finder in _finders if (found := finder(cls)) is not None), None)
 
 
-def _load_adapters() -> None:
+def load_adapters() -> None:
+    """Import the adapters of the libraries that are imported."""
     for file, needed in (_ADAPTER_FILES | _COMPANIONS).items():
         if needed in sys.modules:
             importlib.import_module(f".adapters.{file}", __package__)
@@ -306,7 +307,7 @@ def _load_adapters() -> None:
 
 def registered_adapters() -> Iterator[tuple[str, Adapter]]:
     """``(class name, adapter)`` of every class registered by name, of the libraries that are imported."""
-    _load_adapters()
+    load_adapters()
     for name, adapters in _adapters.items():
         for adapter in adapters:
             yield name, adapter

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,25 @@ def _attach(model: nn.Module, entry: dict[str, Any]) -> None:
         like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
         described = {key: value for key, value in attachment.items() if key != "modules"}
         module.preconditioner = Preconditioner(own["config"], described, own["marker"], like)
-        for point in attachment["points"]:
-            module.get_submodule(point).register_forward_pre_hook(_RowHook(module.preconditioner))
         if attachment["form"] == "forward hook":
             module.register_forward_hook(_OutputHook(module.preconditioner))
+    _hook(model)
+
+
+def _hook(model: nn.Module) -> None:
+    """Hook every attachment point that is not: all of them, and after loading those that a quantiser has replaced."""
+    for _, module, preconditioner in _converted(model):
+        for point in preconditioner.attachment["points"]:
+            layer = module.get_submodule(point)
+            if not any(isinstance(hook, _RowHook) for hook in layer._forward_pre_hooks.values()):
+                layer.register_forward_pre_hook(_RowHook(preconditioner))
+
+
+def _converted(model: nn.Module) -> Iterator[tuple[str, nn.Module, Preconditioner]]:
+    for path, module in model.named_modules():
+        preconditioner = getattr(module, "preconditioner", None)
+        if isinstance(preconditioner, Preconditioner):
+            yield path, module, preconditioner
 
 
 class _RowHook:
@@ -144,10 +159,7 @@ def _attend(attention: Callable[..., Any], module: nn.Module, *args: Any, **kwar
 
 def _describe(model: nn.Module) -> dict[str, Any] | None:
     """The entry in `config.json` for a model that was loaded here, and None for a plain one."""
-    found = {
-        path: m for path, m in model.named_modules() if isinstance(getattr(m, "preconditioner", None), Preconditioner)
-    }
-    own = {path: module.get_submodule("preconditioner") for path, module in found.items()}
+    own = {path: preconditioner for path, _, preconditioner in _converted(model)}
     if not own:
         return None
     says: dict[str, Any] = {path: {"config": p.options, "marker": p.marker} for path, p in own.items()}
@@ -213,7 +225,9 @@ class _AutoModel(_Named):
             package = importlib.import_module("preconditioned_attention.conversion")
             return package.from_pretrained(auto_class, name, config=config, **kwargs)
         plain, entry = _taken_apart(config, name)
-        return load(auto_class, name, entry, plain, _attach, kwargs)
+        loaded = load(auto_class, name, entry, plain, _attach, kwargs)
+        _hook(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     @classmethod
     def _from_config(cls, config: Any, **kwargs: Any) -> Any:
