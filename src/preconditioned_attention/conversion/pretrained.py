@@ -113,10 +113,11 @@ def _attach(model: nn.Module, entry: dict[str, Any]) -> None:
 def _hook_again(model: nn.Module) -> None:
     """Hook the layers that a quantiser has put in the place of those that were hooked when the model was built."""
     for _, module in preconditioned_modules(model):
-        adapter = find_adapter(module)
+        adapter, preconditioner = find_adapter(module), module.get_submodule("preconditioner")
+        assert isinstance(preconditioner, Preconditioner), "preconditioned_modules yields nothing else"
         if adapter is not None and adapter.mechanism == "pre-hook":
             adapter.detach(module)
-            adapter.attach(module, module.preconditioner)
+            adapter.attach(module, preconditioner)
 
 
 def _is_one_of(chosen: set[str]) -> FilterFn:
