@@ -1,3 +1,5 @@
+import functools
+import time
 from collections import Counter
 
 import pytest
@@ -6,8 +8,11 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention as aliased
 
 from preconditioned_attention.conversion.detection import computes_attention
+from tests.conversion import elsewhere
+from tests.conversion.elsewhere import mix_elsewhere
 from tests.conversion.transformers_sweep import model_types, not_importable, transformers_classes
 
 
@@ -80,7 +85,176 @@ class HelperNotCalled(nn.Module):
         return torch.softmax(x, dim=-1) @ x
 
 
+class ByAlias(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return aliased(x, x, x)
+
+
+class ByAttribute(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixer = functools.partial(F.scaled_dot_product_attention, dropout_p=0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixer(x, x, x)
+
+
+class ByClassAttribute(nn.Module):
+    mixer = staticmethod(F.scaled_dot_product_attention)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixer(x, x, x)
+
+
+class ByAnotherFile(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return mix_elsewhere(x)
+
+
+class ByTable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.how = "eager"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return elsewhere.TABLE[self.how](x)
+
+
+class ByTableInTheConstructor(nn.Module):
+    def __init__(self, how: str = "eager") -> None:
+        super().__init__()
+        self.mix = elsewhere.TABLE[how]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x)
+
+
+class ByImportInside(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        from torch.nn.functional import softmax as weigh
+
+        return weigh(x, -1) @ x
+
+
+class BySoftmaxChild(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.Sequential(nn.Softmax(dim=-1), nn.Dropout(0.1))
+        self.lin = nn.Linear(4, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.lin(x).chunk(3, dim=-1)
+        return self.attend(a @ b.mT) @ c
+
+
+class OwnSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        powers = x.exp()
+        return powers / powers.sum(-1, keepdim=True)
+
+
+class ByAutogradFunction(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(OwnSoftmax.apply(x), x)
+
+
+@torch.compile
+def compiled(x: Tensor) -> Tensor:
+    return mix_by(x)
+
+
+@torch.jit.script
+def scripted(x: Tensor) -> Tensor:
+    return torch.matmul(torch.softmax(x, dim=-1), x)
+
+
+class ByCompiledFunction(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return compiled(x)
+
+
+class ByScriptedFunction(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return scripted(x)
+
+
+@elsewhere.unhelpful_decorator
+def decorated(x: Tensor) -> Tensor:
+    return mix_by(x)
+
+
+class ByDecoratedFunction(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return decorated(x)
+
+
+class ByOperator(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(x, x, x)[0]
+
+
+class Processor:
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.weigh(x) @ x
+
+    def weigh(self, x: Tensor) -> Tensor:
+        return x.softmax(-1)
+
+
+class ByProcessor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.processor = Processor()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.processor(x)
+
+
+class OverNeighbours(nn.Module):
+    def forward(self, x: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        alpha = elsewhere.scattered_softmax(x[source].sum(-1, keepdim=True), target, len(x))
+        return torch.zeros_like(x).index_add(0, target, alpha * x[source])
+
+
+class AttentivePooling(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.softmax(dim=1) * x).sum(1)
+
+
+class SingleStream(nn.Module):
+    """Attention and the feed-forward network in one class, from one projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused_in, self.fused_out = nn.Linear(4, 20), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c, hidden = self.fused_in(x).split((4, 4, 4, 8), dim=-1)
+        return x + self.fused_out(torch.cat([aliased(a, b, c), F.gelu(hidden)], dim=-1))
+
+
 SEEN = [ByFunction, BySuper, ByHelperMethod, ByOwnFunction, BySoftmaxModule, ByStaticMethod, LinearAttention]
+# What names alone did not show.
+SEEN += [ByAlias, ByAttribute, ByClassAttribute, ByAnotherFile, ByTable, ByTableInTheConstructor, ByImportInside]
+SEEN += [BySoftmaxChild, ByAutogradFunction, ByCompiledFunction, ByScriptedFunction, ByDecoratedFunction, ByOperator]
+SEEN += [ByProcessor, OverNeighbours, AttentivePooling, SingleStream]
+
+
+class MixtureOfExperts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.experts = nn.Linear(4, 2), nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.router(x).softmax(-1)
+        return (weights[..., None, :] * torch.stack([expert(x) for expert in self.experts], -1)).sum(-1)
+
+
+class Temperature(nn.Module):
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        x = x / x.norm(dim=-1, keepdim=True)
+        return (x @ x.mT * scale.exp()).sum(-1)
 
 
 @pytest.mark.parametrize("cls", [*SEEN, nn.MultiheadAttention])
@@ -88,9 +262,26 @@ def test_attention_is_seen(cls: type[nn.Module]) -> None:
     assert computes_attention(cls(4, 2) if cls is nn.MultiheadAttention else cls())
 
 
-@pytest.mark.parametrize("cls", [ByName, Router, HelperNotCalled, LogSoftmax, nn.Softmax])
+@pytest.mark.parametrize(
+    "cls", [ByName, Router, HelperNotCalled, LogSoftmax, nn.Softmax, MixtureOfExperts, Temperature]
+)
 def test_other_modules_are_not(cls: type[nn.Module]) -> None:
     assert not computes_attention(cls())
+
+
+def test_a_patched_forward_is_seen() -> None:
+    module = nn.Identity()
+    module.forward = mix_elsewhere
+    assert computes_attention(module)
+
+
+def test_a_big_model_is_looked_at_quickly() -> None:
+    """Code is read once for a class."""
+    model = nn.ModuleList(BySoftmaxChild() for _ in range(1000))
+    computes_attention(model[0])
+    start = time.perf_counter()
+    assert all(map(computes_attention, model))
+    assert time.perf_counter() - start < 1
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,23 @@ class OverDepth(Refused):
 # They hold an attention.
 composites_named(*named("aria.AriaCrossAttention"))
 
+
+@register_named(*named("qwen2_5_omni.AttentiveStatisticsPooling"))
+class ChannelWiseStatistics(Refused):
+    """Weights over time for every channel."""
+
+    kind = "pooling"
+    reason = "every channel has weights of its own: rows of one entry; equilibrated, only their sign is left"
+
+
+@register_named(*named("xlstm.xLSTMBackend"))
+class MatrixMemory(Refused):
+    """The mLSTM cell, whose gates are exponentials over their sum."""
+
+    kind = "linear"
+    reason = "a gated recurrent memory, whose every head xLSTM normalises at once: C would be undone"
+
+
 # Softmax and products for something else: scores or weights without values; scores of a search, a match or a loss;
 # mixtures of layers, experts, embeddings or bins; and models that do one of these beside the attention that they hold.
 composites_named(
@@ -119,7 +136,8 @@ composites_named(
         glm5_next.Glm5NextTextIndexer lightglue.LightGlueMatchAssignmentLayer mask2former.Mask2FormerHungarianMatcher
         maskformer.MaskFormerDetrMHAttentionMap maskformer.MaskFormerHungarianMatcher
         oneformer.OneFormerHungarianMatcher tapas.TapasForQuestionAnswering videomt.VideomtHungarianMatcher
-        visual_bert.VisualBertRegionToPhraseAttention xlm.XLMSQuADHead xlnet.XLNetForQuestionAnswering
+        videoprism.VideoPrismClipModel visual_bert.VisualBertRegionToPhraseAttention xlm.XLMSQuADHead
+        xlnet.XLNetForQuestionAnswering
         """
     )
 )

@@ -16,6 +16,7 @@ from ..registry import HeadShape, Refused, composites_named, read_int, register_
 composites_named(
     "x_transformers.x_transformers.AttentionResidual",  # its softmax is over the layers
     "x_transformers.x_transformers.CoPE",  # positions
+    "x_transformers.x_transformers.DynamicLIMe",  # its softmax is over the layers
     "x_transformers.x_transformers.TransformerWrapper",  # its softmax is over the vocabulary
 )
 
