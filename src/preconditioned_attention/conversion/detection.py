@@ -124,13 +124,19 @@ def _is_attention_function(value: object) -> bool:
 
 def _own_values_compute_attention(module: nn.Module) -> bool:
     """With what this very module keeps: functions among its attributes, and a softmax among its children."""
-    signs, used = _signs_of_forward(type(module)), _names_used(type(module))
+    cls: type = type(module)
+    signs, used = _signs_of_forward(cls), _names_used(cls)
     for name, value in vars(module).items():
         if name in used and not isinstance(value, torch.Tensor | str | int | float):
             for kept in meanings(value):
-                if _is_attention_function(kept) or _call_computes_attention(type(kept)):
+                if _is_attention_function(kept) or _called_computes_attention(kept):
                     return True
     return signs.product and any(isinstance(child, nn.Softmax | nn.Softmax2d) for child in _children(module))
+
+
+def _called_computes_attention(value: object) -> bool:
+    cls: type = type(value)
+    return _call_computes_attention(cls)
 
 
 @functools.cache
