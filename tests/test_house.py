@@ -121,6 +121,7 @@ def test_public_names() -> None:
         "ConversionReport",
         "PreconditionConfig",
         "__version__",
+        "check_adapter",
         "compare",
         "equilibrate",
         "is_preconditioned",

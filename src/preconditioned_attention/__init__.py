@@ -10,6 +10,7 @@ from .comparison import compare
 from .config import PreconditionConfig
 from .conversion import (
     ConversionReport,
+    check_adapter,
     is_preconditioned,
     precondition_,
     register_adapter,
@@ -28,6 +29,7 @@ __all__ = [
     "ConversionReport",
     "PreconditionConfig",
     "__version__",
+    "check_adapter",
     "compare",
     "equilibrate",
     "is_preconditioned",

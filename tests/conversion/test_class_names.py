@@ -18,6 +18,9 @@ def test_the_module_of_a_name_is_imported(tmp_path, monkeypatch) -> None:
     (tmp_path / "named_library" / "parts.py").write_text(
         "import torch\nclass Outer:\n    class Inner(torch.nn.Module): ...\n"
     )
+    (tmp_path / "named_library" / "lazy.py").write_text(
+        "def __getattr__(name):\n    import a_package_that_is_not_there\n"
+    )
     (tmp_path / "named_library" / "broken.py").write_text("import a_package_that_is_not_there\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert existing_class("named_library.parts.Outer.Inner").__qualname__ == "Outer.Inner"
@@ -27,6 +30,8 @@ def test_the_module_of_a_name_is_imported(tmp_path, monkeypatch) -> None:
         existing_class("named_library.part.Outer.Inner")
     with pytest.raises(ValueError, match=r"importing named_library\.broken fails: No module named 'a_package_that"):
         existing_class("named_library.broken.Attention")
+    with pytest.raises(ValueError, match="importing Attention fails: No module named 'a_package_that"):
+        existing_class("named_library.lazy.Attention")
 
 
 @pytest.mark.parametrize(

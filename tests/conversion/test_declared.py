@@ -101,7 +101,7 @@ class Streams(nn.Module):
 
 
 def test_several_points_and_what_follows_attentions_entries() -> None:
-    register_prehook(Streams, point=("first", "second"), num_heads=3, width="width")
+    register_prehook(Streams, point=["first", "second"], num_heads=3, width="width")
     model, x = Streams().double(), torch.randn(2, 6, 12, dtype=torch.float64)
     made = equilibrate(rows(x, model.qkv, 3)).transpose(1, 2).flatten(2)
     expected = [model.first(made[:, :3]), model.second(torch.cat([made[:, 3:], x[:, :3, :8]], -1))]
@@ -190,7 +190,7 @@ def test_numbers_that_only_the_tensor_tells() -> None:
         "text": (lambda: register_prehook(Own, point="proj", num_heads=""), TypeError, "num_heads must be"),
         "float": (lambda: register_prehook(Own, point="proj", head_dim=4.0), TypeError, "head_dim must be"),
         "point": (lambda: register_prehook(Own, point=(), num_heads=3), TypeError, r"point must be .*; got \(\)"),
-        "points": (lambda: register_prehook(Own, point=["proj"], num_heads=3), TypeError, "point must be"),
+        "points": (lambda: register_prehook(Own, point=["proj", 3], num_heads=3), TypeError, "point must be"),
         "form": (
             lambda: register_prehook(Own, point="proj", num_heads=3, form="mixed"),
             ValueError,

@@ -50,12 +50,20 @@ def _look_up(name: str) -> object:
     path = first
     for part in rest:
         owner, path = found, f"{path}.{part}"
-        found = getattr(owner, part, None)
+        found = _attribute(name, owner, part)
         if found is None and isinstance(owner, ModuleType):
             found = _module(name, path)
         if found is None:
             raise _refused(name, f"{_described(owner)} has no {part!r}")
     return found
+
+
+def _attribute(name: str, owner: object, part: str) -> object:
+    """What ``owner`` has by the name ``part``, or None; a lazy module may import it now."""
+    try:
+        return getattr(owner, part, None)
+    except ImportError as error:
+        raise _refused(name, f"importing {part} fails: {error}") from error
 
 
 def _module(name: str, path: str) -> ModuleType | None:

@@ -308,7 +308,7 @@ def _check_plan(report: ConversionReport, sites: list[_Site], config: Preconditi
         seen = f"what was seen:\n{report}" if report.entries else "no module of it seems to compute attention"
         raise ValueError(
             f"nothing to convert in this model; {seen}\n"
-            "Register an adapter for the class that computes attention with register_adapter, or change the options"
+            "Make the class that computes attention known (register_prehook, register_adapter), or change the options"
         )
     if strict and report.left_out:
         raise ValueError(f"strict=True, and some attention would be left out; nothing was changed.\n{report}")

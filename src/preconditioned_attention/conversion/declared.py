@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, SupportsIndex, TypeAlias, get_args
 
@@ -20,7 +20,7 @@ module."""
 
 def register_prehook(
     *classes: type[nn.Module] | str,
-    point: str | tuple[str, ...],
+    point: str | Sequence[str],
     num_heads: Count | None = None,
     head_dim: Count | None = None,
     form: Form = "merged",
@@ -72,9 +72,9 @@ def register_prehook(
         >>> print(pa.precondition_(model).converted[0].head_dim)
         4
     """
-    points = (point,) if isinstance(point, str) else point
-    if not (isinstance(points, tuple) and points and all(isinstance(path, str) and path for path in points)):
-        raise TypeError(f"point must be the path of a child, such as 'proj', or a tuple of them; got {point!r}")
+    points = (point,) if isinstance(point, str) else tuple(point) if isinstance(point, Sequence) else ()
+    if not (points and all(isinstance(path, str) and path for path in points)):
+        raise TypeError(f"point must be the path of a child, such as 'proj', or several; got {point!r}")
     declaration = _Declaration("register_prehook", points, num_heads, head_dim, form, interleaved, width)
     return _registered(classes, declaration, kind, DeclaredPreHook)
 
