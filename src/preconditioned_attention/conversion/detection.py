@@ -29,7 +29,7 @@ __all__ = ["computes_attention", "named_after_attention", "nested_code"]
 _ATTENTION_CALLS = re.compile(
     r"scaled_dot_product_attention|multi_head_attention_forward|flash_attn_\w+|memory_efficient_attention|flex_attention"
     r"|dispatch_attention_fn|shifted_window_attention\w*|(ms|multi_?scale)_deform(able)?_att(entio)?n\w*|natten\w+"
-    r"|_scaled_dot_product_\w+|_native_multi_head_attention|_transformer_encoder_layer_fwd|sageattn\w*|varlen_attn"
+    r"|_scaled_dot_product_\w+|_native_multi_head_attention|sageattn\w*|varlen_attn"
     r"|memory_efficient_attention_forward\w*|na[123]d(_qk|_av)?"
 )
 _SOFTMAX = re.compile(r"(?!log_)(\w+_)?X?[sS]oftmax(2d)?")
