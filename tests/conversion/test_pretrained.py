@@ -16,6 +16,8 @@ from transformers import (
     BloomForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
 )
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -404,3 +406,40 @@ def test_a_pickled_model_is_saved_as_what_it_is_by_a_process_that_imports_nothin
     subprocess.run([sys.executable, "-c", RESUMED, str(tmp_path / "model.pt"), str(tmp_path / "folder")], check=True)
     again = from_pretrained(AutoModelForCausalLM, tmp_path / "folder")
     assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+class MineConfig(LlamaConfig):
+    model_type = "mine"
+class Mine(LlamaForCausalLM):
+    config_class = MineConfig
+"""
+
+
+BRINGS_ITS_OWN = """
+import sys
+sys.modules["preconditioned_attention"] = None
+from transformers import AutoModelForCausalLM
+AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True).save_pretrained(sys.argv[2])
+"""
+
+
+def test_a_model_that_brings_its_own_code(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+    LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=50)).save_pretrained(tmp_path / "plain")
+    (tmp_path / "plain" / "mine.py").write_text(CODE)
+    auto_map = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.Mine"}
+    rewrite(tmp_path / "plain", lambda content: content.update(model_type="mine", auto_map=auto_map))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", trust_remote_code=True)
+    precondition_(model)
+    model.save_pretrained(tmp_path / "converted")
+    for trust in (None, False):
+        with pytest.raises(ValueError, match="custom code"):
+            AutoModelForCausalLM.from_pretrained(tmp_path / "converted", trust_remote_code=trust)
+    script = [sys.executable, "-c", BRINGS_ITS_OWN, str(tmp_path / "converted"), str(tmp_path / "again")]
+    subprocess.run(script, check=True)
+    for name in ("converted", "again"):
+        again = from_pretrained(AutoModelForCausalLM, tmp_path / name, trust_remote_code=True)
+        assert type(again).__name__ == "Mine"
+        assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)

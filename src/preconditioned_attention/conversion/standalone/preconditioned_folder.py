@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_utils import PreTrainedModel
 
 ENTRY = "preconditioned_attention"
@@ -161,6 +162,8 @@ def plain_config(config: Any) -> tuple[Any, Entry | None]:
     entry = plain.__dict__.pop(ENTRY, None)
     if any(ref.startswith(f"{CODE}.") for ref in (getattr(plain, "auto_map", None) or {}).values()):
         del plain.auto_map
+    if entry is not None and _OWN_MAP in entry:
+        plain.auto_map = _located(entry[_OWN_MAP], plain.name_or_path)
     for name in REFUSING:
         if getattr(plain, f"_{name}") == ENTRY:
             setattr(plain, f"_{name}", None)
@@ -180,14 +183,19 @@ def build_config(
     """The configuration from the content of a plain ``config.json``, and what of ``kwargs`` did not go into it."""
     kept = {key: value for key, value in kwargs.items() if key in (*HUB, *_NOT_OF_THE_CONFIG)}
     other = {key: value for key, value in kwargs.items() if key not in kept}
-    if "auto_map" in config:  # the code lies where the weights do
-        refs = {key: ref if "--" in ref else f"{name}--{ref}" for key, ref in config["auto_map"].items()}
-        config = config | {"auto_map": refs}
+    trusted = {key: kwargs[key] for key in ("trust_remote_code",) if key in kwargs}  # wanted twice, taken once
+    if "auto_map" in config:
+        config = config | {"auto_map": _located(config["auto_map"], name)}
     with tempfile.TemporaryDirectory() as folder:  # transformers' own reader knows about parts, names and overrides
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         built, rest = config_class.from_pretrained(folder, return_unused_kwargs=True, **other)
     built.name_or_path = str(name)
-    return built, {**rest, **kept}
+    return built, {**rest, **kept, **trusted}
+
+
+def _located(auto_map: dict[str, str], name: str | Path) -> dict[str, str]:
+    """References to code that lies where the weights do, from elsewhere."""
+    return {key: ref if "--" in ref else f"{name}--{ref}" for key, ref in auto_map.items()}
 
 
 def load(
@@ -227,9 +235,11 @@ def _concrete_class(model_class: Any, config: Any, kwargs: dict[str, Any]) -> An
     """The class that an Auto class would build."""
     if issubclass(model_class, PreTrainedModel):
         return model_class
-    trust = {key: kwargs[key] for key in ("trust_remote_code",) if key in kwargs}
+    own = (getattr(config, "auto_map", None) or {}).get(model_class.__name__)
+    if own is not None and kwargs.get("trust_remote_code"):
+        return get_class_from_dynamic_module(own, config.name_or_path)
     with torch.device("meta"):
-        return type(model_class.from_config(copy.deepcopy(config), **trust))
+        return type(model_class.from_config(copy.deepcopy(config)))
 
 
 def _attaching(concrete: Any, attach: Attach, entry: Entry) -> Any:
