@@ -11,6 +11,7 @@ from torch import nn
 
 from ..config import ROW_BACKENDS, PreconditionConfig
 from ..layers import Preconditioner
+from .bypass import release, watch
 from .detection import computes_attention
 from .guard import guard, unguard
 from .observed import as_arguments, observe, uncovered
@@ -85,6 +86,7 @@ def precondition_(
     _check_plan(report, sites, config, strict)
     chosen = [site for site in sites if site.entry.status == "converted"]
     attach_all([(site.module, site.adapter) for site in chosen if site.adapter], _factory(config, marker))
+    watch(model, [(site.entry.path, site.module) for site in chosen if site.module is not model])
     return report
 
 
@@ -112,6 +114,7 @@ def restore_(model: nn.Module) -> int:
     if not converted:
         raise ValueError("nothing to restore: no module of this model is preconditioned")
     _check_own_forwards(converted)
+    release(model)
     for _, module in converted:
         detach(module)
     return len(converted)

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..layers import Preconditioner
 from ..layers.firing import any_traced, expect_traced, require_traced
+from .own_forward import is_compiled, own_forwards
 from .registry import load_adapters
 
 
@@ -92,6 +93,11 @@ def _cannot_tell(module: nn.Module, output: Any) -> bool:
     """Whether the preconditioner may have been called where its notes do not show."""
     if any(isinstance(leaf, Proxy) for leaf in tree_leaves(output)):
         return True  # torch.fx may take it for a leaf, whose call it only writes down
+    return may_be_compiled(module)
+
+
+def may_be_compiled(module: nn.Module) -> bool:
+    """Whether preconditioners of ``module`` may be called by compiled code, which leaves no notes."""
     return any_traced() and (_compiled_around() or _compiled_inside(module))
 
 
@@ -105,6 +111,6 @@ def _compiled_inside(module: nn.Module) -> bool:
     return any(
         getattr(part, "_compiled_call_impl", None) is not None
         or hasattr(part, "_orig_mod")
-        or hasattr(vars(part).get("forward"), "_torchdynamo_orig_callable")
+        or any(is_compiled(forward) for forward in (type(part).forward, *own_forwards(part)))
         for part in module.modules()
     )

@@ -15,15 +15,16 @@ from torch._guards import CompileContext
 
 
 class Firing:
-    """The threads in which a preconditioner was called since a call was last expected there.
+    """The threads in which a preconditioner was called since a call was last expected there; and whether it ever was.
 
     A copy, by pickling too, starts anew; replicas that share their module's attributes share it.
     """
 
-    __slots__ = ("_threads",)
+    __slots__ = ("_threads", "ever")
 
     def __init__(self) -> None:
         self._threads: set[int] = set()
+        self.ever = False
 
     def __reduce__(self) -> tuple[type[Firing], tuple[()]]:
         return Firing, ()
@@ -34,6 +35,7 @@ class Firing:
 
     def note(self) -> None:
         """A call in this thread."""
+        self.ever = True
         self._threads.add(threading.get_ident())
 
     def seen(self) -> bool:

@@ -125,12 +125,6 @@ class Preconditioner(nn.Module):
             finally:
                 hook.post_forward(self, None)
         self._note_call()
-        if self.gain is not None and self.gain.is_meta and not q.is_meta:  # Accelerate brings it for a call of ours
-            return self(
-                F.scaled_dot_product_attention(
-                    q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-                )
-            )
         rows = None
         if self.observers:
             self._show_scores(q, k, attn_mask, is_causal, scale, enable_gqa)
