@@ -139,7 +139,8 @@ def is_preconditioned(model: nn.Module) -> bool:
 def preconditioned_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """``(path, module)`` of every attention that has a preconditioner."""
     for path, module in model.named_modules():
-        if isinstance(getattr(module, "preconditioner", None), Preconditioner):
+        # not by attribute: wrappers hand on those of the module inside
+        if isinstance(module._modules.get("preconditioner"), Preconditioner):
             yield path, module
 
 
