@@ -88,7 +88,7 @@ def test_arrows_point_one_way(path: Path) -> None:
 
 def test_backends_never_import_each_other() -> None:
     shared = {"__init__", "api", "call", "cuda", "operators", "renormalised", "rows", "rows_torch", "rows_triton"}
-    shared |= {"equilibrated", "recording", "second_order", "varlen_call", "varlen_renormalised"}
+    shared |= {"equilibrated", "one_key", "recording", "second_order", "varlen_call", "varlen_renormalised"}
     choosing = {
         "causal_bias",
         "containers",
@@ -139,7 +139,7 @@ def test_public_names() -> None:
 
 
 def test_every_test_file_has_its_source() -> None:
-    own = {"test_house", "test_readme", "test_docs", "test_examples", "test_packaging", "test_together"}
+    own = {"test_house", "test_sdpa", "test_readme", "test_docs", "test_examples", "test_packaging", "test_together"}
     for path in TESTS.rglob("test_*.py"):
         if path.stem in own:
             continue

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import PreconditionConfig
+from ..ops.call import without_autocast
 from ._attention import PAPER, AttentionLayer, check_key_padding_mask, split_qkv
 
 _CHUNK = 64  # tokens that causal attention takes at once
@@ -67,7 +68,7 @@ class LinearAttention(AttentionLayer):
         if key_padding_mask is not None:
             check_key_padding_mask(key_padding_mask, x)
         q, k, v = split_qkv(self.qkv(x), self.head_dim)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             rows = _rows(q, k, v, key_padding_mask, is_causal).to(v.dtype)
         return self._merge(self._precondition(rows))
 

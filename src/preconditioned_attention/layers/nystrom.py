@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .._checks import check_integer
 from ..config import PreconditionConfig
+from ..ops.call import without_autocast
 from ._attention import PAPER, AttentionLayer, check_key_padding_mask, split_qkv
 
 
@@ -105,7 +106,7 @@ class NystromAttention(AttentionLayer):
             check_key_padding_mask(key_padding_mask, x)
             padding = key_padding_mask[:, None, :, None]
             q, k, v = (part.masked_fill(padding, 0.0) for part in (q, k, v))
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device.type):
             wide = torch.promote_types(q.dtype, torch.float32)
             rows = self._rows(q.to(wide), k.to(wide), v.to(wide), key_padding_mask).to(v.dtype)
         return self._merge(self._with_skip(rows, v, padding))

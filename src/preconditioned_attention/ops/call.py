@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,7 +48,7 @@ class Call:
 
     def is_empty(self) -> bool:
         """Whether an axis other than the batch's has no entry: there is nothing then that a kernel could compute."""
-        return any(_is_zero(size) for x in (self.q, self.k, self.v) for size in x.shape[-3:])
+        return any(surely(size == 0) for x in (self.q, self.k, self.v) for size in x.shape[-3:])
 
     def under_autocast(self) -> Call:
         """The call as `scaled_dot_product_attention` would see it under autocast: float32 becomes the low precision."""
@@ -59,10 +60,25 @@ class Call:
         return replace(self, q=q, k=k, v=v, attn_mask=None if mask is None else _lowered(mask, dtype))
 
 
+def surely(condition: bool) -> bool:
+    """``condition`` about sizes; False where a compiler cannot tell, which shall not have to know."""
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    return bool(guard_or_false(condition))
+
+
 def attended_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which `scaled_dot_product_attention` would attend to ``x``, autocast considered."""
     dtype = _autocast_dtype(x.device.type)
     return x.dtype if dtype is None or x.dtype == torch.float64 else dtype
+
+
+def without_autocast(device: str) -> AbstractContextManager[object]:
+    """Whatever is computed within it keeps its dtype."""
+    known = device in ("cpu", "cuda") or _autocast_is_available(device)  # not for meta tensors
+    return torch.autocast(device, enabled=False) if known else nullcontext()
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:
@@ -75,15 +91,6 @@ def _autocast_dtype(device: str) -> torch.dtype | None:
 @torch.compiler.assume_constant_result  # torch 2.11 cannot trace the question
 def _autocast_is_available(device: str) -> bool:
     return torch.amp.is_autocast_available(device)
-
-
-def _is_zero(size: int) -> bool:
-    """What a compiler does not know of a size it shall not have to know: then it is none."""
-    if not torch.compiler.is_compiling():
-        return size == 0
-    from torch.fx.experimental.symbolic_shapes import guard_or_false
-
-    return bool(guard_or_false(size == 0))
 
 
 def _lowered(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,6 +19,8 @@ def refusal(call: Call) -> str | None:
 def attend(call: Call) -> Tensor:
     """`equilibrate(scaled_dot_product_attention(q, k, v))`."""
     call.check()
+    if call.enable_gqa and 0 in (call.k.shape[-3], call.v.shape[-3]):
+        call = _without_keys(call)
     out = F.scaled_dot_product_attention(
         call.q,
         call.k,
@@ -28,3 +32,9 @@ def attend(call: Call) -> Tensor:
         enable_gqa=call.enable_gqa,
     )
     return equilibrate(out, gradient=call.gradient, eps=call.eps, gain=call.gain)
+
+
+def _without_keys(call: Call) -> Call:
+    """No head to share is no key to see. PyTorch divides by the number of these heads, and 2.11 ends the process."""
+    k, v = (x.sum(dim=-3, keepdim=True)[..., :0, :] for x in (call.k, call.v))
+    return replace(call, k=k, v=v, attn_mask=None)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .call import Call
+from .one_key import LOW_PRECISION, masked_rows
 from .renormalised import Inputs, Options, Saved, additive, common_refusal, renormalised
 from .rows_torch import row_of_zeros
 
@@ -126,13 +127,30 @@ def _flash_backward(
     scale: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Without ``out`` it is zero."""
+    if bias is not None and v.dtype in LOW_PRECISION:
+        out = masked_rows(row_of_zeros(dout) if out is None else out, v, bias)
+    return _flash_backward_fake(dout, q, k, v, out, lse, is_causal, bias, scale)
+
+
+def _flash_backward_fake(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor | None,
+    lse: Tensor,
+    is_causal: bool,
+    bias: Tensor | None,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Without a look at values."""
     out = row_of_zeros(dout) if out is None else out
     dq, dk, dv = _backward(dout, q, k, v, out, lse, 0.0, is_causal, attn_mask=bias, scale=scale)
     return dq, dk, dv
 
 
 _LIBRARY.impl("flash_cpu_backward", _flash_backward, "CPU")
-torch.library.register_fake("preconditioned_attention::flash_cpu_backward", _flash_backward, lib=_LIBRARY)
+torch.library.register_fake("preconditioned_attention::flash_cpu_backward", _flash_backward_fake, lib=_LIBRARY)
 
 
 def _kernel_backward(dout: Tensor, inputs: Inputs, saved: Saved, options: Options) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import Gradient
-from .call import Call
+from .call import Call, without_autocast
 
 
 def refusal(call: Call) -> str | None:
@@ -23,7 +23,7 @@ def attend(call: Call) -> Tensor:
     """
     call.check()
     a = rows(call)
-    with torch.autocast(a.device.type, enabled=False):
+    with without_autocast(a.device.type):
         out = _diagonal(a, call.eps, call.gradient) @ a
         if call.gain is not None:
             out = out * call.gain.to(a.dtype).view(-1, 1, 1)
@@ -34,7 +34,7 @@ def rows(call: Call) -> Tensor:
     """`A`, in at least float32."""
     q, k, v = call.q, _per_query_head(call.k, call), _per_query_head(call.v, call)
     dtype = torch.promote_types(q.dtype, torch.float32)
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device.type):
         weights = _weights(q.to(dtype), k.to(dtype), call.attn_mask, call.is_causal, call.scale)
         if call.dropout_p > 0:
             weights = torch.dropout(weights, call.dropout_p, train=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from . import second_order
+from . import one_key, second_order
 from .call import Call
 from .rows import cotangents, eps_is_negligible, precondition_rows_
 
@@ -64,8 +64,13 @@ def renormalised(kernel_forward: KernelForward, kernel_backward: KernelBackward)
     def by_the_kernel(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, y, lse, norms, *state = ctx.saved_tensors
         dout, out = cotangents(dy, y, norms, full=ctx.options.full)
+        if ctx.options.is_causal and ctx.options.dropout_p == 0 and v.dtype in one_key.LOW_PRECISION:
+            out = one_key.first_row(out, dout, v)
         saved = Saved(out, lse, tuple(state), ctx.needs_input_grad[:4])
-        return kernel_backward(dout, Inputs(q, k, v, bias), saved, ctx.options)
+        grads = kernel_backward(dout, Inputs(q, k, v, bias), saved, ctx.options)
+        if one_key.every_row(ctx.options.is_causal, q.shape[2], k.shape[2]):
+            return tuple(g if g is None or i == 2 else torch.zeros_like(g) for i, g in enumerate(grads))
+        return grads
 
     class Renormalised(Function):
         @staticmethod

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .one_key import LOW_PRECISION, with_first_value
 from .rows_torch import row_of_zeros
 from .varlen_call import as_dense, as_packed, boundaries
 from .varlen_renormalised import PackedInputs, PackedOptions, PackedSaved, renormalised_packed
@@ -70,10 +71,21 @@ def _varlen_flash_backward(
     for mine, theirs in _sequences(inputs, max_q, max_k):
         part = as_dense(q[mine]), as_dense(k[theirs]), as_dense(v[theirs])
         upper_left, mask = _causality(*part[:2], is_causal)
-        rows = as_dense(out[mine]), lse[:, mine].unsqueeze(0)
+        part_out = _seen_rows(as_dense(out[mine]), part[2], is_causal)
+        rows = part_out, lse[:, mine].unsqueeze(0)
         grads = _backward(as_dense(dout[mine]), *part, *rows, 0.0, upper_left, attn_mask=mask, scale=scale)
-        dq[mine], dk[theirs], dv[theirs] = (as_packed(grad) for grad in grads)
+        dv[theirs] = as_packed(grads[2])
+        if part[1].shape[2] > 1:  # with one key the other two are zero
+            dq[mine], dk[theirs] = (as_packed(grad) for grad in grads[:2])
     return dq, dk, dv
+
+
+def _seen_rows(out: Tensor, v: Tensor, is_causal: bool) -> Tensor:
+    """``out`` of one sequence, (1, H, T, d), the row that sees the first key alone as `one_key` wants it."""
+    row = out.shape[2] - v.shape[2]
+    if not is_causal or row < 0 or v.dtype not in LOW_PRECISION:
+        return out
+    return with_first_value(out.clone(), row, v)
 
 
 def _empty_results(q: Tensor, *_others: object) -> tuple[Tensor, Tensor]:
