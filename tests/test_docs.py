@@ -3,6 +3,7 @@
 import json
 import re
 import statistics
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from scipy import stats
 
-from preconditioned_attention.conversion import VerificationError, check_adapter
+from preconditioned_attention import check_adapter, register_prehook
+from preconditioned_attention.conversion import VerificationError
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = "\n".join(path.read_text() for path in [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"])
@@ -87,6 +89,35 @@ def test_the_code_for_ones_own_attention_runs_and_its_wrong_lines_are_refused(se
     exec(wrong, names)
     with pytest.raises((VerificationError, ValueError), match=r"rows|merged entries|scaling the values of one head"):
         check_adapter(names["model"], names["inputs"])
+
+
+RIGHT = {
+    "nanoGPT": ("c_proj", 3, "merged"),
+    "vit-pytorch": ("to_out", 4, "merged"),
+    "segment-anything": ("proj", 3, "merged"),
+    "Conformer": ("linear_out", 4, "merged"),
+    "Restormer": ("project_out", 3, "channels"),
+    "Annotated": ("linears.3", 4, "merged"),
+    "PaLM": ("attn_out", 4, "merged"),
+    "LitGPT": ("proj", 6, "merged"),
+}
+
+
+@pytest.mark.parametrize("family", RIGHT)
+def test_of_all_layouts_the_right_one_alone_is_proven(family: str) -> None:
+    torch.manual_seed(0)
+    names: dict[str, Any] = {"__name__": "own_attention"}
+    exec("\n".join([*blocks(OWN_ATTENTION), blocks(CLASSES[FAMILIES.index(family)])[0]]), names)
+    model, (point, *right) = names["model"], RIGHT[family]
+    layouts = [(n, form, False) for n in (1, 2, 3, 4, 6, 8) for form in ("merged", "channels", "split", "tokens")]
+    proven = []
+    for num_heads, form, interleaved in [*layouts, *((n, "merged", True) for n in (2, 3, 4, 6, 8))]:
+        register_prehook(type(model), point=point, num_heads=num_heads, form=form, interleaved=interleaved)
+        with suppress(VerificationError, ValueError):
+            check = check_adapter(model, names["inputs"])
+            assert check.complete, "what is wrong is refused, not left open"
+            proven.append((num_heads, form, interleaved))
+    assert proven == [(*right, False)]
 
 
 def test_the_adapter_of_the_contributing_guide_is_proven(capsys: pytest.CaptureFixture[str]) -> None:
