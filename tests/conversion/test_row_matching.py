@@ -62,6 +62,12 @@ def test_heads_that_are_mixed_are_told() -> None:
     assert match_rows([ROWS.flatten(0, 1)[None]], product(ROWS), 4).labelled is False
 
 
+def test_a_product_for_each_head() -> None:
+    one_by_one = {i: Product(ROWS[:, i], True, False) for i in range(4)}
+    assert match_rows([ROWS], one_by_one, 4).labelled is True
+    assert match_rows([ROWS.reshape(2, 6, 4, 5).transpose(1, 2)], one_by_one, 4).labelled is False
+
+
 def test_rows_that_heads_share_tell_nothing_of_heads() -> None:
     shared = ROWS.clone()
     shared[:, :, 0] = shared[:, :1, 0]

@@ -28,6 +28,7 @@ _UNSEEN = (
     "that its rows are attention's, and that the scale of a head's values does not matter (no product of attention "
     "weights with values was seen: a kernel that PyTorch does not know, or weights without a softmax)"
 )
+_DEFINED = "that its rows are attention's, and that the scale of a head's values does not matter (its rows are {})"
 _ZERO = "anything about its rows, which are all zero for these inputs"
 _ALIKE = "that tokens are kept apart: they are all alike for these inputs (let them be random, or the model float64)"
 _NO_GRADIENT = "that gradients are finite (no output of the model has one)"
@@ -150,9 +151,10 @@ class _Check:
         self.config = config
         self.args, self.kwargs = as_arguments(inputs)
         try:
-            self.model = copy.deepcopy(model).eval()
+            self.model = copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"check_adapter works on a copy, and this model cannot be copied: {error}") from error
+        self.model.eval()  # on its own, for some models have a `train` that returns nothing
         self.seen = survey(self.model, config, example_inputs=inputs)
         self.entries = {entry.path: entry for entry in self.seen.converted}
 
@@ -226,7 +228,7 @@ class _Check:
     ) -> None:
         width = arrived[0].shape[-1]
         same = match.found == match.looked_at or same_numbers(arrived, products)
-        if match.found < match.looked_at and (certain or same):
+        if match.found < match.looked_at and (certain or same) and not self.entries[path].reason:
             widths = sorted({p.out.shape[-1] for p in products.values()})
             told = f"{match.looked_at - match.found} of the {match.looked_at} rows that reach the preconditioner"
             if not same:
@@ -272,11 +274,12 @@ class _Check:
         self, rows: dict[str, _Rows], converted: dict[str, list[Tensor]], converted_out: list[Tensor]
     ) -> None:
         """Scale every row of every head by a power of two of its own, before anything else sees it."""
-        seen = {path: c for path, c in self._preconditioners().items() if rows[path].attended}
+        scaled = {path for path, entry in self.entries.items() if rows[path].match.proven and not entry.reason}
+        seen = {path: c for path, c in self._preconditioners().items() if path in scaled and rows[path].attended}
         left: dict[str, list[Tensor]] = {path: [] for path in self.entries}
         for path, c in self._preconditioners().items():
             c.watchers.append(partial(_keep, left[path]))
-        sites = {path: module for path, module in self._sites().items() if path not in seen}
+        sites = {path: module for path, module in self._sites().items() if path in scaled - seen.keys()}
         with replaced(seen, Scaling), watching_products(sites, partial(_scaled, rows)):
             out = self._run()
         for c in self._preconditioners().values():
@@ -324,7 +327,8 @@ class _Check:
     def _checked(self, entry: ConversionEntry, rows: _Rows, differentiable: bool) -> CheckedAttention:
         match = rows.match
         reasons = {
-            _UNSEEN: bool(match.looked_at and not match.proven),
+            _UNSEEN: bool(match.looked_at and not (match.proven or entry.reason)),
+            _DEFINED.format(entry.reason): bool(match.looked_at and entry.reason),
             _ZERO: not match.looked_at,
             _ALIKE: bool(match.looked_at and match.alike),
             _NO_GRADIENT: not differentiable,

@@ -51,10 +51,10 @@ class _Candidate:
     batch: int
     tokens: int
 
-    def places(self) -> Tensor:
-        """``(batch, token)`` of every row."""
-        axes = (torch.arange(n, device=self.rows.device) for n in (self.batch, self.tokens))
-        return torch.cartesian_prod(*axes)
+    def places(self, number: int) -> Tensor:
+        """``(batch, token, number)`` of every row, as the ``number``-th candidate."""
+        ranges = (range(self.batch), range(self.tokens), (number,))
+        return torch.cartesian_prod(*(torch.tensor(list(axis), device=self.rows.device) for axis in ranges))
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -105,9 +105,12 @@ def _match_width(arrived: list[Tensor], products: Mapping[int, Product], num_hea
     labelled = None
     if num_heads is not None and num_heads > 1 and bool(hit.all() & alone.any()):
         # Where heads share values, as in multi-query attention, the first of causal attention's tokens is in all alike.
-        places = torch.cat([candidate.places() for candidate in candidates])[nearest]
+        places = torch.cat([candidate.places(i) for i, candidate in enumerate(candidates)])[nearest]
         in_batch = all(prod(arrived[0].shape[:-3]) * num_heads == candidate.batch for candidate in used)
-        labelled = _one_head_each(heads[alone], places[alone], num_heads, used, in_batch)
+        axes = (0, 2) if in_batch else (0, 1, 2)
+        sizes = [(candidate.batch, candidate.tokens, len(candidates)) for candidate in used]
+        steps = {axis: {step for size in sizes for step in _divisors(size[axis])} for axis in axes}
+        labelled = _one_head_each(heads[alone], places[alone], num_heads, steps)
     return Match(seen, len(rows), int(hit.sum()), alike, {c.index: c.axis for c in used}, labelled)
 
 
@@ -165,30 +168,30 @@ def _nearest(rows: Tensor, pool: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return nearest[:, 0], distances[:, 0], second
 
 
-def _one_head_each(heads: Tensor, places: Tensor, num_heads: int, used: list[_Candidate], in_batch: bool) -> bool:
-    """Whether the head of a row is told by its place in the product.
+def _divisors(number: int) -> list[int]:
+    return [step for step in range(1, number + 1) if number % step == 0]
+
+
+def _one_head_each(heads: Tensor, places: Tensor, num_heads: int, steps: Mapping[int, set[int]]) -> bool:
+    """Whether the head of a row is told by its place.
 
     A product's axes are folded from batch, heads and tokens in an order that nobody tells, so every digit of a place
     is tried, ``(place // step) % base``. Those that depend on the head alone must tell the heads from each other.
 
     Args:
         heads: of each row.
-        places: ``(batch, token)`` of each row in the product.
+        places: ``(batch, token, product)`` of each row.
         num_heads: how many heads.
-        used: the products that the rows are of.
-        in_batch: whether the heads are folded into the batch, since that is as large as both together.
+        steps: of each axis of a place that may tell the head: tokens do not, where heads are folded into the batch.
     """
     if int(heads.max()) >= num_heads:
         return False
     labels = torch.zeros(num_heads, dtype=torch.int64, device=heads.device)
-    for axis in (0,) if in_batch else (0, 1):
-        sizes = {(candidate.batch, candidate.tokens)[axis] for candidate in used}
-        steps = {step for size in sizes for step in range(1, size + 1) if size % step == 0}
-        for base in (b for b in range(2, num_heads + 1) if num_heads % b == 0):
-            for step in sorted(steps):
-                digits = places[:, axis] // step % base
-                low = torch.full_like(labels, base).scatter_reduce(0, heads, digits, "amin")
-                high = torch.full_like(labels, -1).scatter_reduce(0, heads, digits, "amax")
-                if bool((low == high).all()):
-                    labels = (labels * base + low).unique(return_inverse=True)[1]
+    bases = [base for base in _divisors(num_heads) if base > 1]
+    for axis, step, base in ((axis, step, base) for axis in steps for step in sorted(steps[axis]) for base in bases):
+        digits = places[:, axis] // step % base
+        low = torch.full_like(labels, base).scatter_reduce(0, heads, digits, "amin")
+        high = torch.full_like(labels, -1).scatter_reduce(0, heads, digits, "amax")
+        if bool((low == high).all()):
+            labels = (labels * base + low).unique(return_inverse=True)[1]
     return len(labels.unique()) == num_heads
