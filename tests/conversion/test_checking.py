@@ -20,6 +20,7 @@ from preconditioned_attention.conversion import (
     register_adapter,
 )
 from preconditioned_attention.conversion.mechanisms import Layout, RowHook
+from preconditioned_attention.conversion.row_matching import Match
 from preconditioned_attention.layers import Preconditioner
 
 
@@ -123,8 +124,8 @@ def test_a_wrong_head_width_is_refused_where_verify_sees_unit_rows(form: str, he
 def test_scaling_the_values_of_a_head_alone_catches_a_head_that_is_too_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same without the comparison of rows: it is a proof of its own."""
     register_prehook(Own, point="proj", num_heads=2)
-    monkeypatch.setattr(checking._Check, "_check_match", lambda *args: None)
-    monkeypatch.setattr(checking, "_scaled", lambda rows, path, i, out: out * checking.powers_of_two((8, 1, 1), out))
+    everything_found = Match(seen=8, looked_at=8, found=8, alike=False, axes={1: -1}, labelled=None)
+    monkeypatch.setattr(checking, "match_rows", lambda *args: everything_found)
     with pytest.raises(VerificationError, match="scaling the values of one head changes what leaves"):
         check_adapter(Own(), X)
 

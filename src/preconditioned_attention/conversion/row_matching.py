@@ -188,7 +188,7 @@ def _one_head_each(heads: Tensor, places: Tensor, num_heads: int, steps: Mapping
         return False
     labels = torch.zeros(num_heads, dtype=torch.int64, device=heads.device)
     bases = [base for base in _divisors(num_heads) if base > 1]
-    for axis, step, base in ((axis, step, base) for axis in steps for step in sorted(steps[axis]) for base in bases):
+    for axis, step, base in ((a, s, b) for a in steps for s in sorted(steps[a]) for b in bases):
         digits = places[:, axis] // step % base
         low = torch.full_like(labels, base).scatter_reduce(0, heads, digits, "amin")
         high = torch.full_like(labels, -1).scatter_reduce(0, heads, digits, "amax")
