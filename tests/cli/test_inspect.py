@@ -5,7 +5,9 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 
+from preconditioned_attention import precondition_
 from preconditioned_attention.cli import main
 
 SMALL = {"n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 300, "n_positions": 24}
@@ -108,3 +110,20 @@ def test_the_models_that_people_know(name: str, capsys: pytest.CaptureFixture) -
     assert main(["inspect", name]) == 0
     out = capsys.readouterr().out
     assert "heads, C divides the condition number" in out
+
+
+def test_the_folder_of_a_converted_model(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The architecture comes from its configuration, the conversion from the marks in its weights."""
+    torch.manual_seed(4)
+    model = transformers.GPT2Model(transformers.GPT2Config(**SMALL))
+    precondition_(model)
+    model.save_pretrained(tmp_path / "converted")
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(tmp_path / "converted")
+    (tmp_path / "text.txt").write_text("a " * 500)
+    command = ["inspect", "converted", "--text", "text.txt", "--checkpoint", "converted/model.safetensors"]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "trained with preconditioned attention in" in out
+    assert "custom code" not in out

@@ -24,7 +24,8 @@ def build_model(name: str) -> nn.Module:
 
     Args:
         name: a model of timm (``"vit_tiny_patch16_224"``), a model type of transformers (``"gpt2"``, with its default
-            configuration), or a folder with a transformers ``config.json``.
+            configuration), or a folder with a transformers ``config.json``; that of a converted model gives the plain
+            architecture.
 
     Raises:
         ValueError: neither library that is installed has a model of that name; the message lists similar ones.
@@ -58,8 +59,11 @@ def _of_transformers(name: str) -> nn.Module | None:
     from transformers import AutoConfig, AutoModel
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+    from .standalone import preconditioned_folder
+
     if (Path(name) / "config.json").is_file():
-        config = AutoConfig.from_pretrained(name, local_files_only=True)
+        content, _ = preconditioned_folder.read_config(name, {"local_files_only": True})
+        config, _ = preconditioned_folder.build_config(AutoConfig, content, name, {"local_files_only": True})
     elif name in CONFIG_MAPPING_NAMES:
         config = AutoConfig.for_model(name)
     else:

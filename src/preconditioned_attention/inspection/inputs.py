@@ -134,7 +134,8 @@ def _tokens(file: Path, name: str, vocabulary: int, window: int) -> tuple[Tensor
     if not file.is_file():
         raise FileNotFoundError(f"--text: {file} is not a file")
     if any((Path(name) / own).is_file() for own in ("tokenizer.json", "tokenizer_config.json")):
-        tokenizer = require("transformers", extra="language").AutoTokenizer.from_pretrained(name, local_files_only=True)
+        tokenizers = require("transformers", extra="language").AutoTokenizer
+        tokenizer = tokenizers.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         ids, words = tokenizer(file.read_text(encoding="utf-8")).input_ids, "cut by the model's tokenizer"
     elif vocabulary < BYTES:
         raise ValueError(f"--text: {name} comes without a tokenizer, and its {vocabulary} tokens are too few for bytes")
