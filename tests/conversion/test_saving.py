@@ -1,7 +1,12 @@
+import logging
 from pathlib import Path
 
+import diffusers
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file
+from timm.models import save_for_hf
 from torch import nn
 from transformers import (
     BertConfig,
@@ -113,3 +118,31 @@ def test_checkpoints_of_the_trainer(tmp_path: Path) -> None:
     resumed = trainer(tmp_path, gpt2())
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     torch.testing.assert_close(resumed.model.eval()(tokens).logits, again(tokens).logits)
+
+
+def test_other_libraries_stop_or_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The table in docs/saving.md."""
+    model = timm.create_model("test_vit")
+    precondition_(model)
+    save_for_hf(model, tmp_path / "timm", safe_serialization=True)
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*requires_preconditioned_attention"):
+        timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True)
+    with caplog.at_level("WARNING", logger="timm"):
+        timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True, num_classes=3)
+    assert "requires_preconditioned_attention" in caplog.text
+    caplog.clear()
+    denoiser = diffusers.Transformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=8, num_layers=1, norm_num_groups=4
+    )
+    precondition_(denoiser)
+    denoiser.save_pretrained(tmp_path / "diffusers")
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)
+    try:
+        again = diffusers.Transformer2DModel.from_pretrained(tmp_path / "diffusers")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "were not used" in caplog.text
+    assert "requires_preconditioned_attention" in caplog.text
+    precondition_(again)
+    again.load_state_dict(load_file(tmp_path / "diffusers" / "diffusion_pytorch_model.safetensors"))
