@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.distributed.fsdp import fully_shard
 
 from preconditioned_attention import precondition_, restore_
@@ -111,6 +112,21 @@ def test_fully_sharded(mechanism: str, tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
+def test_checkpoint_wrappers(mechanism: str) -> None:
+    """They hand on the attributes of what they hold, and are not taken for it."""
+    model, report = converted(mechanism)
+    expected = model(IMAGES)
+    kind = type(model.blocks[0].attn)
+    apply_activation_checkpointing(model, check_fn=lambda module: type(module) is kind)
+    assert relative_error(model(IMAGES), expected) <= 1e-6
+    model(IMAGES).sum().backward()
+    report.verify(IMAGES)
+    assert restore_(model) == 2
+    again = precondition_(model)
+    assert [entry.path for entry in again.converted] == [f"blocks.{i}.attn._checkpoint_wrapped_module" for i in (0, 1)]
+    assert relative_error(model(IMAGES), expected) <= 1e-6
+
+
 def lora(model: nn.Module) -> nn.Module:
     return peft.get_peft_model(
         model, peft.LoraConfig(target_modules=["qkv", "proj"], r=2, init_lora_weights=False)
@@ -164,6 +180,24 @@ def test_merging_lora_under_a_hooked_projection_is_refused() -> None:
     restore_(merged)
     precondition_(merged)
     assert relative_error(merged(IMAGES), expected) <= 1e-5
+
+
+def test_lora_of_multihead_attention() -> None:
+    """PEFT merges into the module that it holds, and calls it; the merged module comes back as it was."""
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 16, batch_first=True, dropout=0.0), 2).eval()
+    report, x = precondition_(model), torch.randn(3, 5, 16)
+    before = model(x)
+    adapted = peft.get_peft_model(
+        model, peft.LoraConfig(target_modules=["self_attn"], r=2, init_lora_weights=False)
+    ).eval()
+    expected = adapted(x)
+    assert relative_error(expected, before) > 1e-3
+    report.verify(x, through=adapted)
+    merged = adapted.merge_and_unload()
+    assert relative_error(merged(x), expected) <= 1e-5
+    report.verify(x, through=merged)
+    restore_(merged)
+    assert relative_error(merged(x), expected) > 1e-3
 
 
 def test_data_parallel(mechanism: str, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from ..layers import Preconditioner
 from .bypass import release, watch
 from .detection import computes_attention
 from .guard import guard, unguard
+from .made_class import changed_class, unknown_reason
 from .observed import as_arguments, observe, uncovered
-from .own_forward import follow_class, is_compiled, own_forward_refusal, own_forwards, runs_class_forward
+from .own_forward import follow_class, is_compiled, kept_forward, own_forward_refusal, own_forwards
 from .registry import Adapter, HeadShape, Kind, class_name, find_adapter, has_namesake, is_composite
 from .report import ConversionEntry, ConversionReport, Status
 
@@ -106,29 +107,29 @@ def restore_(model: nn.Module) -> int:
         How many modules were restored.
 
     Raises:
-        ValueError: nothing in ``model`` is preconditioned, it was compiled after the conversion, or a module's own
-            forward, bound after the conversion, would go on running what is taken away. The model is as it was.
+        ValueError: nothing in ``model`` is preconditioned, it was compiled after the conversion, or a class cannot be
+            swapped back, because another tool has changed it since, or a forward that was bound to the instance since
+            would go on running what is taken away. The model is as it was.
     """
     refuse_compiled(model)
     converted = list(preconditioned_modules(model))
     if not converted:
         raise ValueError("nothing to restore: no module of this model is preconditioned")
-    _check_own_forwards(converted)
+    _check_swaps(converted)
     release(model)
     for _, module in converted:
         detach(module)
     return len(converted)
 
 
-def _check_own_forwards(converted: list[tuple[str, nn.Module]]) -> None:
-    """Refuse before anything is changed."""
+def _check_swaps(converted: list[tuple[str, nn.Module]]) -> None:
+    """Refuse, before anything is changed, where a class cannot be swapped back."""
     for path, module in converted:
         adapter = _converted_by.get(module) or find_adapter(module)
-        if adapter is not None and adapter.mechanism == "class swap" and runs_class_forward(module):
-            raise ValueError(
-                f"cannot restore {path!r}: a forward of its own was bound after the conversion and holds the converted "
-                "one; undo what bound it, or take it away (del module.forward), then restore"
-            )
+        if adapter is not None and adapter.mechanism == "class swap":
+            reason = changed_class(module) or kept_forward(module)
+            if reason is not None:
+                raise ValueError(f"cannot restore {path!r}: {reason}")
 
 
 def is_preconditioned(model: nn.Module) -> bool:
@@ -252,7 +253,7 @@ def _survey(model: nn.Module, config: PreconditionConfig, filter_fn: FilterFn | 
             parts.update(f"{path}.{part}" if path else part for part in adapter.parts)
             yield _known_site(path, module, adapter, config, filter_fn)
         elif computes_attention(module) and not is_composite(module):
-            reason = "no adapter is registered for this class, or its forward is not the one the adapter knows"
+            reason = unknown_reason(type(module))
             if has_namesake(module):
                 reason = "an adapter is registered for another class of this name; build the model anew, or register it"
             yield _Site(module, None, _entry(path, module, None, HeadShape(None, None), "unknown", reason))

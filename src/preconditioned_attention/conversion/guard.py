@@ -42,10 +42,14 @@ class Expect:
 
 
 class Require:
-    """A forward hook on a converted attention: raises unless its preconditioner was called meanwhile."""
+    """A forward hook on a converted attention: raises unless its preconditioner was called meanwhile.
 
-    def __init__(self, preconditioner: Preconditioner) -> None:
+    ``kind`` is the attention's class since the conversion.
+    """
+
+    def __init__(self, preconditioner: Preconditioner, kind: type[nn.Module]) -> None:
         self.preconditioner = preconditioner
+        self.kind = kind
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Look whether it was."""
@@ -58,7 +62,7 @@ class Require:
 def guard(module: nn.Module, preconditioner: Preconditioner) -> None:
     """Watch over ``module``, to which an adapter has attached ``preconditioner``."""
     module.register_forward_pre_hook(Expect(preconditioner))
-    module.register_forward_hook(Require(preconditioner))
+    module.register_forward_hook(Require(preconditioner, type(module)))
     _exchange_children(module)
 
 
@@ -69,6 +73,11 @@ def unguard(module: nn.Module) -> None:
             del hooks[key]
             if kind is Require:
                 _exchange_children(module)
+
+
+def guarded_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class that ``module`` had when it was converted, as it is known from its guard."""
+    return next((hook.kind for hook in module._forward_hooks.values() if isinstance(hook, Require)), None)
 
 
 def _exchange_children(module: nn.Module) -> None:

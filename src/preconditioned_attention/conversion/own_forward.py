@@ -51,12 +51,17 @@ def follow_class(module: nn.Module, before: type[nn.Module]) -> None:
             vars(own)["__wrapped__"] = new  # where signatures are read off
 
 
-def runs_class_forward(module: nn.Module) -> bool:
-    """Whether a forward of its own that is not known holds the present class's inside itself."""
+def kept_forward(module: nn.Module) -> str | None:
+    """Why the present class of ``module`` cannot be taken away, or None: an unknown forward holds its own inside."""
     forward = _under_accelerate(module)
     if forward is None or _is_class_forward(forward, module):
-        return False
-    return any(found is type(module).forward for found in _inside(forward, set()))
+        return None
+    if all(found is not type(module).forward for found in _inside(forward, set())):
+        return None
+    return (
+        f"a forward of its own, {_name(forward)}, was bound after the conversion and holds the converted one; undo "
+        "what bound it, or take it away (del module.forward), then restore"
+    )
 
 
 def _under_accelerate(module: nn.Module) -> Callable[..., Any] | None:

@@ -74,10 +74,12 @@ class ConversionReport:
         model = self.model() if self.model is not None else None
         if model is None:
             raise ValueError("the model that this report is about is gone; keep it, and convert it again")
-        modules = {entry.path: model.get_submodule(entry.path) for entry in self.converted}
-        plain = [path for path, module in modules.items() if not hasattr(module, "preconditioner")]
+        found = {entry.path: _converted_in(model.get_submodule(entry.path)) for entry in self.converted}
+        modules = {path: module for path, module in found.items() if module is not None}
+        plain = found.keys() - modules.keys()
         if plain:
-            raise ValueError(f"not preconditioned any more: {', '.join(map(repr, plain))}; call precondition_(model)")
+            names = ", ".join(repr(path) for path in found if path in plain)
+            raise ValueError(f"not preconditioned any more: {names}; call precondition_(model)")
         results = verify(modules, model if through is None else through, example_inputs, example_options)
         self._check_that_all_is_listed(model, observe(model, example_inputs, example_options, through=through))
         return results
@@ -112,3 +114,8 @@ class ConversionReport:
         if self.converted:
             lines.append("Not function-preserving: outputs differ from the unconverted model's; train from here.")
         return "\n".join(lines)
+
+
+def _converted_in(module: nn.Module) -> nn.Module | None:
+    """The converted attention that ``module`` is, or that a wrapper in its place holds."""
+    return next((part for part in module.modules() if "preconditioner" in part._modules), None)
