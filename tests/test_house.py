@@ -23,6 +23,7 @@ FREE = {
     "_checks",
     "_environment",
     "_files",
+    "_symbolic",
     "_yaml",
     "_version",
 }  # private helpers that import nothing of ours but each other

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ._symbolic import one_call
 from .config import GRADIENTS, Gradient, check_choice, check_eps
 from .equilibration import check_gain, check_rows
 from .ops import flex
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions
 
 
+@one_call
 def preconditioned_flex_attention(
     q: Tensor,
     k: Tensor,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ._symbolic import one_call
 from .config import GRADIENTS, Backend, Gradient, check_choice, check_eps
 from .equilibration import check_gain, check_rows, default_eps
 from .ops import Call, as_mask, attend, attended_dtype
 from .ops.arguments import check_flag, check_mask, check_probability, check_scale
 
 
+@one_call
 def preconditioned_attention(
     q: Tensor,
     k: Tensor,

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 from ._checks import check_integer
+from ._symbolic import one_call
 from .config import GRADIENTS, Backend, Gradient, check_choice, check_eps
 from .equilibration import check_gain, check_rows, default_eps
 from .ops import Call, Packed, attend_packed, attended_dtype
 from .ops.arguments import check_flag, check_probability, check_scale
 
 
+@one_call
 def preconditioned_varlen_attention(
     q: Tensor,
     k: Tensor,

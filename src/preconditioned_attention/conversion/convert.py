@@ -213,13 +213,28 @@ def refuse_compiled(model: nn.Module) -> None:
         where = f"its submodule {path!r}" if path else "it"
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
-                f"the model cannot be changed in place: {where} is a TorchScript module; convert, then script"
+                f"the model cannot be changed in place: {where} is a TorchScript module; convert, then torch.jit.trace"
+            )
+        if isinstance(module, torch.fx.GraphModule) and _attends(module):
+            raise ValueError(
+                f"the model cannot be changed in place: {where} is a graph, of torch.fx or torch.export, in which "
+                "attention is a node and no module; call precondition_ or restore_ first, then trace or export"
             )
         if _is_compiled(module):
             raise ValueError(
                 f"the model cannot be changed in place: {where} is compiled, and compiled code does not see the "
                 "change; call precondition_ or restore_ first, then torch.compile"
             )
+
+
+def _attends(graph: torch.fx.GraphModule) -> bool:
+    """Whether nodes of ``graph`` attend, or call a preconditioner that has lost its attention module."""
+    for node in graph.graph.nodes:
+        if "scaled_dot_product" in getattr(node.target, "__name__", str(node.target)):
+            return True
+        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), Preconditioner):
+            return True
+    return False
 
 
 def _survey_all(

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from .._symbolic import is_symbolic, trace_into
 from ..layers import Preconditioner
 from .registry import Adapter
 
@@ -148,6 +149,9 @@ class Layout:
 
     def _sizes(self, merged: int) -> tuple[int, int]:
         """The two axes that ``merged`` entries are split into."""
+        if is_symbolic(merged):
+            count, width = self.num_heads or -1, self.head_dim or -1
+            return (width, count) if self.interleaved else (count, width)
         count = self.num_heads or merged // (self.head_dim or 1)
         width = self.head_dim or merged // count
         if count * width != merged:
@@ -159,7 +163,7 @@ class Layout:
 
     def _checked(self, heads: Tensor, x: Tensor) -> Tensor:
         """``heads``, if their number is the one that was told."""
-        if self.num_heads is not None and heads.shape[-3] != self.num_heads:
+        if self.num_heads is not None and not is_symbolic(heads) and heads.shape[-3] != self.num_heads:
             raise ValueError(
                 f"form={self.form!r} finds {heads.shape[-3]} heads in a tensor of shape {tuple(x.shape)}, and "
                 f"num_heads={self.num_heads}; 'split' is (..., H, N, d), 'tokens' is (..., N, H, d)"
@@ -180,6 +184,7 @@ class RowHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Precondition the first argument."""
+        trace_into(module, False)
         if not args:
             raise TypeError(
                 f"the heads' outputs are to be the first argument of this {type(module).__name__}, and it was called "
@@ -187,6 +192,10 @@ class RowHook:
             )
         first, *rest = args
         return self.layout.apply(self.preconditioner, first), *rest
+
+
+# What computes the same in training and evaluation, so that a graph may hold its operations in the place of a call.
+_SAME_IN_TRAINING = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.Identity)
 
 
 class AttachmentGuard:
@@ -203,8 +212,11 @@ class AttachmentGuard:
         """Look at every attachment point; traced code was looked at when it was traced."""
         if torch.compiler.is_compiling():
             return
+        symbolic = is_symbolic(*args)
         for point in self.points:
-            if not any(isinstance(hook, RowHook) for hook in module.get_submodule(point)._forward_pre_hooks.values()):
+            child = module.get_submodule(point)
+            trace_into(child, symbolic and isinstance(child, _SAME_IN_TRAINING))
+            if not any(isinstance(hook, RowHook) for hook in child._forward_pre_hooks.values()):
                 raise RuntimeError(
                     f"the preconditioner of this {type(module).__name__} is no longer attached: its {point!r} has been "
                     "replaced since the conversion, by LoRA or its merging, by quantisation or the like. Call "
@@ -221,15 +233,20 @@ class OutputHook:
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Precondition what comes out."""
-        if isinstance(output, Tensor):
+        if _is_tensor(output):
             return self.layout.apply(self.preconditioner, output)
-        if not (isinstance(output, tuple | list) and output and isinstance(output[0], Tensor)):
+        if not (isinstance(output, tuple | list) and output and _is_tensor(output[0])):
             raise TypeError(
                 f"this {type(module).__name__} is to return the heads' outputs, alone or first in a tuple, and it "
                 f"returned {type(output).__name__}; attach elsewhere, or register a ClassSwap"
             )
         all_of_it = [self.layout.apply(self.preconditioner, output[0]), *output[1:]]
         return output._make(all_of_it) if hasattr(output, "_make") else type(output)(all_of_it)
+
+
+def _is_tensor(x: object) -> bool:
+    """Whether ``x`` is a tensor, or stands for one in a graph that is being traced."""
+    return isinstance(x, Tensor) or is_symbolic(x)
 
 
 class PreHook(Adapter):

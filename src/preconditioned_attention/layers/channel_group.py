@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .._symbolic import one_node
 from ..config import PreconditionConfig
 from ._attention import PAPER, AttentionLayer, split_qkv
 
@@ -42,6 +43,7 @@ class ChannelGroupAttention(AttentionLayer):
         super().__init__(dim, num_heads, precondition=precondition, device=device, dtype=dtype)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """``(B, N, dim)`` to the same shape. Every token has a part in the scores, so padding is not for this layer.
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._symbolic import one_node
 from ..config import PreconditionConfig
 from ._attention import PAPER, AttentionLayer, split_qkv
 
@@ -49,6 +50,7 @@ class CrossCovarianceAttention(AttentionLayer):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
         self.attn_drop = nn.Dropout(attn_drop)
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """``(B, N, dim)`` to the same shape. Every token has a part in the norms, so padding is not for this layer.
 

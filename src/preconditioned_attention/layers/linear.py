@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._symbolic import one_node
 from ..config import PreconditionConfig
 from ..ops.call import without_autocast
 from ._attention import PAPER, AttentionLayer, check_key_padding_mask, split_qkv
@@ -49,6 +50,7 @@ class LinearAttention(AttentionLayer):
         super().__init__(dim, num_heads, proj_drop=proj_drop, precondition=precondition, device=device, dtype=dtype)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, device=device, dtype=dtype)
 
+    @one_node
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Attend.
 

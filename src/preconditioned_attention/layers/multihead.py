@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_integer
+from .._symbolic import one_node
 from ..config import PreconditionConfig
 from ..ops import as_mask
 from ._attention import PAPER, AttentionLayer, split_heads
@@ -114,6 +115,7 @@ class MultiheadAttention(AttentionLayer):
         use_cache: Literal[True],
     ) -> tuple[Tensor, KeyValue]: ...
 
+    @one_node
     def forward(
         self,
         x: Tensor,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_integer
+from .._symbolic import one_node
 from ..config import PreconditionConfig
 from ..ops.call import without_autocast
 from ._attention import PAPER, AttentionLayer, check_key_padding_mask, split_qkv
@@ -85,6 +86,7 @@ class NystromAttention(AttentionLayer):
                 dtype=dtype,
             )
 
+    @one_node
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """Attend.
 

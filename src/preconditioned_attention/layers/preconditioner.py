@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._symbolic import NO_SCRIPT, one_node
 from ..config import ROW_BACKENDS, PreconditionConfig
 from ..functional import preconditioned_attention
 from ..ops.equilibrated import equilibrate
@@ -81,12 +82,17 @@ class Preconditioner(nn.Module):
         else:
             self.gain = nn.Parameter(torch.full((num_heads,), config.gain, device=device, dtype=dtype))
 
-    def forward(self, rows: Tensor) -> Tensor:
+    @one_node
+    def forward(self, rows: Tensor, *others: Any, **options: Any) -> Tensor:
         """`C A` for ``rows`` `A` of shape ``(..., H, N, d)``: same shape and dtype out.
+
+        With more arguments, as a graph of torch.fx calls it, :meth:`attend`.
 
         Raises:
             ValueError: the options name a backend that computes attention, which is computed already.
         """
+        if others or options:
+            return self.attend(rows, *others, **options)
         self._note_call()
         if self.config.backend not in ROW_BACKENDS:
             raise ValueError(
@@ -98,6 +104,7 @@ class Preconditioner(nn.Module):
         self._show(rows, out)
         return self._watched(out)
 
+    @one_node
     def attend(
         self,
         q: Tensor,
@@ -183,6 +190,10 @@ class Preconditioner(nn.Module):
         for watcher in self.watchers:
             watcher(out)
         return out
+
+    def __prepare_scriptable__(self) -> None:
+        """TorchScript asks every module of a model for a form that it can compile, and there is none of this one."""
+        raise RuntimeError(NO_SCRIPT)
 
     def extra_repr(self) -> str:
         """The options, for `print(model)`."""

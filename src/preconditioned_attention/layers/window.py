@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_integer
+from .._symbolic import one_node
 from ..config import PreconditionConfig
 from ._attention import PAPER, AttentionLayer, split_qkv
 
@@ -70,6 +71,7 @@ class WindowAttention(AttentionLayer):
         index = _relative_position_index(height, width, device)
         self.register_buffer("relative_position_index", index, persistent=False)
 
+    @one_node
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend inside each window.
 

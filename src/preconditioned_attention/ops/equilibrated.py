@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
+from .._symbolic import one_call
 from ..config import GRADIENTS, Gradient, check_choice, check_eps
 from ..equilibration import check_gain, check_rows, default_eps, equilibrate_by_formula
 from .recording import recorded
@@ -50,6 +51,7 @@ class _Equilibrate(Function):
         return derivative(dx, y, norms), None if y is None else (dx * y).sum(dim=-1, keepdim=True).to(norms.dtype)
 
 
+@one_call
 def equilibrate(
     x: Tensor,
     *,

@@ -7,6 +7,7 @@ from typing import ClassVar
 from timm.models import efficientformer_v2, mvitv2
 from torch import Tensor, nn
 
+from ..._symbolic import one_node
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap, text_digest
 from ..registry import HeadShape, class_name, read_int, register_named
@@ -29,6 +30,7 @@ class PreconditionedMultiScaleAttention(mvitv2.MultiScaleAttention):
 
     preconditioner: Preconditioner
 
+    @one_node
     def forward(self, x: Tensor, feat_size: list[int]) -> tuple[Tensor, list[int]]:
         """As upstream; ``(B, N, C)`` and the map's size in, ``(B, N', dim_out)`` and its size out."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..._symbolic import one_node
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap
 from ..registry import HeadShape, read_int, register_named
@@ -29,6 +30,7 @@ class PreconditionedMultiheadAttention(nn.MultiheadAttention):
 
     preconditioner: Preconditioner
 
+    @one_node
     def forward(
         self,
         query: Tensor,

@@ -19,6 +19,7 @@ from torchvision.models import swin_transformer as swin
 from torchvision.models.video import mvit
 from torchvision.models.video import swin_transformer as swin3d
 
+from ..._symbolic import one_node
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap, PreHook, text_digest
 from ..registry import HeadShape, read_int, register_named
@@ -46,6 +47,7 @@ class _ShiftedWindows:
     shift_size: list[int]
     get_relative_position_bias: Callable[..., Tensor]
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """As upstream; ``(B, H, W, C)`` in and out."""
         sizes = [math.ceil(size / w) * w for size, w in zip(x.shape[1:-1], self.window_size, strict=True)]
@@ -78,6 +80,7 @@ class PreconditionedShiftedWindowAttentionV2(_ShiftedWindows, swin.ShiftedWindow
 class PreconditionedShiftedWindowAttention3d(_ShiftedWindows, swin3d.ShiftedWindowAttention3d):
     """`ShiftedWindowAttention3d` of Video Swin, whose windows shrink to what comes."""
 
+    @one_node
     def forward(self, x: Tensor) -> Tensor:
         """As upstream; ``(B, T, H, W, C)`` in and out."""
         window = [min(size, w) for size, w in zip(x.shape[1:-1], self.window_size, strict=True)]
@@ -149,6 +152,7 @@ class PreconditionedMultiscaleAttention(mvit.MultiscaleAttention):
 
     preconditioner: Preconditioner
 
+    @one_node
     def forward(self, x: Tensor, thw: tuple[int, int, int]) -> tuple[Tensor, tuple[int, int, int]]:
         """As upstream; ``(B, N, C)``, the class token first, and the grid of the other tokens."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).transpose(1, 3).unbind(dim=2)
