@@ -44,21 +44,25 @@ def one_call(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
     return call
 
 
-def one_node(forward: Method) -> Method:
-    """Decorator for a method that computes what its module's `forward` does: graphs shall call the module."""
+def one_node(method: Method) -> Method:
+    """Decorator for a module's method that graphs shall call, on the module, which they then hold.
 
-    @functools.wraps(forward)
+    The method and not the module: hooks of the module act on symbols while it is traced, and once is enough.
+    """
+
+    @functools.wraps(method)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         for value in (*args, *kwargs.values()):
             if isinstance(value, Proxy) and getattr(value.tracer, "root", None) is not self:
-                return _call_module(value.tracer, self, args, kwargs)
-        return forward(self, *args, **kwargs)
+                return _call_method(value.tracer, self, method.__name__, args, kwargs)
+        return method(self, *args, **kwargs)
 
     return cast(Method, call)
 
 
-def _call_module(tracer: Any, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
-    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, kwargs)
+def _call_method(tracer: Any, module: nn.Module, name: str, args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
+    holder = tracer.create_proxy("get_attr", tracer.path_of_module(module), (), {})
+    return tracer.create_proxy("call_method", name, (holder, *args), kwargs)
 
 
 def trace_into(module: nn.Module, yes: bool) -> None:

@@ -229,12 +229,12 @@ def refuse_compiled(model: nn.Module) -> None:
 
 def _attends(graph: torch.fx.GraphModule) -> bool:
     """Whether nodes of ``graph`` attend, or call a preconditioner that has lost its attention module."""
-    for node in graph.graph.nodes:
-        if "scaled_dot_product" in getattr(node.target, "__name__", str(node.target)):
-            return True
-        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), Preconditioner):
-            return True
-    return False
+    modules = dict(graph.named_modules())
+    return any(
+        "scaled_dot_product" in getattr(node.target, "__name__", str(node.target))
+        or isinstance(modules.get(node.target), Preconditioner)
+        for node in graph.graph.nodes
+    )
 
 
 def _survey_all(

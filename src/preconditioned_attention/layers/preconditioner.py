@@ -83,16 +83,12 @@ class Preconditioner(nn.Module):
             self.gain = nn.Parameter(torch.full((num_heads,), config.gain, device=device, dtype=dtype))
 
     @one_node
-    def forward(self, rows: Tensor, *others: Any, **options: Any) -> Tensor:
+    def forward(self, rows: Tensor) -> Tensor:
         """`C A` for ``rows`` `A` of shape ``(..., H, N, d)``: same shape and dtype out.
-
-        With more arguments, as a graph of torch.fx calls it, :meth:`attend`.
 
         Raises:
             ValueError: the options name a backend that computes attention, which is computed already.
         """
-        if others or options:
-            return self.attend(rows, *others, **options)
         self._note_call()
         if self.config.backend not in ROW_BACKENDS:
             raise ValueError(
