@@ -82,6 +82,20 @@ def test_decorated_functions_keep_their_names() -> None:
     assert double(torch.ones(1), times=3).item() == 3
 
 
+def test_torch_compile_counts_each_function_by_itself() -> None:
+    assert len({f.__code__ for f in (preconditioned_attention, equilibrate, preconditioned_varlen_attention)}) == 3
+    assert Preconditioner.forward.__code__ is not Preconditioner.attend.__code__
+    with torch._dynamo.config.patch(recompile_limit=1):
+        torch._dynamo.reset()
+        x = torch.randn(1, 2, 3, 8)
+        for function in (
+            equilibrate,
+            lambda x: preconditioned_attention(x, x, x),
+            Preconditioner(PreconditionConfig()),
+        ):
+            torch.compile(function, backend="eager", fullgraph=True)(x)
+
+
 def test_a_module_that_is_traced_itself_is_looked_into() -> None:
     class Doubling(nn.Module):
         @one_node

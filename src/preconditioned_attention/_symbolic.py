@@ -41,6 +41,7 @@ def one_call(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
         return function(*args, **kwargs)
 
     vars(call)["__script_unsupported"] = NO_SCRIPT
+    _own_code(call, function)
     return call
 
 
@@ -57,7 +58,13 @@ def one_node(method: Method) -> Method:
                 return _call_method(value.tracer, self, method.__name__, args, kwargs)
         return method(self, *args, **kwargs)
 
+    _own_code(call, method)
     return cast(Method, call)
+
+
+def _own_code(wrapper: Any, wrapped: Callable[..., Any]) -> None:
+    """A code object for this wrapper alone: torch.compile counts by code object how often it has compiled."""
+    wrapper.__code__ = wrapper.__code__.replace(co_name=wrapped.__name__)
 
 
 def _call_method(tracer: Any, module: nn.Module, name: str, args: tuple[object, ...], kwargs: dict[str, Any]) -> Any:
