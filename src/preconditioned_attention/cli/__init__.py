@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "what a conversion would do to a model of timm or transformers, and how its heads are conditioned",
     "sweep": "convert every attention of the libraries that are installed, and count",
     "support": "which attention classes are converted, and how",
+    "texts": "for maintainers: attention classes of a library whose code nobody has read yet",
     "bench": "time and memory against plain attention, on this machine",
 }
 """The name of a command is that of its module here and of the function in it, or of a dictionary of functions by the

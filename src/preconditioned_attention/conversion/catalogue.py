@@ -13,7 +13,7 @@ from types import ModuleType
 from torch import nn
 
 from .detection import computes_attention, named_after_attention
-from .registry import Adapter, Refused, class_name, find_adapter, found_by_look_up, is_composite
+from .registry import Adapter, Refused, class_name, find_adapter, found_by_look_up, is_composite, why_unread
 
 # Library -> the packages that hold its models, and what the names of their files begin with.
 _PACKAGES = {
@@ -86,7 +86,8 @@ def _entry(cls: type[nn.Module]) -> CatalogueEntry | None:
     module = _blank(cls)
     adapter, found = find_adapter(module), found_by_look_up(cls)
     if adapter is None:
-        unknown = (computes_attention(module) or named_after_attention(cls)) and not is_composite(module)
+        seems = why_unread(module) or computes_attention(module) or named_after_attention(cls)
+        unknown = seems and not is_composite(module)
         return CatalogueEntry(class_name(cls), None, None, False) if unknown else None
     # What depends on a module's own attributes has to be asked of a whole one.
     refusal = adapter.refusal(module) if isinstance(adapter, Refused) or adapter is found else None

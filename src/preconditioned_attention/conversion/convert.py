@@ -17,7 +17,7 @@ from .guard import guard, unguard
 from .made_class import changed_class, unknown_reason
 from .observed import as_arguments, observe, uncovered
 from .own_forward import follow_class, is_compiled, kept_forward, own_forward_refusal, own_forwards
-from .registry import Adapter, HeadShape, Kind, class_name, find_adapter, has_namesake, is_composite
+from .registry import Adapter, HeadShape, Kind, class_name, find_adapter, has_namesake, is_composite, why_unread
 from .report import ConversionEntry, ConversionReport, Status
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -267,8 +267,8 @@ def _survey(model: nn.Module, config: PreconditionConfig, filter_fn: FilterFn | 
         if adapter is not None:
             parts.update(f"{path}.{part}" if path else part for part in adapter.parts)
             yield _known_site(path, module, adapter, config, filter_fn)
-        elif computes_attention(module) and not is_composite(module):
-            reason = unknown_reason(type(module))
+        elif not is_composite(module) and ((unread := why_unread(module)) or computes_attention(module)):
+            reason = unknown_reason(type(module), unread)
             if has_namesake(module):
                 reason = "an adapter is registered for another class of this name; build the model anew, or register it"
             yield _Site(module, None, _entry(path, module, None, HeadShape(None, None), "unknown", reason))

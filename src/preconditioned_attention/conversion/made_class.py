@@ -28,11 +28,11 @@ def changed_class(module: nn.Module) -> str | None:
     )
 
 
-def unknown_reason(cls: type[nn.Module]) -> str:
-    """What to say of attention that has no adapter."""
+def unknown_reason(cls: type[nn.Module], unread: str | None = None) -> str:
+    """What to say of attention that has no adapter; ``unread``: why one that knows its name does not serve it."""
     base = made_from(cls)
     if base is None:
-        return "no adapter is registered for this class, or its forward is not the one the adapter knows"
+        return unread or "no adapter is registered for this class, or its forward is not the one the adapter knows"
     return (
         f"its class was made from {class_name(base)} by another tool (fully_shard, a parametrization), and no adapter "
         "knows it; convert before that"

@@ -15,6 +15,8 @@ from torch import nn
 from ..layers import Preconditioner
 from .class_names import class_name as class_name
 from .class_names import existing_class
+from .code_texts import reached_from
+from .known_texts import is_read, known_texts, versions_read
 
 # "other": attention that leaves no rows of heads to equilibrate; its adapters refuse and say why.
 Kind = Literal["softmax", "class", "pooling", "channel", "linear", "other"]
@@ -71,8 +73,11 @@ class Adapter(ABC):
     definition: ClassVar[str] = ""  # what counts as a head's output, where that is a choice of ours
 
     def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
-        """Whether ``cls``, which is ``registered`` or inherits from it, runs the forward that this adapter knows."""
-        return cls.forward is registered.forward
+        """Whether ``cls``, which is ``registered`` or inherits from it, runs the forward that this adapter knows.
+
+        Every method that it reaches has to be the one of ``registered``: `forward` may call what a subclass overrides.
+        """
+        return cls is registered or _methods_run(cls) == _methods_run(registered)
 
     def refusal(self, module: nn.Module) -> str | None:
         """Why this very module cannot be converted, or None."""
@@ -89,6 +94,10 @@ class Adapter(ABC):
     @abstractmethod
     def detach(self, module: nn.Module) -> None:
         """Undo :meth:`attach`."""
+
+
+def _methods_run(cls: type[nn.Module]) -> set[tuple[type, str]]:
+    return {(method.holder, method.name) for method in reached_from(cls).methods}
 
 
 class Refused(Adapter):
@@ -117,10 +126,12 @@ class Refused(Adapter):
 
 AdapterClass = TypeVar("AdapterClass", bound=type[Adapter])
 Finder = Callable[[type[nn.Module]], Adapter | None]
+Likeness = Callable[[type[nn.Module]], str | None]
 
 _adapters: dict[str, list[Adapter]] = {}  # by name; the ones that users registered first
 _adapters_of_classes: weakref.WeakKeyDictionary[type[nn.Module], list[Adapter]] = weakref.WeakKeyDictionary()
 _finders: list[Finder] = []
+_likenesses: list[Likeness] = []
 _composites: set[str] = set()
 _composite_classes: weakref.WeakSet[type[nn.Module]] = weakref.WeakSet()
 
@@ -248,6 +259,12 @@ def register_finder(finder: Finder) -> Finder:
     return finder
 
 
+def register_likeness(likeness: Likeness) -> Likeness:
+    """Decorator: a function that says why a class that looks like its library's attention is not served, or None."""
+    _likenesses.append(likeness)
+    return likeness
+
+
 def register_composite(*classes: type[nn.Module] | str) -> None:
     """Say of classes that look like attention that they only hold it, or do something else; they are not listed.
 
@@ -287,9 +304,49 @@ def find_adapter(module: nn.Module) -> Adapter | None:
     load_adapters()
     for base in cls.__mro__:
         for adapter in (*_adapters_of_classes.get(base, ()), *_adapters.get(class_name(base), ())):
-            if adapter.serves(cls, base):
+            if adapter.serves(cls, base) and _knows(adapter, module, base):
                 return adapter
     return found_by_look_up(cls)
+
+
+def _knows(adapter: Adapter, module: nn.Module, registered: type[nn.Module]) -> bool:
+    """Whether the code of the module's class is what an adapter of this package was written against.
+
+    What users register is theirs to know; nothing that is refused is computed; and what is converted already has to
+    be restored, whatever became of its class since.
+    """
+    converted = isinstance(getattr(module, "preconditioner", None), Preconditioner)
+    if not _is_ours(adapter) or isinstance(adapter, Refused) or converted:
+        return True
+    parts = (part for path, part in module.named_modules() if path in adapter.parts)
+    return is_read(type(module), registered) and all(_is_read_part(part, registered) for part in parts)
+
+
+def _is_read_part(part: nn.Module, registered: type[nn.Module]) -> bool:
+    return _library(type(part)) == _library(registered) and is_read(type(part), type(part))
+
+
+def _library(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
+
+
+def why_unread(module: nn.Module) -> str | None:
+    """Why a module that passes for attention that this package converts is not served by it, or None."""
+    cls = type(module)
+    load_adapters()
+    for base in cls.__mro__:
+        if any(not isinstance(adapter, Refused) for adapter in _adapters.get(class_name(base), ())):
+            return _of_another_text(cls, base)
+    return next((why for likeness in _likenesses if (why := likeness(cls)) is not None), None)
+
+
+def _of_another_text(cls: type[nn.Module], registered: type[nn.Module]) -> str:
+    library = _library(registered)
+    read = f", as read in {versions_read(library)}," if library in known_texts() else ""
+    return (
+        f"the code that {class_name(cls)} or a part of it runs is not that of {class_name(registered)}{read} which its "
+        "adapter knows; register an adapter for it with register_adapter"
+    )
 
 
 def found_by_look_up(cls: type[nn.Module]) -> Adapter | None:

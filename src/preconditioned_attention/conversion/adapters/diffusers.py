@@ -139,7 +139,7 @@ class ProcessorHooks(HeadHooks):
 
 
 def _register(base: type[HeadHooks], classes: tuple[str, ...], points: tuple[str, ...], **options: Any) -> None:
-    register_named(*classes)(type(base.__name__, (base,), {"candidates": points, **options}))
+    register_named(*classes)(type(base.__name__, (base,), {"__module__": __name__, "candidates": points, **options}))
 
 
 for _points, _classes in POINTS.items():

@@ -6,8 +6,10 @@ the output projections, or returns them where there are none.
 
 from __future__ import annotations
 
+import functools
 from types import FunctionType
 
+from ..known_texts import is_read, versions_read
 from ..registry import class_name
 
 _MODELS = "diffusers.models."
@@ -136,13 +138,23 @@ def processor_refusal(processor: object) -> str | None:
     """Why modules with this processor cannot be served, or None."""
     name = class_name(type(processor))
     if name in KNOWN_PROCESSORS:
-        return None
+        return None if _is_read(type(processor), type(processor).__call__) else _of_another_text(name)
     if name in REFUSED_PROCESSORS:
         return f"its processor {name}: {REFUSED_PROCESSORS[name]}"
     return (
         f"its processor {name} is not one that is known to hand one attention's heads, and nothing else, to the "
         "output projections"
     )
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_read(cls: type, call: object) -> bool:
+    """Whether the processor's code was read; asked at every call, so kept for as long as its ``call`` is the same."""
+    return is_read(cls, cls, "__call__")
+
+
+def _of_another_text(name: str) -> str:
+    return f"its processor {name}: its code is not that which was read in {versions_read('diffusers')}"
 
 
 def is_processor(cls: type) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap, PreHook, text_digest
+from ..normalised import normalised_already
 from ..registry import HeadShape, composites_named, read_int, register_named
 
 KNOWN_POOL = "6b9e82cf44216015"  # digest of the pooling's upstream forward, open_clip 3.3.0
@@ -68,7 +69,7 @@ class AttentionHook(PreHook):
             return "with scale_heads=True the heads are scaled before the first module that sees them"
         if not isinstance(getattr(module, "ln_inner", None), nn.Module):
             return "this open_clip's Attention has no `ln_inner` module; install open_clip_torch >= 3.0"
-        return None
+        return normalised_already(module.ln_inner, self.shape(module))
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the module's attributes."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...layers import Preconditioner
 from ..mechanisms import ClassSwap, PreHook, text_digest
+from ..normalised import normalised_already
 from ..registry import HeadShape, read_int, register_named
 
 # Digest of the upstream forward that the replacement below was written against (timm 1.0.28 to 1.0.31). Any other
@@ -58,6 +59,10 @@ class AttentionSwap(ClassSwap):
         """Whether upstream's forward is the one that the replacement was written against."""
         return super().serves(cls, registered) and text_digest(registered.forward) == KNOWN_FORWARD
 
+    def refusal(self, module: nn.Module) -> str | None:
+        """One head, and a norm."""
+        return normalised_already(module.norm, _shape(module))
+
     def shape(self, module: nn.Module) -> HeadShape:
         """From the module's attributes."""
         return _shape(module)
@@ -70,9 +75,9 @@ class AttentionHook(PreHook):
     point = "norm"
 
     def refusal(self, module: nn.Module) -> str | None:
-        """A version of timm whose attention has no `norm` to hook."""
+        """A version of timm whose attention has no `norm` to hook; one head, and a norm."""
         if isinstance(getattr(module, "norm", None), nn.Module):
-            return None
+            return normalised_already(module.norm, _shape(module))
         return "this timm's Attention has no `norm` module; install timm >= 1.0.16"
 
     def shape(self, module: nn.Module) -> HeadShape:

@@ -13,7 +13,10 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from ..mechanisms import Layout, PostHook, PreHook
+from ..normalised import normalised_already
 from ..registry import HeadShape, Kind, Refused, class_name, register_named
+
+_NORMS = ("norm", "post_norm")  # points that are norms of the merged heads
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,8 @@ class TableHook(PreHook):
                 return f"this timm's {class_name(type(module))} has no module `{point}` that sees the heads' outputs"
         if self.shape(module).head_dim is None:
             return f"cannot tell how wide a head of {class_name(type(module))} is"
+        if self.row.point in _NORMS:
+            return normalised_already(getattr(module, self.row.point), self.shape(module))
         return None
 
     def shape(self, module: nn.Module) -> HeadShape:
@@ -202,7 +207,7 @@ class TableHook(PreHook):
 
 
 def _register(row: Row, base: type[TableHook] = TableHook) -> None:
-    options = {"row": row, "kind": row.kind, "point": row.point, "definition": row.definition}
+    options = {"__module__": __name__, "row": row, "kind": row.kind, "point": row.point, "definition": row.definition}
     register_named(*(f"timm.{name}" for name in row.classes))(type(base.__name__, (base,), options))
 
 

@@ -9,9 +9,7 @@ implementation stays converted. A second wrapper, round `save_pretrained`, is in
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
-from types import CodeType
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,11 +17,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
 from ...layers import Preconditioner
-from ..detection import nested_code
-from ..registry import Adapter, HeadShape, read_int, register_finder
+from ..code_texts import Reached, reached_from
+from ..known_texts import is_read_look_up, known_texts, versions_read
+from ..normalised import normalised_already
+from ..registry import Adapter, HeadShape, class_name, read_int, register_finder, register_likeness
 from ..saving import describe
 from ..standalone import preconditioned_folder
 from . import transformers_sdpa
+
+_INNER_NORMS = ("attn_sub_norm", "inner_attn_ln")  # what norms of the merged heads are called
 
 
 class DispatchedPreconditioner(Preconditioner):
@@ -37,10 +39,12 @@ class Interface(Adapter):
     honours_backend = True
 
     def refusal(self, module: nn.Module) -> str | None:
-        """Modules that may go around the look-up."""
+        """Modules that may go around the look-up; one head, and a norm."""
         if getattr(module, "reorder_and_upcast_attn", False):
             return "reorder_and_upcast_attn=True computes eager attention without the look-up; set it to False"
-        return None
+        norms = (getattr(module, name, None) for name in _INNER_NORMS)
+        shape = self.shape(module)
+        return next((why for norm in norms if (why := normalised_already(norm, shape)) is not None), None)
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the attribute names in use across the models, the module's own before its config's; or a projection."""
@@ -71,19 +75,29 @@ _INTERFACE = Interface()
 
 
 @register_finder
-def find_dispatching(cls: type) -> Adapter | None:
-    """The adapter, if a method of ``cls`` looks its attention function up."""
-    return _INTERFACE if _dispatches(cls) else None
+def find_dispatching(cls: type[nn.Module]) -> Adapter | None:
+    """The adapter, if what ``cls`` runs looks its attention function up and is a text that was read.
+
+    By the text, not the name: so copies in other files and code of a checkpoint's author are served, too.
+    """
+    reached = reached_from(cls)
+    return _INTERFACE if _looks_up(reached) and is_read_look_up(reached, "transformers") else None
 
 
-@functools.cache
-def _dispatches(cls: type) -> bool:
-    methods = (member for base in cls.__mro__ for member in vars(base).values() if inspect.isfunction(member))
-    return any(_looks_up(inspect.unwrap(method).__code__) for method in methods)
+@register_likeness
+def like_dispatching(cls: type[nn.Module]) -> str | None:
+    """Of a class that looks its attention function up, or once did, that nobody has read what it computes."""
+    names = known_texts()["transformers"]["look_ups"]
+    if not _looks_up(reached_from(cls)) and not any(class_name(base) in names for base in cls.__mro__):
+        return None
+    return (
+        f"its code is none of those that look attention up in ALL_ATTENTION_FUNCTIONS and were read in "
+        f"{versions_read('transformers')}: what it returns may be no head's row"
+    )
 
 
-def _looks_up(code: CodeType) -> bool:
-    return any({"ALL_ATTENTION_FUNCTIONS", "get_interface"} <= set(part.co_names) for part in nested_code(code))
+def _looks_up(reached: Reached) -> bool:
+    return {"ALL_ATTENTION_FUNCTIONS", "get_interface"} <= reached.names()
 
 
 def _attend(
@@ -107,7 +121,7 @@ def _attend(
 
 def _install() -> None:
     if not hasattr(AttentionInterface, "get_interface"):
-        raise ImportError("this transformers has no AttentionInterface.get_interface; install transformers >= 5.0")
+        raise ImportError("this transformers has no AttentionInterface.get_interface; install transformers >= 5.1")
     look_up = AttentionInterface.get_interface
 
     @functools.wraps(look_up)

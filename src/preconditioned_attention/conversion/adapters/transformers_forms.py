@@ -11,6 +11,7 @@ from torch import nn
 
 from ...layers import Preconditioner
 from ..mechanisms import Layout, OutputHook, PostHook, PreHook
+from ..normalised import normalised_already
 from ..registry import HeadShape, read_int, register_named
 from .transformers_own import named, own_shape
 
@@ -113,6 +114,8 @@ class ReturnedInANamedTuple(_OwnShape, PostHook):
 @register_named(*named("squeezebert.SqueezeBertSelfAttention"))
 class ReturnedByAChild(_OwnShape, PostHook):
     """SqueezeBERT: the product of weights and values is a module, whose output is merged in an order of its own."""
+
+    parts = ("matmul_qkv",)
 
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
         """Hook the product."""
@@ -224,6 +227,10 @@ class DecayingLinear(_OwnShape, PreHook):
     definition = (
         "the sum of the values, weighted by decaying products of query and keys, before the norm over all heads"
     )
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """One head."""
+        return normalised_already(module.norm, self.shape(module))
 
 
 class _Defined(_OwnShape, PreHook):
