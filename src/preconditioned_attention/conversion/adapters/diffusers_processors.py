@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import functools
 from types import FunctionType
+from typing import Any
+
+import torch
 
 from ..known_texts import is_read, versions_read
 from ..registry import class_name
@@ -138,7 +141,9 @@ def processor_refusal(processor: object) -> str | None:
     """Why modules with this processor cannot be served, or None."""
     name = class_name(type(processor))
     if name in KNOWN_PROCESSORS:
-        return None if _is_read(type(processor), type(processor).__call__) else _of_another_text(name)
+        if torch.compiler.is_compiling() or _is_read(type(processor), type(processor).__call__):
+            return None  # what compiles looked at the text before
+        return f"its processor {name}: its code is not that which was read in {versions_read('diffusers')}"
     if name in REFUSED_PROCESSORS:
         return f"its processor {name}: {REFUSED_PROCESSORS[name]}"
     return (
@@ -148,13 +153,9 @@ def processor_refusal(processor: object) -> str | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _is_read(cls: type, call: object) -> bool:
+def _is_read(cls: Any, call: Any) -> bool:
     """Whether the processor's code was read; asked at every call, so kept for as long as its ``call`` is the same."""
     return is_read(cls, cls, "__call__")
-
-
-def _of_another_text(name: str) -> str:
-    return f"its processor {name}: its code is not that which was read in {versions_read('diffusers')}"
 
 
 def is_processor(cls: type) -> bool:
