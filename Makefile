@@ -1,6 +1,6 @@
 # Every target does its own set-up: a virtual environment in the checkout, pinned dependencies, the run.
 #   make demo                       the first comparison, end to end
-#   make test PYTHON=python3.12     the suite on another Python, in its own environment
+#   make test PYTHON=python3.13     the suite on another Python, in its own environment
 
 PYTHON ?= python3.11
 VENV ?= .venv-$(notdir $(PYTHON))
