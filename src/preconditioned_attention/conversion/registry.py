@@ -7,6 +7,7 @@ import sys
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeGuard, TypeVar
 
@@ -318,8 +319,15 @@ def _knows(adapter: Adapter, module: nn.Module, registered: type[nn.Module]) -> 
     converted = isinstance(getattr(module, "preconditioner", None), Preconditioner)
     if not _is_ours(adapter) or isinstance(adapter, Refused) or converted:
         return True
-    parts = (part for path, part in module.named_modules() if path in adapter.parts)
+    parts = _parts(adapter, module)
     return is_read(type(module), registered) and all(_is_read_part(part, registered) for part in parts)
+
+
+def _parts(adapter: Adapter, module: nn.Module) -> Iterator[nn.Module]:
+    """The modules inside ``module`` that compute for it, as far as they are there."""
+    for path in adapter.parts:
+        with suppress(AttributeError):
+            yield module.get_submodule(path)
 
 
 def _is_read_part(part: nn.Module, registered: type[nn.Module]) -> bool:
