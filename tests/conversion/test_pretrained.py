@@ -18,6 +18,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    XLNetConfig,
+    XLNetLMHeadModel,
 )
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -443,3 +445,19 @@ def test_a_model_that_brings_its_own_code(tmp_path: Path) -> None:
         again = from_pretrained(AutoModelForCausalLM, tmp_path / name, trust_remote_code=True)
         assert type(again).__name__ == "Mine"
         assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "xlnet"])
+def test_where_the_package_is_installed_trust_is_enough(name: str, tmp_path: Path) -> None:
+    """The folder's own code hands over to the package, which serves every class, XLNet's swapped one too."""
+    sizes = {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 20, "vocab_size": 50}
+    model = gpt2() if name == "gpt2" else XLNetLMHeadModel(XLNetConfig(**sizes)).eval()
+    precondition_(model, PreconditionConfig(gradient="stop", gain=2.0))
+    model.save_pretrained(tmp_path)
+    again, info = AutoModelForCausalLM.from_pretrained(
+        tmp_path, trust_remote_code=True, device_map="auto", dtype="auto", output_loading_info=True
+    )
+    assert not any(info.values())
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    assert again.config.to_dict() == from_pretrained(type(model), tmp_path).config.to_dict()
+    restore_(again)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from transformers import (
     BertConfig,
     BertModel,
@@ -146,3 +147,12 @@ def test_other_libraries_stop_or_warn(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "requires_preconditioned_attention" in caplog.text
     precondition_(again)
     again.load_state_dict(load_file(tmp_path / "diffusers" / "diffusion_pytorch_model.safetensors"))
+
+
+def test_names_are_those_of_the_plain_model() -> None:
+    model = bert()
+    precondition_(model)
+    expected = describe(model)
+    for layer in list(model.encoder.layer):
+        layer.attention = checkpoint_wrapper(layer.attention)
+    assert describe(model) == expected

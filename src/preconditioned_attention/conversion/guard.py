@@ -19,19 +19,14 @@ from torch.utils._pytree import tree_leaves
 from ..layers import Preconditioner
 from ..layers.firing import any_traced, expect_traced, require_traced
 from .own_forward import is_compiled, own_forwards
-from .registry import load_adapters
+from .unpickled import Unpickled
 
 
-class Expect:
+class Expect(Unpickled):
     """A forward pre-hook on a converted attention: from here on its preconditioner has to be called."""
 
     def __init__(self, preconditioner: Preconditioner) -> None:
         self.preconditioner = preconditioner
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickled, perhaps where nothing has been converted yet: what adapters bring along is needed there too."""
-        self.__dict__.update(state)
-        load_adapters()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forget earlier calls."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .._symbolic import is_symbolic, trace_into
 from ..layers import Preconditioner
 from .registry import Adapter
+from .unpickled import Unpickled
 
 
 def text_digest(function: Callable[..., Any]) -> str | None:
@@ -171,7 +172,7 @@ class Layout:
         return heads
 
 
-class RowHook:
+class RowHook(Unpickled):
     """A forward pre-hook for the first module that sees the heads' outputs, as its first argument.
 
     A class, not a closure, so that a converted model can be pickled and copied: the copy's hook holds the copy's
@@ -224,7 +225,7 @@ class AttachmentGuard:
                 )
 
 
-class OutputHook:
+class OutputHook(Unpickled):
     """A forward hook for a module that returns the heads' outputs, alone or first in a tuple."""
 
     def __init__(self, preconditioner: Preconditioner, layout: Layout) -> None:

@@ -6,6 +6,7 @@ Not written into the model's configuration, which other models may share and pla
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from torch import nn
@@ -15,6 +16,9 @@ from .convert import preconditioned_modules
 from .mechanisms import PostHook, PreHook
 from .registry import Adapter, HeadShape, find_adapter
 
+# What activation checkpointing, FSDP and torch.compile put into names, and no state dict or fresh model has.
+_WRAPPER = re.compile(r"(?<![^.])(_checkpoint_wrapped_module|_fsdp_wrapped_module|_orig_mod)\.")
+
 
 def describe(model: nn.Module) -> dict[str, Any] | None:
     """The entry ``"preconditioned_attention"`` of ``config.json``; None for a model that was not converted.
@@ -22,7 +26,8 @@ def describe(model: nn.Module) -> dict[str, Any] | None:
     ``config`` and ``marker`` hold for all ``modules`` but the ``exceptions``, which have their own. ``attachments`` say
     how the modules can be converted where this package is not installed, for those where that can be said.
     """
-    converted = {path: module for path, module in preconditioned_modules(model) if _of(module).origin == "conversion"}
+    found = preconditioned_modules(model)
+    converted = {_WRAPPER.sub("", path): module for path, module in found if _of(module).origin == "conversion"}
     if not converted:
         return None
     says = {path: _said(_of(module)) for path, module in converted.items()}
