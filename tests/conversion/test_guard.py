@@ -158,13 +158,14 @@ def test_one_graph_serves_changing_shapes_and_every_layer() -> None:
     for batch in (3, 4, 5, 6):
         compiled(torch.randn(batch, 5, 16))
     assert counter.frame_count == 2  # static, then dynamic
-    regional, counter = encoder(), CompileCounter()
-    precondition_(regional)
-    for layer in regional.layers:
-        layer.compile(backend=counter, fullgraph=True)
-    with torch.no_grad():
-        regional(SEQUENCES)
-    assert counter.frame_count == 1
+    for regional, layers, given in ((encoder(), "layers", SEQUENCES), (vit(depth=3).eval(), "blocks", IMAGES)):
+        counter = CompileCounter()
+        precondition_(regional)
+        for layer in regional.get_submodule(layers):
+            layer.compile(backend=counter, fullgraph=True)
+        with torch.no_grad():
+            regional(given)
+        assert counter.frame_count == 1
 
 
 def test_compiled_code_of_a_plain_twin_is_not_taken(case: tuple[nn.Module, Tensor, str]) -> None:

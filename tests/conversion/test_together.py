@@ -159,12 +159,14 @@ def test_lora_before_a_class_swap() -> None:
     assert relative_error(merged(IMAGES), expected) <= 1e-5
 
 
-def test_lora_round_a_hooked_projection_is_refused() -> None:
+@pytest.mark.parametrize("compiled", [None, False, True], ids=["eager", "compiled", "fullgraph"])
+def test_lora_round_a_hooked_projection_is_refused(compiled: bool | None) -> None:
     """The hook would stay on the inner layer, and LoRA's branch would see the raw rows."""
     model, _ = converted("pre-hook")
     adapted = lora(model)
+    forward = adapted if compiled is None else torch.compile(adapted, backend="eager", fullgraph=compiled)
     with pytest.raises(RuntimeError, match="its 'proj' has been replaced since the conversion, by LoRA"):
-        adapted(IMAGES)
+        forward(IMAGES)
     restore_(model)
     precondition_(model).verify(IMAGES)
 

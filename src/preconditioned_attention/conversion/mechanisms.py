@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._symbolic import is_symbolic, trace_into
 from ..layers import Preconditioner
+from ..layers.firing import raise_traced
 from .registry import Adapter
 from .unpickled import Unpickled
 
@@ -210,19 +211,24 @@ class AttachmentGuard:
         self.points = points
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Look at every attachment point; traced code was looked at when it was traced."""
-        if torch.compiler.is_compiling():
-            return
-        symbolic = is_symbolic(*args)
+        """Look at every attachment point; compiled code was looked at when it was traced."""
+        compiling = torch.compiler.is_compiling()
         for point in self.points:
             child = module.get_submodule(point)
-            trace_into(child, symbolic and isinstance(child, _SAME_IN_TRAINING))
+            if not compiling:
+                trace_into(child, is_symbolic(*args) and isinstance(child, _SAME_IN_TRAINING))
             if not any(isinstance(hook, RowHook) for hook in child._forward_pre_hooks.values()):
-                raise RuntimeError(
+                _refuse(
                     f"the preconditioner of this {type(module).__name__} is no longer attached: its {point!r} has been "
                     "replaced since the conversion, by LoRA or its merging, by quantisation or the like. Call "
                     "restore_(model), and precondition_(model) after that step"
                 )
+
+
+def _refuse(message: str) -> None:
+    if torch.compiler.is_dynamo_compiling():
+        raise_traced(message)
+    raise RuntimeError(message)
 
 
 class OutputHook(Unpickled):

@@ -90,6 +90,12 @@ def require_traced(message: str) -> bool:
     return True
 
 
+@torch.compiler.assume_constant_result
+def raise_traced(message: str) -> bool:
+    """Raise out of the compiler, which would take an error of the code that it traces for a reason to run that code."""
+    raise RuntimeError(message)
+
+
 def any_traced() -> bool:
     """Whether compiled code of this process may hold a preconditioner."""
     return _tracing.any
