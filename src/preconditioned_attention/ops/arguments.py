@@ -33,7 +33,7 @@ def check_scale(value: Any) -> float | None:
 
 def check_flag(name: str, value: Any) -> None:
     """Raise ``TypeError`` unless ``value`` is True or False."""
-    if not isinstance(value, bool | torch.SymBool):
+    if value is not True and value is not False and not isinstance(value, torch.SymBool):
         raise TypeError(f"{name} must be True or False; got {value!r}")
 
 

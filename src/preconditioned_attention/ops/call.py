@@ -48,7 +48,10 @@ class Call:
 
     def is_empty(self) -> bool:
         """Whether an axis other than the batch's has no entry: there is nothing then that a kernel could compute."""
-        return any(surely(size == 0) for x in (self.q, self.k, self.v) for size in x.shape[-3:])
+        sizes = (*self.q.shape[-3:], *self.k.shape[-3:], *self.v.shape[-3:])
+        if not torch.compiler.is_compiling():
+            return 0 in sizes
+        return any(surely(size == 0) for size in sizes)
 
     def under_autocast(self) -> Call:
         """The call as `scaled_dot_product_attention` would see it under autocast: float32 becomes the low precision."""

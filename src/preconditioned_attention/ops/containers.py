@@ -18,16 +18,23 @@ def attend(call: Call, backend: Backend) -> Tensor:
         ValueError: see `api`, `nested` and `dtensor`.
     """
     tensors = (call.q, call.k, call.v)
-    others = [x for x in (call.attn_mask, call.gain) if x is not None]
-    if all(type(x) in (Tensor, Parameter) and not x.is_nested for x in (*tensors, *others)):  # the usual case
-        return api.attend(call, backend)
+    mask, gain = call.attn_mask, call.gain
+    if _are_plain(*tensors) and (mask is None or _are_plain(mask)) and (gain is None or _are_plain(gain)):
+        return api.attend(call, backend)  # the usual case, at the least cost
     if any(x.is_nested for x in tensors):
         return nested.attend(call, backend)
-    if _any_distributed((*tensors, *others)):
+    if _any_distributed(tuple(x for x in (*tensors, mask, gain) if x is not None)):
         from . import dtensor  # it imports torch.distributed.tensor, which most programs never need
 
         return dtensor.attend(call, backend)
     return api.attend(call, backend)
+
+
+def _are_plain(*tensors: Tensor) -> bool:
+    for x in tensors:
+        if type(x) not in (Tensor, Parameter) or x.is_nested:
+            return False
+    return True
 
 
 def _any_distributed(tensors: tuple[Tensor, ...]) -> bool:
