@@ -31,10 +31,7 @@ def attend(call: Call, backend: Backend) -> Tensor:
 
 
 def _are_plain(*tensors: Tensor) -> bool:
-    for x in tensors:
-        if type(x) not in (Tensor, Parameter) or x.is_nested:
-            return False
-    return True
+    return all(type(x) in (Tensor, Parameter) and not x.is_nested for x in tensors)
 
 
 def _any_distributed(tensors: tuple[Tensor, ...]) -> bool:

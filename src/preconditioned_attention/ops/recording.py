@@ -16,6 +16,11 @@ def recorded() -> bool:
     weights in the place of the row constants.
     """
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        return exporting()
     modes = torch._C._get_dispatch_mode(_PROXY), _get_dispatch_mode_pre_dispatch(_PROXY)
     return torch.jit.is_tracing() or modes != (None, None)
+
+
+def exporting() -> bool:
+    """Whether `torch.export` is at work. Its own question PyTorch 2.11 answers with yes in all that it compiles."""
+    return bool(torch.compiler._is_exporting_flag)
