@@ -16,6 +16,14 @@ from accelerate.hooks import (
     remove_hook_from_module,
     remove_hook_from_submodules,
 )
+from diffusers.hooks import (
+    HookRegistry,
+    PyramidAttentionBroadcastConfig,
+    apply_layerwise_casting,
+    apply_pyramid_attention_broadcast,
+)
+from diffusers.hooks import hooks as diffusers_hooks
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
@@ -148,6 +156,66 @@ def test_copies_of_hooked_models(case: Case, add: Callable[[nn.Module], None]) -
     assert case.is_preconditioned(twin)
     restore_(twin)
     assert case.is_plain(twin)
+
+
+class Diffusion(nn.Module):
+    """A block of diffusers, by the name that its caches look for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        attention = Attention(16, heads=2, dim_head=8, processor=AttnProcessor2_0())
+        self.transformer_blocks = nn.ModuleList([nn.ModuleDict({"attn1": attention})])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.transformer_blocks[0]["attn1"](x)
+
+
+def broadcast(model: nn.Module) -> None:
+    """Every second call returns what the one before has computed."""
+    config = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(0, 1000),
+        current_timestep_callback=lambda: 500,
+        spatial_attention_block_identifiers=("transformer_blocks",),
+    )
+    apply_pyramid_attention_broadcast(model, config)
+
+
+def cast(model: nn.Module) -> None:
+    apply_layerwise_casting(model, storage_dtype=torch.float64, compute_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("apply", [broadcast, cast])
+@pytest.mark.parametrize("first", [False, True], ids=["converted first", "hooked first"])
+def test_hooks_of_diffusers(apply: Callable[[nn.Module], None], first: bool) -> None:
+    """Offloading, casting and caches: a pass that a cache spares is no attachment that fails."""
+    model, x = Diffusion(), torch.randn(2, 5, 16)
+    converted = copy.deepcopy(model)
+    precondition_(converted)
+    expected = [model(x), converted(x)]
+    for change in (apply, precondition_) if first else (precondition_, apply):
+        change(model)
+    for _ in range(4):
+        assert relative_error(model(x), expected[1]) <= 1e-6
+    restore_(model)
+    for _ in range(2):  # a cache returns what it kept
+        restored = model(x)
+    assert relative_error(restored, expected[0]) <= 1e-6
+
+
+@pytest.mark.parametrize("between", [None, "accelerate"])
+def test_hooks_of_diffusers_follow_a_class_swap(between: str | None) -> None:
+    model, given = encoder().eval(), SEQUENCES
+    plain = model(given)
+    for layer in model.layers:
+        HookRegistry.check_if_exists_or_initialize(layer.self_attn).register_hook(diffusers_hooks.ModelHook(), "first")
+        if between:
+            add_hook_to_module(layer.self_attn, ModelHook())
+        HookRegistry.check_if_exists_or_initialize(layer.self_attn).register_hook(diffusers_hooks.ModelHook(), "second")
+    precondition_(model, strict=True).verify(given)
+    assert relative_error(model(given), plain) > 1e-3
+    restore_(model)
+    assert torch.equal(model(given), plain)
 
 
 @pytest.mark.parametrize("gain", [None, 1.0])

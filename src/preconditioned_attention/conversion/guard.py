@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..layers import Preconditioner
 from ..layers.firing import any_traced, expect_traced, require_traced
-from .own_forward import is_compiled, own_forwards
+from .own_forward import is_compiled, may_skip_forward, own_forwards
 from .unpickled import Unpickled
 
 
@@ -97,7 +97,7 @@ def _cannot_tell(module: nn.Module, output: Any) -> bool:
     """Whether the preconditioner may have been called where its notes do not show."""
     if any(isinstance(leaf, Proxy) for leaf in tree_leaves(output)):
         return True  # torch.fx may take it for a leaf, whose call it only writes down
-    return may_be_compiled(module)
+    return may_skip_forward(module) or may_be_compiled(module)
 
 
 def may_be_compiled(module: nn.Module) -> bool:
