@@ -1,5 +1,6 @@
 import copy
 import doctest
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +23,14 @@ from preconditioned_attention.conversion import (
 from preconditioned_attention.conversion.mechanisms import Layout, RowHook
 from preconditioned_attention.conversion.row_matching import Match
 from preconditioned_attention.layers import Preconditioner
+from tests.conversion.adapters import (
+    diffusers_modules,
+    timm_zoo_cases,
+    transformers_modules,
+    transformers_own_zoo,
+    transformers_zoo,
+)
+from tests.conversion.oracle import jitter_
 
 
 class HandWritten(torch.autograd.Function):
@@ -326,10 +335,16 @@ def test_gradients_and_outputs_must_be_finite() -> None:
         def behind(self, merged: Tensor, x: Tensor) -> Tensor:
             return self.proj(merged) + (0 * self.gate.bias).abs().sqrt()
 
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return attending()(self, x) + (0 * self.gate.bias).abs().sqrt()
+
+    with pytest.raises(VerificationError, match=r"the gradient of 'gate\.bias' .* is not finite"):
+        check_adapter(swap(forward)(), X)
     register_prehook(Own, point="proj", num_heads=4)
     register_prehook(Mine, point="proj", num_heads=4)
-    with pytest.raises(VerificationError, match=r"the gradient of 'gate\.bias' .* is not finite"):
-        check_adapter(Mine(), X)
+    assert check_adapter(Mine(), X).attentions[0].unproven == (
+        "that gradients are finite (some of the plain model's are not)",
+    )
     with pytest.raises(VerificationError, match="the plain model's output is not finite for these inputs"):
         check_adapter(Own(), X / 0)
 
@@ -439,6 +454,26 @@ def test_the_adapters_of_this_package_are_proven_by_it(name: str) -> None:
     make, inputs = MODELS[name]
     check = check_adapter(make(), inputs)
     assert check.complete, str(check)
+
+
+ZOOS: dict[str, Callable[[], Iterator[tuple[nn.Module, Any]]]] = {
+    "timm": lambda: ((jitter_(case.build().double()), case.inputs()) for case in timm_zoo_cases.CASES.values()),
+    "diffusers": lambda: map(diffusers_modules.build, diffusers_modules.CASES),
+    "transformers, modules": lambda: map(transformers_modules.build, transformers_modules.MODULES),
+    "transformers, own": lambda: ((case.build(), case.inputs()) for case in transformers_own_zoo.OWN.values()),
+    "transformers, interface": lambda: ((c.build(), c.inputs()) for c in transformers_zoo.DISPATCHING.values()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zoo", ZOOS)
+def test_every_adapter_of_this_package_is_proven_by_it(zoo: str) -> None:
+    everything = PreconditionConfig(class_attention=True, pooling=True, linear=True)
+    for model, inputs in ZOOS[zoo]():
+        check = check_adapter(jitter_(model) if "modules" in zoo or zoo == "diffusers" else model, inputs, everything)
+        unproven = {what for attention in check.attentions for what in attention.unproven}
+        assert not check.left_out
+        assert all("(its rows are " in what or "the plain model's are not" in what for what in unproven), str(check)
 
 
 def test_the_example_of_the_docstring_runs() -> None:

@@ -46,6 +46,14 @@ def test_rows_of_several_widths() -> None:
     assert match_rows([ROWS, other], product(ROWS), 4).found == 48
 
 
+def test_rows_that_are_nearly_equal_are_told_apart() -> None:
+    """In float64, where sharp attention hands several tokens one value but for 1e-9 of others."""
+    rows = 5 + 1e-9 * torch.randn(2, 4, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    match = match_rows([rows], product(rows), 4)
+    assert match.proven
+    assert match.labelled is True
+
+
 def test_other_rows_are_not_found() -> None:
     assert match_rows([ROWS + 1e-2], product(ROWS), 4).found == 0
     assert match_rows([ROWS[..., :4]], product(ROWS), 4).axes == {}

@@ -31,6 +31,7 @@ _UNSEEN = (
 _DEFINED = "that its rows are attention's, and that the scale of a head's values does not matter (its rows are {})"
 _ZERO = "anything about its rows, which are all zero for these inputs"
 _ALIKE = "that tokens are kept apart: they are all alike for these inputs (let them be random, or the model float64)"
+_NOT_FINITE = "that gradients are finite (some of the plain model's are not)"
 _NO_GRADIENT = "that gradients are finite (no output of the model has one)"
 
 
@@ -163,6 +164,7 @@ class _Check:
         plain = self._run()
         with watching_products(self._sites()) as products:
             self._run(gradients=True)  # PyTorch's own modules have fast paths without, which no mode sees into
+        not_finite = self._not_finite()
         if not plain:
             raise ValueError("the model returns no floating-point tensor, alone or in tuples, lists or dictionaries")
         if not all(bool(out.isfinite().all()) for out in plain):
@@ -172,10 +174,10 @@ class _Check:
         converted = self._check_what_leaves()
         verify(self._sites(), self.model, self.args, self.kwargs)
         self._check_scaling(rows, *converted)
-        differentiable = self._check_gradients()
+        self._check_gradients(not_finite)
         restore_(self.model)
         self._check_restored(before, hooks, plain)
-        checked = tuple(self._checked(e, rows[e.path], differentiable) for e in self.entries.values())
+        checked = tuple(self._checked(e, rows[e.path], not_finite) for e in self.entries.values())
         return AdapterCheck(checked, self.seen.left_out)
 
     def _run(self, gradients: bool = False) -> list[Tensor]:
@@ -297,18 +299,21 @@ class _Check:
                 "attention's output also takes a way that goes past it"
             )
 
-    def _check_gradients(self) -> bool:
-        """Whether there are any; all of them must be finite."""
+    def _not_finite(self) -> list[str] | None:
+        """The parameters whose gradients are not finite; None if no output has a gradient."""
         parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
         outputs = [out for out in self._run(gradients=True) if out.requires_grad]
         if not outputs or not parameters:
-            return False
+            return None
         seeds = [2 * out.detach() for out in outputs]  # those of the sum of squares
         gradients = torch.autograd.grad(outputs, list(parameters.values()), seeds, allow_unused=True)
-        wrong = [n for n, g in zip(parameters, gradients, strict=True) if g is not None and not g.isfinite().all()]
+        return [n for n, g in zip(parameters, gradients, strict=True) if g is not None and not g.isfinite().all()]
+
+    def _check_gradients(self, plain: list[str] | None) -> None:
+        """Those of the converted model are finite where those of the plain one are."""
+        wrong = [name for name in self._not_finite() or [] if name not in (plain or [])]
         if wrong:
             raise VerificationError(f"the gradient of {wrong[0]!r} (and {len(wrong) - 1} more) is not finite")
-        return True
 
     def _check_restored(
         self, before: dict[str, Tensor], hooks: list[tuple[type, int, int]], plain: list[Tensor]
@@ -324,14 +329,15 @@ class _Check:
                 "remembers earlier calls"
             )
 
-    def _checked(self, entry: ConversionEntry, rows: _Rows, differentiable: bool) -> CheckedAttention:
+    def _checked(self, entry: ConversionEntry, rows: _Rows, not_finite: list[str] | None) -> CheckedAttention:
         match = rows.match
         reasons = {
             _UNSEEN: bool(match.looked_at and not (match.proven or entry.reason)),
             _DEFINED.format(entry.reason): bool(match.looked_at and entry.reason),
             _ZERO: not match.looked_at,
             _ALIKE: bool(match.looked_at and match.alike),
-            _NO_GRADIENT: not differentiable,
+            _NO_GRADIENT: not_finite is None,
+            _NOT_FINITE: bool(not_finite),
         }
         told = {name: getattr(entry, name) for name in ("path", "class_name", "mechanism", "num_heads", "head_dim")}
         return CheckedAttention(rows=match.seen, unproven=tuple(r for r, holds in reasons.items() if holds), **told)

@@ -13,6 +13,7 @@ from .products import Product
 
 _ROWS_AT_MOST = 2048
 _DISTANCES_AT_ONCE = 2**24
+_FEW = 8
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,8 @@ def _match_width(arrived: list[Tensor], products: Mapping[int, Product], num_hea
         return Match(seen, len(rows), 0, alike, {}, None)
     pool = torch.cat([candidate.rows for candidate in candidates])
     nearest, distance, second = _nearest(rows, pool)
-    allowed = tolerance(arrived[0].dtype) * rows.norm(dim=-1)
+    norms = rows.norm(dim=-1)
+    allowed = tolerance(arrived[0].dtype) * norms.clamp(min=norms.square().mean().sqrt())  # values cancel in short rows
     hit, alone = distance <= allowed, second > allowed
     source = torch.cat([torch.full((len(c.rows),), i, device=rows.device) for i, c in enumerate(candidates)])[nearest]
     used = [candidates[i] for i in source[hit].unique().tolist()]
@@ -159,13 +161,18 @@ def _without_padding(out: Tensor, width: int) -> Tensor:
 
 
 def _nearest(rows: Tensor, pool: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each row the index of the nearest one in ``pool``, the distance, and that of the second nearest."""
-    at_once = max(1, _DISTANCES_AT_ONCE // len(pool))
-    two = min(2, len(pool))
-    nearest = torch.cat([torch.cdist(part, pool).topk(two, largest=False).indices for part in rows.split(at_once)])
-    distances = (rows[:, None] - pool[nearest]).norm(dim=-1)
-    second = distances[:, 1] if two == 2 else torch.full_like(distances[:, 0], torch.inf)
-    return nearest[:, 0], distances[:, 0], second
+    """For each row the index of the nearest one in ``pool``, the distance, and that of the second nearest.
+
+    `cdist` subtracts squares, which tells nearly equal rows apart only about their mean; the nearest few are looked at
+    again.
+    """
+    center = pool.mean(dim=0)
+    rows, pool = rows - center, pool - center
+    at_once, few = max(1, _DISTANCES_AT_ONCE // len(pool)), min(_FEW, len(pool))
+    nearest = torch.cat([torch.cdist(part, pool).topk(few, largest=False).indices for part in rows.split(at_once)])
+    distances, order = (rows[:, None] - pool[nearest]).norm(dim=-1).sort(dim=-1)
+    second = distances[:, 1] if few > 1 else torch.full_like(distances[:, 0], torch.inf)
+    return nearest.gather(-1, order)[:, 0], distances[:, 0], second
 
 
 def _divisors(number: int) -> list[int]:
