@@ -182,7 +182,12 @@ def test_a_reexported_name_means_its_class() -> None:
 
 
 def test_a_module_of_a_former_class_of_the_name_is_told_so() -> None:
-    old, new = (type("RunTwice", (attention_class(),), {}) for _ in range(2))
+    def run_twice() -> type[nn.Module]:
+        class RunTwice(attention_class()): ...
+
+        return RunTwice
+
+    old, new = run_twice(), run_twice()
     adapter_class(new)
     (entry,) = survey(old()).entries
     assert entry.status == "unknown"
