@@ -14,6 +14,10 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     BloomForCausalLM,
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPVisionModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -461,3 +465,25 @@ def test_where_the_package_is_installed_trust_is_enough(name: str, tmp_path: Pat
     assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
     assert again.config.to_dict() == from_pretrained(type(model), tmp_path).config.to_dict()
     restore_(again)
+
+
+def test_a_part_of_what_was_saved(tmp_path: Path) -> None:
+    """Each tower of a CLIP alone, with the names that it has alone; the gains and marks prove which is which."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
+    text = {**sizes, "vocab_size": 50, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1}
+    config = CLIPConfig(text_config=text, vision_config={**sizes, "image_size": 16, "patch_size": 8}, projection_dim=8)
+    pixels = torch.randn(1, 3, 16, 16)
+    for marker in (True, False):
+        model = CLIPModel(config).eval()
+        precondition_(model, PreconditionConfig(gain=1.0), marker=marker)
+        for module in model.modules():
+            if hasattr(module, "preconditioner"):
+                nn.init.uniform_(module.preconditioner.gain, 0.5, 2.0)
+        model.save_pretrained(tmp_path)
+        if not marker:
+            with pytest.raises(ValueError, match="load the class that was saved, and take its part"):
+                from_pretrained(CLIPVisionModel, tmp_path)
+            continue
+        vision, words = from_pretrained(CLIPVisionModel, tmp_path), from_pretrained(CLIPTextModel, tmp_path)
+        assert torch.equal(vision(pixels).pooler_output, model.vision_model(pixels).pooler_output)
+        assert torch.equal(words(TOKENS).pooler_output, model.text_model(TOKENS).pooler_output)

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from preconditioned_attention import PreconditionConfig, is_preconditioned, precondition_, restore_
+from preconditioned_attention import ConditionMonitor, PreconditionConfig, is_preconditioned, precondition_, restore_
 from preconditioned_attention.models.crammed_bert import (
     CrammedBert,
     CrammedBertConfig,
@@ -115,6 +116,27 @@ def test_saved_and_loaded_in_the_same_form(tmp_path: Path, precondition: Precond
     assert is_preconditioned(loaded) == (precondition is not None)
     assert torch.equal(loaded.eval()(ids), model(ids))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_configuration_and_weights_disagree(tmp_path: Path) -> None:
+    """One is from a preconditioned model and the other from a plain one, which a monitor that looks on leaves plain."""
+    for name, precondition in (("plain", None), ("preconditioned", PreconditionConfig())):
+        model = build(precondition=precondition)
+        with ConditionMonitor(model):
+            save_crammed_bert(model, tmp_path / name)
+    texts = {name: (tmp_path / name / "config.json").read_text() for name in ("plain", "preconditioned")}
+    assert json.loads(texts["plain"])["preconditioned_attention"] is None
+    for name, other, message in (
+        ("plain", "preconditioned", "says that the model is preconditioned, and the weights beside it have no mark"),
+        ("preconditioned", "plain", r"(?s)do not fit .*requires_preconditioned_attention"),
+    ):
+        (tmp_path / name / "config.json").write_text(texts[other])
+        with pytest.raises(ValueError, match=message):
+            load_crammed_bert(tmp_path / name)
+    model = build()
+    precondition_(model, marker=False)
+    save_crammed_bert(model, tmp_path / "unmarked")
+    assert is_preconditioned(load_crammed_bert(tmp_path / "unmarked"))
 
 
 def test_folders_of_something_else(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -97,14 +96,14 @@ def _why_not(model_class: Any, folder: str | Path | None, kwargs: dict[str, Any]
 
 def _attach(model: nn.Module, entry: dict[str, Any]) -> None:
     """Convert what ``entry`` lists, as it says."""
-    from .standalone.preconditioned_folder import find_modules
+    from .standalone.preconditioned_folder import find_modules, said
 
-    found = find_modules(model, entry["modules"])
-    for text in dict.fromkeys(_said(entry, name) for name in found.values()):
-        said = json.loads(text)
-        chosen = {path for path, name in found.items() if _said(entry, name) == text}
-        config = PreconditionConfig.from_dict(said["config"])
-        precondition_(model, config, filter_fn=_is_one_of(chosen), marker=said["marker"])
+    options = {path: said(entry, name) for path, name in find_modules(model, entry).items()}
+    for path, own in options.items():
+        chosen = {other for other, others in options.items() if others == own}
+        if path == min(chosen):
+            config = PreconditionConfig.from_dict(own["config"])
+            precondition_(model, config, filter_fn=_is_one_of(chosen), marker=own["marker"])
     if "attachments" not in entry:  # written while a mark was three integers
         for _, module in preconditioned_modules(model):
             _expect_old_mark(module.get_submodule("preconditioner"))
@@ -122,11 +121,6 @@ def _hook_again(model: nn.Module) -> None:
 
 def _is_one_of(chosen: set[str]) -> FilterFn:
     return lambda module, path: path in chosen
-
-
-def _said(entry: dict[str, Any], name: str) -> str:
-    own = entry.get("exceptions", {}).get(name, entry)
-    return json.dumps({"config": own["config"], "marker": own["marker"]}, sort_keys=True)
 
 
 def _expect_old_mark(preconditioner: nn.Module) -> None:

@@ -26,6 +26,7 @@ from ..layers import MultiheadAttention, Preconditioner
 NORM_EPS = 1e-12
 INITIAL_STD = 0.02
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+_MARK = ".preconditioner.requires_preconditioned_attention"
 MODEL_TYPE = "crammed-bert"
 
 
@@ -161,11 +162,13 @@ def save_crammed_bert(model: CrammedBert, folder: Path) -> None:
     temporary = folder / f".{WEIGHTS_FILE}.writing"
     require("safetensors.torch", extra="train").save_model(model, str(temporary))
     publish(temporary, folder / WEIGHTS_FILE)
-    found = [module.config.to_dict() for module in model.modules() if isinstance(module, Preconditioner)]
+    own = [module for module in model.modules() if isinstance(module, Preconditioner)]
+    found = [preconditioner for preconditioner in own if preconditioner.origin != "probe"]
     content = {
         "model_type": MODEL_TYPE,
         "sizes": dataclasses.asdict(model.config),
-        "preconditioned_attention": found[0] if found else None,
+        "preconditioned_attention": found[0].config.to_dict() if found else None,
+        "marker": all(preconditioner.marked for preconditioner in found),
     }
     write_atomically(folder / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
 
@@ -174,7 +177,8 @@ def load_crammed_bert(folder: Path, *, dropout: float = 0.0) -> CrammedBert:
     """The model that :func:`save_crammed_bert` wrote, preconditioned if it was, with another dropout.
 
     Raises:
-        OSError: it cannot be read. ValueError: the folder holds another model, or weights that do not fit the sizes.
+        OSError: it cannot be read. ValueError: the folder holds another model, or weights that do not fit the sizes or
+            were trained plain where config.json says preconditioned.
     """
     path = folder / CONFIG_FILE
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -185,6 +189,11 @@ def load_crammed_bert(folder: Path, *, dropout: float = 0.0) -> CrammedBert:
     precondition = None if options is None else PreconditionConfig.from_dict(options)
     model = CrammedBert(CrammedBertConfig(**{**sizes, "dropout": dropout}), precondition=precondition)
     weights = require("safetensors.torch", extra="train").load_file(str(folder / WEIGHTS_FILE))
+    if options is not None and content.get("marker", True) and not any(key.endswith(_MARK) for key in weights):
+        raise ValueError(
+            f"{path} says that the model is preconditioned, and the weights beside it have no mark of it, so they were "
+            "trained plain; the weights decide: set its preconditioned_attention to null"
+        )
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -76,9 +76,29 @@ def tree(*paths: str) -> nn.Module:
     return root
 
 
-def test_names_may_differ_by_a_prefix_and_by_nothing_else() -> None:
-    assert find_modules(tree("h.0.attn", "h.1.attn"), ["body.h.1.attn"]) == {"h.1.attn": "body.h.1.attn"}
-    assert find_modules(tree("body.h.0.attn"), ["h.0.attn"]) == {"body.h.0.attn": "h.0.attn"}
+def listed(*names: str, marker: bool = True, **exceptions: dict) -> dict:
+    return {"modules": list(names), "config": {}, "marker": marker, "exceptions": exceptions}
+
+
+def test_names_may_differ_by_a_prefix() -> None:
+    entry = listed("body.h.1.attn")
+    assert find_modules(tree("h.0.attn", "h.1.attn"), entry) == {"h.1.attn": "body.h.1.attn"}
+    assert find_modules(tree("body.h.0.attn"), listed("h.0.attn")) == {"body.h.0.attn": "h.0.attn"}
     both = tree("visual.h.0.attn", "h.0.attn")
-    assert find_modules(both, ["h.0.attn"]) == {"h.0.attn": "h.0.attn"}, "not the other, whose name ends alike"
-    assert find_modules(tree("text.h.0.attn", "visual.h.0.attn"), ["h.0.attn"]) == {}, "it could be either"
+    assert find_modules(both, listed("visual.h.0.attn", "h.0.attn")) == {"h.0.attn": "h.0.attn"} | {
+        "visual.h.0.attn": "visual.h.0.attn"
+    }
+    both.base_model_prefix = "body"
+    assert find_modules(both, listed("body.h.0.attn", marker=False)) == {"h.0.attn": "body.h.0.attn"}
+
+
+def test_a_part_may_have_lost_any_beginning_if_a_mark_proves_it() -> None:
+    names = ("text.h.0.attn", "visual.h.0.attn")
+    assert set(find_modules(tree("h.0.attn"), listed(*names))) == {"h.0.attn"}
+    with pytest.raises(
+        ValueError, match=r"'text\.h\.0\.attn', 'visual\.h\.0\.attn', which 'h\.0\.attn' .* may or may not"
+    ):
+        find_modules(tree("h.0.attn"), listed(*names, marker=False))
+    other = listed(*names) | {"exceptions": {names[1]: {"config": {"gain": 1.0}, "marker": True}}}
+    with pytest.raises(ValueError, match="load the class that was saved"):
+        find_modules(tree("h.0.attn"), other)

@@ -31,6 +31,7 @@ from .preconditioned_folder import (
     load,
     plain_config,
     read_config,
+    said,
 )
 
 _GRADIENTS = ("full", "stop")
@@ -77,9 +78,9 @@ def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
 def _attach(model: nn.Module, entry: dict[str, Any]) -> None:
     """Give every attention that ``entry`` names its preconditioner."""
     _wrap()
-    for path, saved in find_modules(model, entry["modules"]).items():
+    for path, saved in find_modules(model, entry).items():
         module = model.get_submodule(path)
-        own = entry.get("exceptions", {}).get(saved, entry)
+        own = said(entry, saved)
         attachment = next(a for a in entry["attachments"] if saved in a["modules"])
         like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
         described = {key: value for key, value in attachment.items() if key != "modules"}

@@ -250,33 +250,58 @@ def _attaching(concrete: Any, attach: Attach, entry: Entry) -> Any:
     return type(concrete.__name__, (concrete,), {"__init__": __init__, "__module__": concrete.__module__})
 
 
-def find_modules(model: nn.Module, saved: Iterable[str]) -> dict[str, str]:
-    """Path in ``model`` -> name in ``saved``, for all that are there.
+def said(entry: Entry, name: str) -> dict[str, Any]:
+    """The options of one listed module, and whether it has a mark."""
+    own = entry.get("exceptions", {}).get(name, entry)
+    return {"config": own["config"], "marker": own["marker"]}
 
-    With a head on one of the two models their names differ by a prefix; a name that would then fit several paths fits
-    none.
+
+def find_modules(model: nn.Module, entry: Entry) -> dict[str, str]:
+    """Path in ``model`` -> name in ``entry``, for all modules that are there.
+
+    With a head on one of the two models, the names differ by a prefix. Where a part is built alone (the vision model
+    out of a folder with both), other beginnings may be missing too: what ends alike is taken, and its mark proves it.
+
+    Raises:
+        ValueError: what ends alike has no mark to prove it, or could have one of several options.
     """
-    paths = [path for path, _ in model.named_modules()]
-    found = {name: name for name in saved if name in set(paths)}
-    for name in saved:
-        if name not in found:
-            fitting = [path for path in paths if path not in found and _same_module(path, name)]
-            if len(fitting) == 1:
-                found[fitting[0]] = name
+    paths, prefix = [path for path, _ in model.named_modules() if path], getattr(model, "base_model_prefix", "")
+    here = {f"{prefix}.{path}": path for path in paths} | {path.removeprefix(f"{prefix}."): path for path in paths}
+    here |= {path: path for path in paths}
+    found = {here[name]: name for name in entry["modules"] if name in here}
+    left = [name for name in entry["modules"] if name not in here]
+    for path in paths:
+        fitting = [name for name in left if path not in found and "." in path and _ends_alike(path, name)]
+        if fitting:
+            _check_provable(path, fitting, entry)
+            found[path] = fitting[0]
     return found
 
 
-def _same_module(name: str, other: str) -> bool:
-    return name == other or name.endswith(f".{other}") or (bool(name) and other.endswith(f".{name}"))
+def _ends_alike(path: str, name: str) -> bool:
+    return path == name or path.endswith(f".{name}") or name.endswith(f".{path}")
+
+
+def _check_provable(path: str, names: list[str], entry: Entry) -> None:
+    first, *others = (said(entry, name) for name in names)
+    if not first["marker"] or any(other != first for other in others):
+        raise ValueError(
+            f"config.json lists {', '.join(map(repr, names))}, which {path!r} of this model may or may not be, and "
+            "nothing in the weights tells; load the class that was saved, and take its part"
+        )
 
 
 def _check(model: nn.Module, entry: Entry, info: dict[str, Any], name: str) -> None:
     """Raise unless the weights have a mark for every module of ``entry`` that should have one, and for no other."""
-    listed, there = entry["modules"], find_modules(model, entry["modules"])
-    other_mark = sorted(_modules((key for key, *_ in info["mismatched_keys"]), MARK))
+    listed, paths = entry["modules"], list(find_modules(model, entry))
     missing = sorted(_modules(info["missing_keys"], MARK))
-    unlisted = sorted(path for path in _modules(info["unexpected_keys"], MARK) if not _left_out(path, listed, there))
-    absent = sorted(path for path in listed if path not in there.values() and not _was_left_out(model, path, info))
+    other_mark = sorted(_modules((key for key, *_ in info["mismatched_keys"]), MARK))
+    elsewhere = sorted(_modules(info["unexpected_keys"], MARK))
+    unlisted = [path for path in elsewhere if _has(model, path) or not _is_listed(path, entry)]
+    known = [*paths, *elsewhere]
+    absent = [
+        name for name in listed if not any(_ends_alike(path, name) for path in known) and not _ignored(model, name)
+    ]
     for found, says, other in (
         (missing, "is preconditioned", "the weights have no mark of it, so it was trained plain"),
         (unlisted, "is plain, or has no mark", "the weights have its mark, so it was trained preconditioned"),
@@ -298,14 +323,18 @@ def _modules(keys: Iterable[str], suffix: str) -> Iterator[str]:
     return (key.removesuffix(suffix) for key in keys if key.endswith(suffix))
 
 
-def _left_out(path: str, listed: Iterable[str], there: dict[str, str]) -> bool:
-    """Whether a module that the weights mark is listed, and the model, a part of the one that was saved, has it not."""
-    return any(_same_module(path, name) and name not in there.values() for name in listed)
+def _has(model: nn.Module, path: str) -> bool:
+    prefix = getattr(model, "base_model_prefix", "")
+    spellings = {path, f"{prefix}.{path}", path.removeprefix(f"{prefix}.")}
+    return any(own in spellings for own, _ in model.named_modules())
 
 
-def _was_left_out(model: nn.Module, path: str, info: dict[str, Any]) -> bool:
-    """Whether the weights have a listed module that the model leaves out, as an encoder leaves out the decoder's."""
-    ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
-    return any(re.search(pattern, path + MARK) for pattern in ignored) or any(
-        _same_module(key, path) for key in _modules(info["unexpected_keys"], MARK)
-    )
+def _is_listed(path: str, entry: Entry) -> bool:
+    """Whether a module that the weights mark, and the model has not, is listed with a mark."""
+    return any(_ends_alike(path, name) and said(entry, name)["marker"] for name in entry["modules"])
+
+
+def _ignored(model: nn.Module, name: str) -> bool:
+    """Whether the model leaves out what bears this name without a word, as an encoder leaves out the decoder's."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, name + MARK) for pattern in patterns)
