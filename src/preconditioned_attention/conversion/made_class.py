@@ -11,10 +11,14 @@ from .registry import class_name
 
 
 def made_from(cls: type) -> type | None:
-    """The class that ``cls`` was made from while the program ran, or None: ``cls`` stands in a module as any other."""
+    """The class that ``cls`` was made from while the program ran, or None.
+
+    None if ``cls`` stands in a module as any other, or derives from `nn.Module` alone, as those of functions do.
+    """
     if _stands_in_its_module(cls):
         return None
-    return next((base for base in cls.__mro__[1:] if issubclass(base, nn.Module) and _stands_in_its_module(base)), None)
+    bases = (base for base in cls.__mro__[1:] if issubclass(base, nn.Module) and base is not nn.Module)
+    return next(filter(_stands_in_its_module, bases), None)
 
 
 def changed_class(module: nn.Module) -> str | None:
