@@ -165,7 +165,7 @@ def plain_config(config: Any) -> tuple[Any, Entry | None]:
     if entry is not None and _OWN_MAP in entry:
         plain.auto_map = _located(entry[_OWN_MAP], plain.name_or_path)
     for name in REFUSING:
-        if getattr(plain, f"_{name}") == ENTRY:
+        if getattr(plain, f"_{name}", None) == ENTRY:
             setattr(plain, f"_{name}", None)
     return plain, entry
 
@@ -214,14 +214,16 @@ def load(
     concrete = _concrete_class(model_class, config, kwargs)
     if not isinstance(config, getattr(concrete, "config_class", None) or object):
         config = config.get_text_config()
-    model, info = _attaching(concrete, attach, entry).from_pretrained(
+    attaching = _attaching(concrete, attach, entry)
+    model, info = attaching.from_pretrained(
         name if name is None else str(name),
         config=config,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
         **kwargs,
     )
-    model.__class__ = concrete
+    if type(model) is attaching:  # FSDP makes it one of a subclass, which has to stay
+        model.__class__ = concrete
     _check(model, entry, info, "state_dict" if name is None else str(name))
     if info["mismatched_keys"] and not wants_other_sizes:
         raise RuntimeError(
