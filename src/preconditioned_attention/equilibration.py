@@ -69,7 +69,7 @@ def _range_scale(x: Tensor) -> Tensor:
     large, shrink = (2.0**400, 2.0**-600) if wide else (2.0**50, 2.0**-100)
     small, grow = (2.0**-400, 2.0**700) if wide else (2.0**-50, 2.0**100)
     largest = x.detach().abs().amax(dim=-1, keepdim=True)  # vector_norm cannot be traced without a row
-    one = torch.ones_like(largest)
+    one = largest.new_ones(())  # not of its shape: PyTorch's older exporter to ONNX would write that down as fixed
     return torch.where(largest > large, one * shrink, torch.where(largest < small, one * grow, one))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import timm
 import torch
+import transformers
 from torch import Tensor, nn
 from torchvision.models import maxvit, swin_transformer, vision_transformer
 
@@ -45,6 +46,18 @@ class OwnLayers(nn.Module):
         return self.nystrom(self.channels(self.attention(self.embed(x)))).mean(dim=1)
 
 
+class LanguageModel(nn.Module):
+    """A causal language model of transformers, to be called with tokens alone."""
+
+    def __init__(self, name: str, **sizes: int) -> None:
+        super().__init__()
+        config = transformers.AutoConfig.for_model(name, vocab_size=50, use_cache=False, **sizes)
+        self.model = transformers.AutoModelForCausalLM.from_config(config)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens).logits
+
+
 @dataclass(frozen=True)
 class Family:
     """How to build a plain model, and one input."""
@@ -72,6 +85,10 @@ def images(size: int = 32) -> Callable[[], Tensor]:
 
 def sequences() -> Tensor:
     return torch.randn(2, 10, 12, generator=torch.Generator().manual_seed(1))
+
+
+def tokens() -> Tensor:
+    return torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3]])
 
 
 def torchvision_vit() -> nn.Module:
@@ -117,6 +134,19 @@ def assert_is_converted(out: Tensor, family: Family, within: float = 1e-5) -> No
     with torch.no_grad():
         assert relative_error(out, family.converted()(x)) <= within
         assert relative_error(out, family.plain()(x)) > max(1e-3, 3 * within)
+
+
+LLAMA = {
+    "hidden_size": 24,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+LANGUAGE = {
+    "gpt2": Family(lambda: LanguageModel("gpt2", n_embd=24, n_layer=2, n_head=3, n_positions=32), tokens),
+    "llama": Family(lambda: LanguageModel("llama", **LLAMA), tokens),
+}
 
 
 def trained_a_little(model: nn.Module, x: Tensor) -> nn.Module:

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from preconditioned_attention import equilibrate, precondition_, preconditioned_attention
-from tests.deployment.models import FAMILIES, assert_is_converted
+from tests.deployment.models import FAMILIES, LANGUAGE, assert_is_converted
 from tests.explicit import relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch says of each of its calls that it is deprecated
+ALL = FAMILIES | LANGUAGE
 REFUSAL = r"torch.jit.script cannot compile preconditioned attention: use torch.export.export.* or torch.jit.trace"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ALL)
 def test_every_family_is_traced(name: str) -> None:
-    family = FAMILIES[name]
+    family = ALL[name]
     traced = torch.jit.trace(family.converted(), (family.inputs(),))
     buffer = io.BytesIO()
     torch.jit.save(torch.jit.freeze(traced), buffer)
@@ -32,7 +33,6 @@ def test_no_family_is_scripted(name: str) -> None:
         torch.jit.script(model)
     with pytest.raises(RuntimeError, match=REFUSAL):
         torch.jit.script(nn.Sequential(nn.Identity(), model))
-    FAMILIES[name].plain()
 
 
 def attend(x: Tensor) -> Tensor:

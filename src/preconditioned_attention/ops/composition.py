@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .call import Call
 from .equilibrated import equilibrate
+from .recording import recorded
 
 
 def refusal(call: Call) -> str | None:
@@ -31,6 +33,8 @@ def attend(call: Call) -> Tensor:
         scale=call.scale,
         enable_gqa=call.enable_gqa,
     )
+    if recorded():
+        out = _in_one_layout(out)
     return equilibrate(out, gradient=call.gradient, eps=call.eps, gain=call.gain)
 
 
@@ -38,3 +42,14 @@ def _without_keys(call: Call) -> Call:
     """No head to share is no key to see. PyTorch divides by the number of these heads, and 2.11 ends the process."""
     k, v = (x.sum(dim=-3, keepdim=True)[..., :0, :] for x in (call.k, call.v))
     return replace(call, k=k, v=v, attn_mask=None)
+
+
+def _in_one_layout(rows: Tensor) -> Tensor:
+    """A copy in which merging the heads is a view, whichever kernel attends where the record is read.
+
+    Kernels and decompositions lay their results out differently, and views that were recorded behind one of them fail
+    behind another.
+    """
+    if rows.dim() < 3:
+        return rows
+    return rows.transpose(-3, -2).clone(memory_format=torch.contiguous_format).transpose(-3, -2)
