@@ -112,3 +112,23 @@ def test_where_the_package_is_not_installed_a_plain_base_warns_and_a_saved_one_i
     run = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
     assert "Unexpected keyword arguments ['requires_preconditioned_attention'] for class LoraConfig" in run.stdout
     assert 'attn_implementation="preconditioned_attention"` is not supported' in run.stdout
+
+
+LATE = """
+import sys, torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from preconditioned_attention import precondition_
+sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=30))
+precondition_(model)
+assert "peft" not in sys.modules
+from peft import LoraConfig, get_peft_model
+adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2))
+adapted(torch.arange(5).view(1, 5))
+adapted.save_pretrained(sys.argv[1])
+"""
+
+
+def test_peft_may_be_imported_after_the_conversion(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", LATE, str(tmp_path)], check=True)
+    assert list(said(tmp_path)) == ["model.layers.0.self_attn"]

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..layers import Preconditioner
 from ..layers.firing import any_traced, expect_traced, require_traced
 from .own_forward import is_compiled, may_skip_forward, own_forwards
+from .registry import load_companions
 from .unpickled import Unpickled
 
 
@@ -34,6 +35,7 @@ class Expect(Unpickled):
             expect_traced()
         else:
             self.preconditioner.firing.expect()
+            load_companions()
 
 
 class Require:

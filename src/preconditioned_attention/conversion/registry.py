@@ -42,7 +42,9 @@ _ADAPTER_FILES = {
     "open_clip": "open_clip",
     "flash_attn": "flash_attn",
 }
-_COMPANIONS = {"peft": "peft.peft_model"}  # the same for a library that holds no attention and saves what was trained
+# The same for a library that holds no attention and saves what was trained.
+_COMPANIONS = {"peft": "peft.peft_model"}
+_COMPANION_FILES = {needed: f"{__package__}.adapters.{file}" for file, needed in _COMPANIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -368,6 +370,13 @@ def load_adapters() -> None:
     for file, needed in (_ADAPTER_FILES | _COMPANIONS).items():
         if needed in sys.modules:
             importlib.import_module(f".adapters.{file}", __package__)
+
+
+def load_companions() -> None:
+    """Import what goes with libraries that were imported since the conversion; cheap enough for every forward pass."""
+    for needed, file in _COMPANION_FILES.items():
+        if needed in sys.modules and file not in sys.modules:
+            importlib.import_module(file)
 
 
 def registered_adapters() -> Iterator[tuple[str, Adapter]]:
