@@ -5,10 +5,10 @@ from typing import NamedTuple
 import pytest
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, equilibrate, precondition_, restore_
-from preconditioned_attention.conversion.mechanisms import Layout, OutputHook, RowHook
+from preconditioned_attention.conversion.mechanisms import AttachmentGuard, Layout, OutputHook, RowHook
 from preconditioned_attention.layers import Preconditioner
 
 
@@ -173,3 +173,48 @@ def test_a_number_of_heads_is_compiled_whole(told: dict) -> None:
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
     for tokens in (6, 5, 4):
         torch.testing.assert_close(compiled(x[:, :tokens]), model(x[:, :tokens]))
+
+
+class HookedByHand(nn.Module):
+    """An attention in all but name: what comes is the heads' outputs, and ``point`` sees them first."""
+
+    def __init__(self, layout: Layout, point: nn.Module, *, behind: bool = False, pair: bool = False) -> None:
+        super().__init__()
+        self.point, self.pair = point, pair
+        self.preconditioner = Preconditioner(PreconditionConfig(gain=1.5), num_heads=3)
+        if behind:
+            self.register_forward_hook(OutputHook(self.preconditioner, layout))
+        else:
+            point.register_forward_pre_hook(RowHook(self.preconditioner, layout))
+            self.register_forward_pre_hook(AttachmentGuard(("point",)))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, None]:
+        out = self.point(x)
+        return (out, None) if self.pair else out
+
+
+SYMBOLIC = {
+    "merged": (Layout(4), (2, 5, 12)),
+    "merged, told the heads": (Layout(num_heads=3), (2, 5, 12)),
+    "merged, told both": (Layout(4, num_heads=3), (2, 5, 12)),
+    "interleaved": (Layout(4, interleaved=True), (2, 5, 12)),
+    "with others behind": (Layout(4, width=12), (2, 5, 16)),
+    "channels": (Layout(4, "channels"), (2, 12, 3, 5)),
+    "split": (Layout(4, "split", num_heads=3), (2, 3, 5, 4)),
+    "tokens": (Layout(4, "tokens", num_heads=3), (2, 5, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("where", ["leaf", "module", "dropout", "behind", "behind, in a pair"])
+@pytest.mark.parametrize("name", SYMBOLIC)
+def test_hooks_are_traced_by_torch_fx(name: str, where: str) -> None:
+    """On modules that torch.fx takes for leaves, on others, on those that it must take for leaves, and behind."""
+    layout, shape = SYMBOLIC[name]
+    point = {"module": nn.Sequential(nn.Identity()), "dropout": nn.Dropout(0.5)}.get(where, nn.Identity())
+    model = nn.Sequential(HookedByHand(layout, point, behind="behind" in where, pair="pair" in where)).eval()
+    graph, x = torch.fx.symbolic_trace(model), torch.randn(shape)
+    out, expected = (m(x)[0] if "pair" in where else m(x) for m in (graph, model))
+    assert torch.equal(out, expected)
+    assert not torch.equal(out, x)
+    assert ("0.preconditioner.gain" in graph.state_dict()) == (where != "dropout")
+    assert "__module__" not in vars(point)
