@@ -4,10 +4,13 @@ import pytest
 from torch import nn
 
 from preconditioned_attention.cli import main
+from preconditioned_attention.conversion.known_texts import TABLE
 
 
 def test_nothing_is_left_of_what_is_installed(capsys: pytest.CaptureFixture) -> None:
+    before = TABLE.stat().st_mtime_ns
     assert main(["texts", "torch"]) == 0
+    assert TABLE.stat().st_mtime_ns == before
     assert capsys.readouterr().err == "0 recorded as read, 0 left.\n"
 
 

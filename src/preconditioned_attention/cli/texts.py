@@ -26,7 +26,8 @@ def texts(
     """
     unread = {reading.name: reading for reading in readings(library) if not reading.is_known()}
     check_known("class to accept", accept, tuple(unread))
-    record((unread[name] for name in accept), library)
+    if accept:
+        record([unread[name] for name in accept], library)
     left = [reading for name, reading in unread.items() if name not in accept]
     for reading in left:
         print(f"# {reading.name}\n{reading.code()}")

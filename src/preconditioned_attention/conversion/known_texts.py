@@ -19,8 +19,9 @@ from .code_texts import Reached, function_digest, methods_digest, package_of, re
 
 TABLE = Path(__file__).with_name("known_texts.json")
 
-# They turn queries and keys before attention, never what it returns, and are what kernel libraries replace.
-_ON_QUERIES_AND_KEYS = ("rotary", "rope", "rotate_half")
+# They turn queries and keys before attention, never what it returns, and are what kernel libraries replace; or they
+# stand for a kernel that needs a GPU or a package of its own, and whatever takes their place returns the same.
+_MAY_BE_REPLACED = ("rotary", "rope", "rotate_half", "mra2_attention", "natten")
 
 
 class Library(TypedDict):
@@ -102,7 +103,7 @@ def _calls_known_functions(reached: Reached, library: Library) -> bool:
 
 def concerns_rows(function: str) -> bool:
     """Whether a function of that name may have to do with what attention returns."""
-    return not any(word in function for word in _ON_QUERIES_AND_KEYS)
+    return not any(word in function for word in _MAY_BE_REPLACED)
 
 
 def versions_read(library: str) -> str:

@@ -21,6 +21,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
+from preconditioned_attention.conversion.adapters.transformers import REFUSED
 from preconditioned_attention.conversion.adapters.transformers_own import SEEN_BY
 from preconditioned_attention.conversion.convert import survey
 from preconditioned_attention.conversion.known_texts import versions_read
@@ -245,6 +246,11 @@ def test_attention_weights_are_those_of_the_plain_model(name: str) -> None:
 
 
 def test_modules_whose_output_is_not_a_heads_rows_are_refused() -> None:
+    for name in REFUSED:
+        module, _, cls = name.rpartition(".")
+        found = getattr(importlib.import_module(module), cls)  # fails if a refused class was renamed
+        assert find_adapter(found.__new__(found)).refusal(found.__new__(found)) == REFUSED[name]
+    assert sum(reason.startswith("normalised already") for reason in REFUSED.values()) == 2
     config = transformers.DiffLlamaConfig(**SIZES, num_key_value_heads=2)
     with pytest.raises(ValueError, match=r"nothing to convert[\s\S]*differential attention subtracts"):
         precondition_(transformers.DiffLlamaModel(config))
@@ -427,8 +433,9 @@ def test_every_dispatching_method_is_classified() -> None:
         assert adapter is not None, (module, name)
         calls = found_function_calls(method)
         # several calls: one for flash attention, and one for every part of a packed sequence otherwise
-        if isinstance(adapter, Refused):
+        if f"{module}.{name}" in REFUSED or isinstance(adapter, Refused):
             refused.add(name)
+            assert adapter.refusal(cls.__new__(cls)) == REFUSED.get(f"{module}.{name}", getattr(adapter, "reason", ""))
             counts["refused"] += 1
             continue
         alternatives = "is_flash_attention_requested" in ast.unparse(method)

@@ -17,8 +17,6 @@ REFUSED = {
     "bailing_hybrid.BailingHybridDeltaAttention": "normalised already",
     "big_bird.BigBirdBlockSparseAttention": "converted as a whole",
     "bigbird_pegasus.BigBirdPegasusBlockSparseAttention": "converted as a whole",
-    "diffllama.DiffLlamaAttention": "normalised already: differential attention subtracts",
-    "florence2.Florence2VisionChannelAttention": "rows are channels",
     "glm5_next.Glm5NextTextLinearAttention": "normalised already",
     "inkling2.Inkling2BlockAttentionResidual": "residual stream",
     "inkling2_loop.Inkling2LoopBlockAttentionResidual": "residual stream",
@@ -29,7 +27,6 @@ REFUSED = {
     "rwkv.RwkvSelfAttention": "rows of one entry",
     "slanet.SLANetAttentionGRUCell": "recurrent cell",
     "slanext.SLANeXtAttentionGRUCell": "recurrent cell",
-    "muse_spark.MuseSparkTextAttention": "normalised already: an RMS norm of every head's row",
     "swiftformer.SwiftFormerEfficientAdditiveAttention": "one context vector",
     "yoso.YosoSelfAttention": "normalised already: it scales every head's row to length one",
 }

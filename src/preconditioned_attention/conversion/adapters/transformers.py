@@ -25,6 +25,20 @@ from ..saving import describe
 from ..standalone import preconditioned_folder
 from . import transformers_sdpa
 
+# Classes that look their function up and whose output is not one head's rows, or normalised: read, and refused.
+REFUSED = {
+    "transformers.models.diffllama.modeling_diffllama.DiffLlamaAttention": (
+        "normalised already: differential attention subtracts two attention outputs and normalises the difference of "
+        "every head"
+    ),
+    "transformers.models.florence2.modeling_florence2.Florence2VisionChannelAttention": (
+        "channel attention whose rows are channels, not tokens"
+    ),
+    "transformers.models.muse_spark.modeling_muse_spark.MuseSparkTextAttention": (
+        "normalised already: an RMS norm of every head's row (`o_norm`) follows at once, which undoes C"
+    ),
+}
+
 _INNER_NORMS = ("attn_sub_norm", "inner_attn_ln")  # what norms of the merged heads are called
 
 
@@ -39,9 +53,11 @@ class Interface(Adapter):
     honours_backend = True
 
     def refusal(self, module: nn.Module) -> str | None:
-        """Modules that may go around the look-up; one head, and a norm."""
+        """Classes that are refused, modules that may go around the look-up, and one head before a norm."""
         if getattr(module, "reorder_and_upcast_attn", False):
             return "reorder_and_upcast_attn=True computes eager attention without the look-up; set it to False"
+        if class_name(type(module)) in REFUSED:
+            return REFUSED[class_name(type(module))]
         norms = (getattr(module, name, None) for name in _INNER_NORMS)
         shape = self.shape(module)
         return next((why for norm in norms if (why := normalised_already(norm, shape)) is not None), None)
@@ -81,7 +97,9 @@ def find_dispatching(cls: type[nn.Module]) -> Adapter | None:
     By the text, not the name: so copies in other files and code of a checkpoint's author are served, too.
     """
     reached = reached_from(cls)
-    return _INTERFACE if _looks_up(reached) and is_read_look_up(reached, "transformers") else None
+    if not _looks_up(reached):
+        return None
+    return _INTERFACE if class_name(cls) in REFUSED or is_read_look_up(reached, "transformers") else None
 
 
 @register_likeness

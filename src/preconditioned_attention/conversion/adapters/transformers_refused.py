@@ -34,30 +34,6 @@ class NormalisesItself(Refused):
     reason = "normalised already: it scales every head's row to length one, before its convolution is added"
 
 
-@register_named(*named("muse_spark.MuseSparkTextAttention"))
-class NormalisedHeads(Refused):
-    """A norm without weights over every head's output."""
-
-    reason = "normalised already: an RMS norm of every head's row (`o_norm`) follows at once, which undoes C"
-
-
-@register_named(*named("diffllama.DiffLlamaAttention"))
-class NormalisedDifference(Refused):
-    """DiffLlama."""
-
-    reason = (
-        "normalised already: differential attention subtracts two attention outputs and normalises the difference of "
-        "every head"
-    )
-
-
-@register_named(*named("florence2.Florence2VisionChannelAttention"))
-class RowsOfChannels(Refused):
-    """Florence 2's attention between channels."""
-
-    reason = "channel attention whose rows are channels, not tokens"
-
-
 @register_named(
     *named(
         """
