@@ -24,10 +24,12 @@ REFUSED = {
     "kimi_linear.KimiLinearDeltaAttention": "normalised already",
     "mgp_str.MgpstrA3Module": "normalised already: no heads, and a layer norm of every row",
     "mobilevitv2.MobileViTV2LinearSelfAttention": "one context vector",
+    "qwen2_5_omni.AttentiveStatisticsPooling": "rows of one entry",
     "rwkv.RwkvSelfAttention": "rows of one entry",
     "slanet.SLANetAttentionGRUCell": "recurrent cell",
     "slanext.SLANeXtAttentionGRUCell": "recurrent cell",
     "swiftformer.SwiftFormerEfficientAdditiveAttention": "one context vector",
+    "xlstm.xLSTMBackend": "normalised already",
     "yoso.YosoSelfAttention": "normalised already: it scales every head's row to length one",
 }
 

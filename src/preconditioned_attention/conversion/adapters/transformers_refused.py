@@ -96,7 +96,7 @@ class MatrixMemory(Refused):
     """The mLSTM cell, whose gates are exponentials over their sum."""
 
     kind = "linear"
-    reason = "a gated recurrent memory, whose every head xLSTM normalises at once: C would be undone"
+    reason = "normalised already: a gated recurrent memory, whose every head xLSTM normalises at once, which undoes C"
 
 
 # Softmax and products for something else: scores or weights without values; scores of a search, a match or a loss;
