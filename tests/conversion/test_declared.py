@@ -69,7 +69,7 @@ def converted(cls: type[nn.Module], config: PreconditionConfig | None = None) ->
         {"num_heads": "heads", "head_dim": 4},
         {"num_heads": "heads", "width": "proj.in_features"},
     ],
-    ids=str,
+    ids=lambda told: " ".join(f"{name}={value.__name__ if callable(value) else value}" for name, value in told.items()),
 )
 def test_one_line_is_enough(told: dict[str, Any]) -> None:
     cls = make()
