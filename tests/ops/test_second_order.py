@@ -221,15 +221,14 @@ def test_distributed_tensors(gradient: str) -> None:
     connect(0, 1, free_port())
     try:
         mesh = init_device_mesh("cpu", (1,))
-        leaves = inputs()
+        leaves, whole = inputs(), partial(DTensor.from_local, device_mesh=mesh, placements=[Shard(1)])
         try:
-            penalty(lambda x: DTensor.from_local(x, mesh, [Shard(1)]).sin().to_local(), leaves[:1])
+            penalty(lambda x: whole(whole(x).to_local().sin()).to_local(), leaves[:1])
         except RuntimeError:
             pytest.skip("this PyTorch (2.11) does not differentiate what goes in and out of a DTensor twice")
 
         def attend(*x: Tensor) -> Tensor:
-            parts = (DTensor.from_local(y, mesh, [Shard(1)]) for y in x)
-            return preconditioned_attention(*parts, gradient=gradient).to_local()
+            return preconditioned_attention(*map(whole, x), gradient=gradient).to_local()
 
         check(penalty(attend, leaves), penalty(explicit(gradient), leaves))
     finally:
