@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .call import Call
+from .call import Call, surely
 from .equilibrated import equilibrate
 from .recording import recorded
 
@@ -21,7 +21,7 @@ def refusal(call: Call) -> str | None:
 def attend(call: Call) -> Tensor:
     """`equilibrate(scaled_dot_product_attention(q, k, v))`."""
     call.check()
-    if call.enable_gqa and 0 in (call.k.shape[-3], call.v.shape[-3]):
+    if _is_headless(call):
         call = _without_keys(call)
     out = F.scaled_dot_product_attention(
         call.q,
@@ -38,8 +38,16 @@ def attend(call: Call) -> Tensor:
     return equilibrate(out, gradient=call.gradient, eps=call.eps, gain=call.gain)
 
 
+def _is_headless(call: Call) -> bool:
+    q, k, v = call.q, call.k, call.v
+    if q.dim() < 3 or k.dim() < 3 or v.dim() < 3:
+        return False
+    shared = surely(k.shape[-3] == 0) or surely(v.shape[-3] == 0)
+    return shared and (call.enable_gqa or surely(q.shape[-3] == 0))
+
+
 def _without_keys(call: Call) -> Call:
-    """No head to share is no key to see. PyTorch divides by the number of these heads, and 2.11 ends the process."""
+    """No head is as one without keys. PyTorch divides by the number of heads: up to 2.11 that ends the process."""
     k, v = (x.sum(dim=-3, keepdim=True)[..., :0, :] for x in (call.k, call.v))
     return replace(call, k=k, v=v, attn_mask=None)
 
