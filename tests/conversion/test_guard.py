@@ -145,6 +145,7 @@ def test_copies_are_guarded_and_restored_models_are_not(case: tuple[nn.Module, T
             twin(given)
         restore_(twin)
         twin(given)
+        assert {type(module._modules) for module in twin.modules()} == {dict}
         hooks = [h for m in twin.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
         assert not any(isinstance(hook, guard.Expect | guard.Require) for hook in hooks)
 
@@ -166,21 +167,6 @@ def test_one_graph_serves_changing_shapes_and_every_layer() -> None:
         with torch.no_grad():
             regional(given)
         assert counter.frame_count == 1
-
-
-def test_compiled_code_of_a_plain_twin_is_not_taken(case: tuple[nn.Module, Tensor, str]) -> None:
-    """Models of the same classes share compiled code, which is not held against hooks."""
-    converted, given, _ = case
-    plain = copy.deepcopy(converted)
-    restore_(plain)
-    models = [plain, converted]
-    expected = [run(model, given) for model in models]
-    assert relative_error(*expected) > 1e-3
-    for order in ([0, 1, 0], [1, 0, 1]):
-        torch.compiler.reset()
-        for i in order:
-            compiled = torch.compile(models[i], backend="eager")
-            assert relative_error(run(compiled, given), expected[i]) <= 1e-5
 
 
 def test_compiled_checkpointing() -> None:

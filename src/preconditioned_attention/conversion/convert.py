@@ -19,6 +19,7 @@ from .observed import as_arguments, observe, uncovered
 from .own_forward import follow_class, is_compiled, kept_forward, own_forward_refusal, own_forwards
 from .registry import Adapter, HeadShape, Kind, class_name, find_adapter, has_namesake, is_composite, why_unread
 from .report import ConversionEntry, ConversionReport, Status
+from .twins import hold_apart, hold_as_ever
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -87,6 +88,7 @@ def precondition_(
     _check_plan(report, sites, config, strict)
     chosen = [site for site in sites if site.entry.status == "converted"]
     attach_all([(site.module, site.adapter) for site in chosen if site.adapter], _factory(config, marker))
+    hold_apart(model, [site.entry.path for site in chosen])
     watch(model, [(site.entry.path, site.module) for site in chosen if site.module is not model])
     return report
 
@@ -117,6 +119,7 @@ def restore_(model: nn.Module) -> int:
         raise ValueError("nothing to restore: no module of this model is preconditioned")
     _check_swaps(converted)
     release(model)
+    hold_as_ever(model, [path for path, _ in converted])
     for _, module in converted:
         detach(module)
     return len(converted)

@@ -7,7 +7,6 @@ It costs two hooks; under torch.compile it looks while the code is traced and co
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from ..layers import Preconditioner
 from ..layers.firing import any_traced, expect_traced, require_traced
 from .own_forward import is_compiled, may_skip_forward, own_forwards
 from .registry import load_companions
+from .twins import exchange_dicts
 from .unpickled import Unpickled
 
 
@@ -60,7 +60,7 @@ def guard(module: nn.Module, preconditioner: Preconditioner) -> None:
     """Watch over ``module``, to which an adapter has attached ``preconditioner``."""
     module.register_forward_pre_hook(Expect(preconditioner))
     module.register_forward_hook(Require(preconditioner, type(module)))
-    _exchange_children(module)
+    exchange_dicts(module)
 
 
 def unguard(module: nn.Module) -> None:
@@ -69,22 +69,12 @@ def unguard(module: nn.Module) -> None:
         for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
             del hooks[key]
             if kind is Require:
-                _exchange_children(module)
+                exchange_dicts(module)
 
 
 def guarded_class(module: nn.Module) -> type[nn.Module] | None:
     """The class that ``module`` had when it was converted, as it is known from its guard."""
     return next((hook.kind for hook in module._forward_hooks.values() if isinstance(hook, Require)), None)
-
-
-def _exchange_children(module: nn.Module) -> None:
-    """Keep the module's children in another type of dict than before, which `nn.Module` has both been built with.
-
-    Code that torch.compile made for a plain model would otherwise be taken for a converted one of the same classes, and
-    the reverse: it is not held against hooks, for speed. It is held against the type of this dict.
-    """
-    children = module._modules
-    vars(module)["_modules"] = OrderedDict(children) if type(children) is dict else dict(children)
 
 
 def _message(attention: str) -> str:
