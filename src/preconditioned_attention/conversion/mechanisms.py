@@ -186,7 +186,8 @@ class RowHook(Unpickled):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Precondition the first argument."""
-        trace_into(module, False)
+        if not torch.compiler.is_dynamo_compiling():  # torch 2.11 cannot trace it
+            trace_into(module, False)
         if not args:
             raise TypeError(
                 f"the heads' outputs are to be the first argument of this {type(module).__name__}, and it was called "
