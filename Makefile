@@ -12,10 +12,10 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 export CUBLAS_WORKSPACE_CONFIG = :4096:8
 
-.PHONY: demo test test-slow sweep lint typecheck clean help
+.PHONY: demo test test-slow sweep census lint typecheck clean help
 
 help:
-	@sed -n 's/^#   //p' Makefile; echo "targets: demo test test-slow sweep lint typecheck clean"
+	@sed -n 's/^#   //p' Makefile; echo "targets: demo test test-slow sweep census lint typecheck clean"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,16 @@ sweep: $(READY)
 	OMP_NUM_THREADS=1 $(RUN)/precond sweep -j 2
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m slow tests/conversion --ignore tests/conversion/test_sweep.py
 
+# What detection finds in other packages, in an environment of its own; see tools/census/README.md.
+census: .venv-census/.ready
+	OMP_NUM_THREADS=1 .venv-census/bin/python tools/census/census.py --page docs/support.md
+
+.venv-census/.ready: tools/census/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-census
+	.venv-census/bin/python -m pip install --quiet --no-deps --requirement tools/census/requirements.txt
+	.venv-census/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
 lint: $(READY)
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
@@ -47,4 +57,4 @@ typecheck: $(READY)
 	$(RUN)/mypy
 
 clean:
-	rm -rf .venv-python* runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv-python* .venv-census runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -222,6 +222,25 @@ class AttentivePooling(nn.Module):
         return (x.softmax(dim=1) * x).sum(1)
 
 
+class PooledByWeights(nn.Module):
+    """Multiple-instance pooling, jumping knowledge: a softmax over instances, a multiplication and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.att = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = torch.softmax(self.att(x), dim=1)
+        return torch.sum(x * weights, dim=1)
+
+
+class KernelAttention(nn.Module):
+    """Linear attention by a feature map, without a softmax and without projections."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.einsum("nd,de->ne", F.elu(q) + 1, torch.einsum("nd,ne->de", F.elu(k) + 1, v))
+
+
 class SingleStream(nn.Module):
     """Attention and the feed-forward network in one class, from one projection."""
 
@@ -238,7 +257,7 @@ SEEN = [ByFunction, BySuper, ByHelperMethod, ByOwnFunction, BySoftmaxModule, ByS
 # What names alone did not show.
 SEEN += [ByAlias, ByAttribute, ByClassAttribute, ByAnotherFile, ByTable, ByTableInTheConstructor, ByImportInside]
 SEEN += [BySoftmaxChild, ByAutogradFunction, ByCompiledFunction, ByScriptedFunction, ByDecoratedFunction, ByOperator]
-SEEN += [ByProcessor, OverNeighbours, AttentivePooling, SingleStream]
+SEEN += [ByProcessor, OverNeighbours, AttentivePooling, PooledByWeights, KernelAttention, SingleStream]
 
 
 class MixtureOfExperts(nn.Module):

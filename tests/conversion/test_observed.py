@@ -78,6 +78,14 @@ def through_everything(self: By, x: Tensor) -> Tensor:
     return torch.einsum("bhij,bhjd->bhid", kept, x.view(2, 6, 2, 2).transpose(1, 2))
 
 
+def normalised_over_heads(self: By, x: Tensor) -> Tensor:
+    """Re-attention: the heads of the weights are mixed by a table and normalised."""
+    a = weights(x.view(2, 6, 2, 2).transpose(1, 2))
+    a = torch.einsum("bhij,hg->bgij", a, self.table[:2, :2])
+    a = self.parts[0](a.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return a @ x.view(2, 6, 2, 2).transpose(1, 2)
+
+
 def neighbours(self: By, x: Tensor) -> Tensor:
     """Graph attention: a softmax over every node's neighbours, by scatters, and their weighted sum."""
     nodes = self.parts[0](x.flatten(0, 1))
@@ -117,6 +125,7 @@ HIDDEN = {
     "scripted": By(lambda self, x: scripted(x)),
     "compiled": By(lambda self, x: compiled(x)),
     "everything": By(through_everything, nn.Linear(2, 2), nn.Conv2d(2, 2, 1)),
+    "normalised over heads": By(normalised_over_heads, nn.LayerNorm(2)),
     "multiplied and summed": By(lambda self, x: (weights(x)[..., None] * x[:, None]).sum(2)),
     "pooled": By(pooled, nn.Linear(4, 1)),
     "pooled channel by channel": By(pooled, nn.Linear(4, 4)),

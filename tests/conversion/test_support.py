@@ -1,4 +1,5 @@
 import importlib
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from preconditioned_attention.conversion.registry import registered_adapters
 from preconditioned_attention.conversion.support import (
     MATRIX_BEGINS,
     MATRIX_ENDS,
+    census_of,
     supported_classes,
+    with_census,
     with_support_matrix,
 )
 
@@ -59,6 +62,27 @@ def test_what_is_written_of_transformers_is_fresh() -> None:
     assert sections(PAGE.read_text())["transformers"].strip() == sections(support_page())["transformers"].strip()
     text = README.read_text()
     assert matrix_rows(text)["transformers"] == matrix_rows(with_support_matrix(text))["transformers"]
+
+
+def test_the_census_is_the_last_section_and_is_written_anew() -> None:
+    page = "# What is supported\n\n## torch\n\n| class |\n"
+    once = with_census(page, "| one |")
+    assert once.startswith(page)
+    assert "| one |" in census_of(once)
+    assert with_census(once, "| two |") == with_census(page, "| two |")
+    assert census_of(page) == ""
+    assert once.removesuffix(census_of(once)).rstrip() == page.rstrip()
+
+
+def test_the_census_in_the_docs_misses_at_most_two_percent() -> None:
+    text = census_of(PAGE.read_text())
+    packages = [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ")][1:]
+    assert len(packages) >= 12
+    assert set(packages) >= {"vit-pytorch", "x-transformers", "monai", "torch-geometric", "torchtune", "litgpt"}
+    assert set(packages) >= {"speechbrain", "segment-anything-py", "torchaudio", "open_clip_torch", "timm", "diffusers"}
+    seen, missed = map(int, re.search(r"(\d+) classes were seen .* missed (\d+) of them", text, re.DOTALL).groups())
+    assert missed <= 0.02 * seen
+    assert "\n0 classes that are named after attention were found by neither" in text.replace(". ", ".\n")
 
 
 def test_a_text_without_the_markers() -> None:

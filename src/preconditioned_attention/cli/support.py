@@ -6,16 +6,18 @@ from pathlib import Path
 
 from .._files import write_atomically
 from ..conversion import support_page, with_support_matrix
+from ..conversion.support import census_of
 
 
 def support(*, output: Path | None = None, readme: Path | None = None) -> None:
     """Write the table of supported attention classes as Markdown, from the registry.
 
     Args:
-        output: The file to write; without it, and without a README, the table is printed.
+        output: The file to write; without it, and without a README, the table is printed. A section that `make census`
+            has written into it stays.
         readme: A README whose matrix of libraries is to be written anew, between its two markers.
     """
-    pages = {} if output is None else {output: support_page()}
+    pages = {} if output is None else {output: _kept(output)}
     if readme is not None:
         pages[readme] = with_support_matrix(readme.read_text(encoding="utf-8"))
     for path, page in pages.items():
@@ -23,3 +25,9 @@ def support(*, output: Path | None = None, readme: Path | None = None) -> None:
         print(f"Written: {path}")
     if not pages:
         print(support_page())
+
+
+def _kept(output: Path) -> str:
+    """The page, with the section of the census that it had."""
+    census = census_of(output.read_text(encoding="utf-8")) if output.exists() else ""
+    return support_page() + (f"\n{census}" if census else "")

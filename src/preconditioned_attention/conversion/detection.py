@@ -1,10 +1,10 @@
 """Which modules compute attention, registered or not: so that what stays unconverted is listed, never overlooked.
 
 Only for listing. A class counts if the code that its forward runs names an attention function, or a softmax and a
-product of it; or if it is named after attention and has query, key and value projections. The code that a forward
-runs: its methods, and the functions that they name, in whatever file, outside PyTorch and the standard library. A name
-is what it means (`identity.py`): an alias, an entry of a table or a decorated function is followed to the function
-itself; names that only a run could resolve, such as methods of tensors, count by their spelling.
+product of it; or if it is named after attention and takes a product or has query, key and value projections. The code
+that a forward runs: its methods, and the functions that they name, in whatever file, outside PyTorch and the standard
+library. A name is what it means (`identity.py`): an alias, an entry of a table or a decorated function is followed to
+the function itself; names that only a run could resolve, such as methods of tensors, count by their spelling.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _SOFTMAX = re.compile(r"(?!log_)(\w+_)?X?[sS]oftmax(2d)?")
 _PRODUCTS = {"matmul", "bmm", "baddbmm", "einsum"}
 _SCATTERS = re.compile(r"(scatter|segment)(_(add|sum|reduce|csr))?_?|index_add_?")
 _AGGREGATIONS = re.compile(_SCATTERS.pattern + r"|propagate|edge_updater|aggregate|reduce|update_all|global_add_pool")
+_WEIGHTS_NAMES = re.compile(r"(\w+_)?(attention|attn|att)(_(weights?|scores?|probs?))?")
 _PROJECTIONS = {
     *("qkv", "qkv_proj", "in_proj", "in_proj_weight", "c_attn", "Wqkv", "query_key_value", "kv", "qk"),
     *("q", "q_proj", "query", "to_q", "wq", "to_qkv", "q_lin", "query_proj", "q_linear"),
@@ -71,7 +72,9 @@ def _has_the_name(cls: type) -> bool:
 @functools.cache
 def _code_computes_attention(cls: type) -> bool:
     signs = _signs_of_forward(cls)
-    return signs.attention or (signs | _signs_of_kept(cls)).attention
+    if signs.attention or (_has_the_name(cls) and signs.product):
+        return True
+    return (signs | _signs_of_kept(cls)).attention
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class _Signs:
     scattered_softmax: bool = False  # over the neighbours of every node, say
     product: bool = False
     aggregation: bool = False
-    weighted_sum: bool = False  # a softmax, a multiplication and a sum, in a function or class named after attention
+    weighted_sum: bool = False  # a softmax, a multiplication and a sum, in a function that speaks of attention
 
     def __or__(self, other: _Signs) -> _Signs:
         return _Signs(*(mine or its for mine, its in zip(astuple(self), astuple(other), strict=True)))
@@ -212,7 +215,10 @@ def _multiplies_and_sums(code: CodeType) -> bool:
 
 
 def _speaks_of_attention(function: FunctionType) -> bool:
-    return re.search(r"atten|attn", function.__qualname__, re.IGNORECASE) is not None
+    code = function.__code__
+    if re.search(r"atten|attn", function.__qualname__, re.IGNORECASE):
+        return True
+    return any(map(_WEIGHTS_NAMES.fullmatch, (*code.co_names, *code.co_varnames)))
 
 
 def _operators(code: CodeType) -> set[str]:

@@ -25,6 +25,18 @@ and listed in the report as unknown. *Option* is the field of `PreconditionConfi
 MATRIX_BEGINS = "<!-- Written by `precond support --readme README.md`; a test compares. -->"
 MATRIX_ENDS = "<!-- End of what `precond support` writes. -->"
 
+CENSUS_BEGINS = "<!-- Written by `make census`. -->"
+CENSUS_ENDS = "<!-- End of what `make census` writes. -->"
+_CENSUS_HEADING = """\
+## Census
+
+How much attention of other packages is found, in small models that `make census` builds in an environment of its own
+and runs once each, watched operator by operator as with `precondition_(..., example_inputs=...)`. *Not read*: classes
+that were seen to compute attention and that `survey` does not list without inputs. *Read and not seen*: classes that it
+lists by their code, and in which no softmax reached a product: linear attention by other feature maps, or a softmax for
+something else.
+"""
+
 
 @dataclass(frozen=True, order=True)
 class SupportedClass:
@@ -111,6 +123,21 @@ def _sections(classes: tuple[SupportedClass, ...]) -> Iterator[str]:
             cells = (f"`{row.name}`", row.status, row.kind, row.mechanism, option, row.remark)
             yield f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
         yield ""
+
+
+def with_census(page: str, figures: str) -> str:
+    """``page``, the table of supported classes, with ``figures`` as its last section, instead of what stood there."""
+    return "\n".join([page.removesuffix(census_of(page)).rstrip(), "", _census_section(figures)])
+
+
+def census_of(page: str) -> str:
+    """The section of ``page`` that :func:`with_census` wrote, or nothing."""
+    _, heading, rest = page.partition(_CENSUS_HEADING.partition("\n")[0] + "\n")
+    return heading + rest if CENSUS_ENDS in rest else ""
+
+
+def _census_section(figures: str) -> str:
+    return "\n".join([_CENSUS_HEADING, CENSUS_BEGINS, figures, CENSUS_ENDS, ""])
 
 
 def with_support_matrix(text: str) -> str:

@@ -39,7 +39,7 @@ _PRODUCTS = {"mm": 0, "bmm": 0, "mv": 0, "dot": 0, "matmul": 0, "addmm": 1, "bad
 _SUMS = {"sum", "mean", "nansum"}
 _SCATTERED_SUMS = {"scatter_add", "index_add", "scatter_reduce", "index_reduce", "index_put"}
 _CONVOLUTIONS = {"convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution", "conv2d", "conv1d"}
-_ENDS = {"native_layer_norm", "native_group_norm", "embedding", "native_batch_norm", "_native_batch_norm_legit"}
+_ENDS = {"native_group_norm", "embedding", "native_batch_norm", "_native_batch_norm_legit"}
 _ENDS |= {"_batch_norm_with_update", "cudnn_batch_norm", "_fused_rms_norm"}
 _CONSTANTS = {"lift_fresh", "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"}
 _CONSTANTS |= {"new_zeros", "new_ones", "new_full", "new_empty"}
@@ -140,6 +140,8 @@ class WeightsFlow:
         name = call.name
         if name in _ENDS:
             return [], None
+        if name == "native_layer_norm":
+            return self._through_norm(call, out), None
         if name in _CONVOLUTIONS:
             return [Mark("features", frozenset({1 - out.dim()})), *self._through_convolution(call, out)], None
         if name in _SOFTMAX or name in _LOG_SOFTMAX:
@@ -208,6 +210,11 @@ class WeightsFlow:
             for mark in self.of(side)
             if mark.kind in ("weights", "weighted", "features") and mark.axes and axis not in mark.axes
         ]
+
+    def _through_norm(self, call: _Call, out: Tensor) -> list[Mark]:
+        """Weights that are normalised over another axis than their own, such as the heads."""
+        over = frozenset(range(-len(call.args[1]), 0))
+        return [m for m in self.of(call.tensors[0]) if m.kind == "weights" and m.axes and not m.axes & over]
 
     def _through_convolution(self, call: _Call, out: Tensor) -> list[Mark]:
         """Weights whose heads are mixed by a convolution over single points."""

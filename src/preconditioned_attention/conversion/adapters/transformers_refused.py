@@ -91,6 +91,14 @@ class ChannelWiseStatistics(Refused):
     reason = "every channel has weights of its own: rows of one entry; equilibrated, only their sign is left"
 
 
+@register_named(*named("granite_docling.GraniteDoclingDensityRouter"))
+class AveragedPooling(Refused):
+    """Pools every tile of a page."""
+
+    kind = "pooling"
+    reason = "the pooled rows of a sample's tiles are averaged before any module sees them"
+
+
 @register_named(*named("xlstm.xLSTMBackend"))
 class MatrixMemory(Refused):
     """The mLSTM cell, whose gates are exponentials over their sum."""
