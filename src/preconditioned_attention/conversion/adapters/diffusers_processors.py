@@ -139,9 +139,10 @@ REFUSED_PROCESSORS = {
 
 def processor_refusal(processor: object) -> str | None:
     """Why modules with this processor cannot be served, or None."""
-    name = class_name(type(processor))
+    cls: Any = type(processor)  # mypy takes no class for hashable
+    name = class_name(cls)
     if name in KNOWN_PROCESSORS:
-        if torch.compiler.is_compiling() or _is_read(type(processor), type(processor).__call__):
+        if torch.compiler.is_compiling() or _is_read(cls, cls.__call__):
             return None  # what compiles looked at the text before
         return f"its processor {name}: its code is not that which was read in {versions_read('diffusers')}"
     if name in REFUSED_PROCESSORS:
