@@ -18,7 +18,7 @@ def test_no_command_is_an_error_with_the_help() -> None:
 
 def test_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["trian"]) == 2
-    known = "train, compare, data, export, glue, inspect, sweep, support, bench"
+    known = "train, compare, data, export, glue, inspect, sweep, support, texts, bench"
     expected = f"precond: unknown command 'trian' (did you mean 'train'?); known: {known}\n"
     assert capsys.readouterr().err == expected
 
