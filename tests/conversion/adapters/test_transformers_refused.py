@@ -18,6 +18,7 @@ REFUSED = {
     "big_bird.BigBirdBlockSparseAttention": "converted as a whole",
     "bigbird_pegasus.BigBirdPegasusBlockSparseAttention": "converted as a whole",
     "glm5_next.Glm5NextTextLinearAttention": "normalised already",
+    "granite_docling.GraniteDoclingDensityRouter": "averaged before any module sees them",
     "inkling2.Inkling2BlockAttentionResidual": "residual stream",
     "inkling2_loop.Inkling2LoopBlockAttentionResidual": "residual stream",
     "inkling2_loop.Inkling2LoopMessageAttentionResidual": "residual stream",

@@ -18,6 +18,7 @@ from timm.layers import (
     global_context,
     halo_attn,
     lambda_layer,
+    non_local_attn,
     other_pool,
 )
 from timm.layers.pos_embed_rel import RelPosBias
@@ -299,6 +300,7 @@ REFUSED = {
     "einsum": (lambda: attention2d.MultiQueryAttentionV2(12, num_heads=3),),
     "pooled query": (lambda: mvitv2.MultiScaleAttentionPoolFirst(12, 12, (4, 4), 3),),
     "one context vector per image": (lambda: global_context.GlobalContext(12),),
+    "bilinear": (lambda: non_local_attn.BilinearAttnTransform(8, 2, 2),),
     "state space": (lambda: efficientvim.HSMSSD(12),),
     "power": (lambda: other_pool.SimPool1d(12, 3, gamma=2.0),),
 }

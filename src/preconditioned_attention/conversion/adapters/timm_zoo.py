@@ -310,3 +310,10 @@ class GlobalContext(Refused):
     """A gate for the channels of a convolutional network."""
 
     reason = "global context: one context vector per image gates the channels, and there are no heads' outputs"
+
+
+@register_named("timm.layers.non_local_attn.BilinearAttnTransform")
+class BilinearTransform(Refused):
+    """Weighs the rows and the columns of every channel's image."""
+
+    reason = "a bilinear transform: weights on both sides of every channel's image, and there are no heads' outputs"
