@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
-from preconditioned_attention.comparison import Prepare, compare
-from preconditioned_attention.data.digits import load_digits
+from preconditioned_attention.lab.comparison import Prepare, compare
+from preconditioned_attention.lab.data.digits import load_digits
 
 BATCH_SIZE = 64
 MODEL = {

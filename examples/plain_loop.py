@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from preconditioned_attention.comparison import Prepare, RunMetrics, compare
-from preconditioned_attention.data.digits import load_digits
+from preconditioned_attention.lab.comparison import Prepare, RunMetrics, compare
+from preconditioned_attention.lab.data.digits import load_digits
 
 BATCH_SIZE = 64
 WIDTH = 32

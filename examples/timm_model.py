@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from preconditioned_attention import ConditionMonitor
-from preconditioned_attention.comparison import Prepare, compare
-from preconditioned_attention.data.digits import load_digits
+from preconditioned_attention.lab.comparison import Prepare, compare
+from preconditioned_attention.lab.data.digits import load_digits
 
 BATCH_SIZE = 64
 MODEL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 48, "depth": 2, "num_heads": 3}

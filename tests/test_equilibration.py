@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from preconditioned_attention import equilibrate
 from preconditioned_attention.equilibration import default_eps, row_norms
-from tests.explicit import diagonal_product, relative_error
+from tests.helpers.explicit import diagonal_product, relative_error
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 GRADIENTS = ["full", "stop"]

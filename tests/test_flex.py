@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from preconditioned_attention.flex import preconditioned_flex_attention
-from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
 
 @pytest.fixture(autouse=True)

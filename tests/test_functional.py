@@ -10,7 +10,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck
 
 from preconditioned_attention import equilibrate, preconditioned_attention
-from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
 GRADIENTS = ["full", "stop"]
 ON_THE_CPU = ["auto", "flash", "composition", "reference"]

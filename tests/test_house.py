@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,22 +13,17 @@ import preconditioned_attention as pa
 SOURCE = Path(pa.__file__).parent
 TESTS = Path(__file__).parent
 
-# A room may import from those that stand behind it here. `diagnostics` and `recipes` stand beside the chain at the
-# place they need; `reporting` knows numbers only.
-CHAIN = [
-    *("cli", "inspection", "comparison", "recipes", "training", "tasks", "models", "data", "benchmarking"),
-    *("diagnostics", "conversion", "layers", "flex", "functional", "varlen", "ops", "equilibration", "config"),
-]
-FREE = {
-    "_extras",
-    "_checks",
-    "_environment",
-    "_files",
-    "_symbolic",
-    "_yaml",
-    "_version",
-}  # private helpers that import nothing of ours but each other
-MAY_REPORT = {"cli", "inspection", "comparison", "training", "tasks", "benchmarking"}
+# Within each list a package may import from those behind it. The library never imports the lab; the command line may
+# import both. `reporting` imports nothing of ours.
+LIBRARY = ["diagnostics", "conversion", "layers", "flex", "functional", "varlen", "ops", "equilibration", "config"]
+LAB = ["inspection", "comparison", "recipes", "training", "tasks", "models", "data", "benchmarking", "census"]
+CHAIN = ["cli", *(f"lab.{name}" for name in LAB), *LIBRARY]
+# Private helpers that import nothing of ours but each other.
+FREE = {"_extras", "_checks", "_environment", "_files", "_symbolic", "_yaml", "_version"}
+MAY_REPORT = {
+    "cli",
+    *(f"lab.{name}" for name in ("inspection", "comparison", "training", "tasks", "benchmarking", "census")),
+}
 HEAVY = [
     "timm",
     "transformers",
@@ -43,48 +39,60 @@ HEAVY = [
 ]
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+def package_of(path: Path) -> str:
+    """Its package below ours: ``"ops"``, ``"lab.training"``."""
+    return _package(path.relative_to(SOURCE).with_suffix("").parts)
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of ours that a file imports, at any depth of the file."""
+def _package(parts: Sequence[str]) -> str:
+    return ".".join(parts[: 2 if parts[0] == "lab" else 1])
+
+
+def imported_packages(path: Path) -> set[str]:
+    """Packages of ours that a file imports, at any depth of the file."""
     package = ("preconditioned_attention", *path.relative_to(SOURCE).parts[:-1])
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name.split(".") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = (
-                [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
-                if node.level
-                else (node.module or "").split(".")
-            )
-            base = [part for part in base if part]
-            names = [base] if len(base) > 1 else [[*base, alias.name] for alias in node.names]
+            anchor = package[: len(package) - node.level + 1] if node.level else ()
+            base = [*anchor, *filter(None, (node.module or "").split("."))]
+            names = [[*base, alias.name] for alias in node.names]
         else:
             continue
-        found |= {name[1] for name in names if name[0] == "preconditioned_attention" and len(name) > 1}
+        found |= {_package(name[1:]) for name in names if name[0] == "preconditioned_attention" and len(name) > 1}
     return found
 
 
 FILES = sorted(
-    path for path in SOURCE.rglob("*.py") if path.parent != SOURCE or path.stem not in ("__init__", "__main__")
+    path
+    for path in SOURCE.rglob("*.py")
+    if path.parent not in (SOURCE, SOURCE / "lab") or path.stem not in ("__init__", "__main__")
 )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_arrows_point_one_way(path: Path) -> None:
-    room = room_of(path)
-    others = imported_rooms(path) - {room} - FREE
-    if room in FREE or room == "reporting":
-        assert not others, f"{room} may import none of the rooms"
+def test_imports_point_one_way(path: Path) -> None:
+    package = package_of(path)
+    others = imported_packages(path) - {package} - FREE
+    if package in FREE or package == "lab.reporting":
+        assert not others, f"{package} may import no other package of ours"
         return
-    assert room in CHAIN, f"{room} is not in DESIGN.md's chain"
-    if "reporting" in others:
-        assert room in MAY_REPORT
-    behind = set(CHAIN[CHAIN.index(room) + 1 :]) | {"reporting"}
-    assert others <= behind, f"{room} must not import {sorted(others - behind)}"
+    assert package in CHAIN, f"{package} is not in DESIGN.md's list"
+    if "lab.reporting" in others:
+        assert package in MAY_REPORT
+    behind = set(CHAIN[CHAIN.index(package) + 1 :]) | {"lab.reporting"}
+    assert others <= behind, f"{package} must not import {sorted(others - behind)}"
+
+
+def test_importing_the_library_loads_nothing_of_the_lab() -> None:
+    script = (
+        "import sys, preconditioned_attention; "
+        "print([name for name in sys.modules if name.startswith('preconditioned_attention.lab')])"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
 
 
 def test_backends_never_import_each_other() -> None:
@@ -108,8 +116,8 @@ def test_backends_never_import_each_other() -> None:
 
 def test_import_needs_torch_alone() -> None:
     script = (
-        "import sys; import preconditioned_attention, preconditioned_attention.comparison, "
-        "preconditioned_attention.training, preconditioned_attention.reporting; "
+        "import sys; import preconditioned_attention, preconditioned_attention.lab.comparison, "
+        "preconditioned_attention.lab.training, preconditioned_attention.lab.reporting; "
         f"print([m for m in {HEAVY} if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -155,6 +163,11 @@ def test_every_test_file_has_its_source() -> None:
         assert any(candidate.exists() for candidate in candidates[:3]) or (
             stem == folder.name and candidates[3].exists()
         ), path
+
+
+def test_helpers_of_tests_live_in_one_folder() -> None:
+    elsewhere = [path for path in TESTS.rglob("*.py") if not path.stem.startswith("test_") and path.stem != "conftest"]
+    assert {path.parent for path in elsewhere} == {TESTS / "helpers"}
 
 
 def test_nothing_rebinds_torch_functions() -> None:

@@ -15,7 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from preconditioned_attention import preconditioned_attention
-from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
 BACKENDS = ["auto", "composition", "reference"]
 GRADIENTS = ["full", "stop"]

@@ -7,8 +7,8 @@ from torch import Tensor
 from preconditioned_attention import preconditioned_attention
 from preconditioned_attention.ops import varlen_sequences
 from preconditioned_attention.varlen import preconditioned_varlen_attention
-from tests.explicit import relative_error
-from tests.ragged import KEYS, QUERIES, cumulative, explicit_ragged, ragged
+from tests.helpers.explicit import relative_error
+from tests.helpers.ragged import KEYS, QUERIES, cumulative, explicit_ragged, ragged
 
 LONGEST = (max(QUERIES), max(KEYS))
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -4,9 +4,10 @@ Source: H. Saratchandran, "Preconditioned Attention: Enhancing Efficiency in Tra
 arXiv 2603.27153.
 """
 
+from typing import TYPE_CHECKING
+
 from . import layers
 from ._version import __version__
-from .comparison import compare
 from .config import PreconditionConfig
 from .conversion import (
     ConversionReport,
@@ -23,6 +24,9 @@ from .flex import preconditioned_flex_attention
 from .functional import preconditioned_attention
 from .ops.equilibrated import equilibrate
 from .varlen import preconditioned_varlen_attention
+
+if TYPE_CHECKING:
+    from .lab.comparison import compare
 
 __all__ = [
     "ConditionMonitor",
@@ -43,3 +47,12 @@ __all__ = [
     "register_prehook",
     "restore_",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import public names of the lab on first use, so that importing the library does not load it."""
+    if name == "compare":
+        from .lab.comparison import compare
+
+        return compare
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 import pytest
 
 from preconditioned_attention.cli.choice import choose_arms, choose_recipe, folder_name
-from preconditioned_attention.recipes import load_recipe
+from preconditioned_attention.lab.recipes import load_recipe
 
 
 def test_a_model_picks_one_of_a_family() -> None:

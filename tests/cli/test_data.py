@@ -5,8 +5,8 @@ import pytest
 
 from preconditioned_attention.cli import main
 from preconditioned_attention.cli.data import data
-from preconditioned_attention.data.listops import read_listops
-from preconditioned_attention.data.pathfinder import read_pathfinder
+from preconditioned_attention.lab.data.listops import read_listops
+from preconditioned_attention.lab.data.pathfinder import read_pathfinder
 
 
 def test_digit_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ import torch
 
 from preconditioned_attention.cli import main
 from preconditioned_attention.conversion import from_pretrained
-from preconditioned_attention.training import load_trained
+from preconditioned_attention.lab.training import load_trained
 
 transformers = pytest.importorskip("transformers")
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from preconditioned_attention.cli import main
-from preconditioned_attention.tasks.masked_lm import MaskedLM
-from tests.data.glue_tree import write_release
+from preconditioned_attention.lab.tasks.masked_lm import MaskedLM
+from tests.helpers.glue_tree import write_release
 
 
 def test_the_table_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

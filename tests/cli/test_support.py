@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from preconditioned_attention.cli import main
-from preconditioned_attention.conversion import support
-from preconditioned_attention.conversion.support import MATRIX_BEGINS, MATRIX_ENDS
+from preconditioned_attention.lab.census import support
+from preconditioned_attention.lab.census.support import MATRIX_BEGINS, MATRIX_ENDS
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,8 @@
 import pytest
 
 from preconditioned_attention.cli import main
-from preconditioned_attention.conversion import sweep as sweeping
-from preconditioned_attention.conversion.sweep import Finding, Subject
+from preconditioned_attention.lab.census import sweep as sweeping
+from preconditioned_attention.lab.census.sweep import Finding, Subject
 
 
 def of_small_models(library: str) -> tuple[Subject, ...]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from preconditioned_attention.cli import main
-from preconditioned_attention.training import TrainConfig
-from tests.training.worker import free_port, losses
+from preconditioned_attention.lab.training import TrainConfig
+from tests.helpers.training_worker import free_port, losses
 
 RECIPE = """
 train:

@@ -23,14 +23,14 @@ from preconditioned_attention.conversion import (
 from preconditioned_attention.conversion.mechanisms import Layout, RowHook
 from preconditioned_attention.conversion.row_matching import Match
 from preconditioned_attention.layers import Preconditioner
-from tests.conversion.adapters import (
+from tests.helpers import (
     diffusers_modules,
-    timm_zoo_cases,
+    timm_cases,
+    transformers_cases,
     transformers_modules,
-    transformers_own_zoo,
-    transformers_zoo,
+    transformers_own_cases,
 )
-from tests.conversion.oracle import jitter_
+from tests.helpers.oracle import jitter_
 
 
 class HandWritten(torch.autograd.Function):
@@ -456,20 +456,20 @@ def test_the_adapters_of_this_package_are_proven_by_it(name: str) -> None:
     assert check.complete, str(check)
 
 
-ZOOS: dict[str, Callable[[], Iterator[tuple[nn.Module, Any]]]] = {
-    "timm": lambda: ((jitter_(case.build().double()), case.inputs()) for case in timm_zoo_cases.CASES.values()),
+CASES: dict[str, Callable[[], Iterator[tuple[nn.Module, Any]]]] = {
+    "timm": lambda: ((jitter_(case.build().double()), case.inputs()) for case in timm_cases.CASES.values()),
     "diffusers": lambda: map(diffusers_modules.build, diffusers_modules.CASES),
     "transformers, modules": lambda: map(transformers_modules.build, transformers_modules.MODULES),
-    "transformers, own": lambda: ((case.build(), case.inputs()) for case in transformers_own_zoo.OWN.values()),
-    "transformers, interface": lambda: ((c.build(), c.inputs()) for c in transformers_zoo.DISPATCHING.values()),
+    "transformers, own": lambda: ((case.build(), case.inputs()) for case in transformers_own_cases.OWN.values()),
+    "transformers, interface": lambda: ((c.build(), c.inputs()) for c in transformers_cases.DISPATCHING.values()),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zoo", ZOOS)
+@pytest.mark.parametrize("zoo", CASES)
 def test_every_adapter_of_this_package_is_proven_by_it(zoo: str) -> None:
     everything = PreconditionConfig(class_attention=True, pooling=True, linear=True)
-    for model, inputs in ZOOS[zoo]():
+    for model, inputs in CASES[zoo]():
         check = check_adapter(jitter_(model) if "modules" in zoo or zoo == "diffusers" else model, inputs, everything)
         unproven = {what for attention in check.attentions for what in attention.unproven}
         assert not check.left_out

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention as aliased
 
 from preconditioned_attention.conversion.detection import computes_attention
-from tests.conversion import elsewhere
-from tests.conversion.elsewhere import mix_elsewhere
-from tests.conversion.transformers_sweep import model_types, not_importable, transformers_classes
+from tests.helpers import elsewhere
+from tests.helpers.elsewhere import mix_elsewhere
+from tests.helpers.transformers_sweep import model_types, not_importable, transformers_classes
 
 
 class ByFunction(nn.Module):

@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from preconditioned_attention import ConditionMonitor, precondition_, register_adapter, restore_
 from preconditioned_attention.conversion import Adapter, HeadShape, guard, registry
 from preconditioned_attention.layers import MultiheadAttention
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
 
 NOT_CALLED = "the preconditioner of this .* was not called in its forward pass"
 IMAGES = torch.randn(2, 3, 32, 32)

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from preconditioned_attention.conversion.identity import meanings, nested_code, objects_named
-from tests.conversion import elsewhere
-from tests.conversion.elsewhere import mix_elsewhere as renamed
+from tests.helpers import elsewhere
+from tests.helpers.elsewhere import mix_elsewhere as renamed
 
 LIMIT = 3
 

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from preconditioned_attention import precondition_, restore_
 from preconditioned_attention.conversion.made_class import made_from
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
 
 SEQUENCES, IMAGES = torch.randn(3, 5, 16), torch.randn(2, 3, 32, 32)
 

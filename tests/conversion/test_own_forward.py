@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.layers import MultiheadAttention
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
 
 SEQUENCES, IMAGES, TOKENS = torch.randn(3, 5, 16), torch.randn(2, 3, 32, 32), torch.arange(9)[None]
 

@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 from preconditioned_attention import precondition_, restore_
 from preconditioned_attention.conversion import ConversionReport
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
 
 MODELS = {"class swap": "vit_tiny_patch16_224", "pre-hook": "vit_relpos_base_patch16_224"}
 IMAGES = torch.randn(2, 3, 32, 32)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from preconditioned_attention import precondition_, register_adapter, restore_
 from preconditioned_attention.conversion import HeadShape, Layout, PostHook, registry
 from preconditioned_attention.layers import MultiheadAttention
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
 
 SEQUENCES, IMAGES, TOKENS = torch.randn(3, 5, 16), torch.randn(2, 3, 32, 32), torch.arange(9)[None]
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 40}

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.integrations.executorch import TorchExportableModuleForDecoderOnlyLM
 
 from preconditioned_attention import equilibrate, precondition_, preconditioned_attention
-from tests.deployment.models import FAMILIES, LANGUAGE, LLAMA, assert_is_converted
-from tests.explicit import relative_error
+from tests.helpers.deployment_models import FAMILIES, LANGUAGE, LLAMA, assert_is_converted
+from tests.helpers.explicit import relative_error
 
 CACHE = 12
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from preconditioned_attention import PreconditionConfig
-from tests.deployment.models import FAMILIES, LANGUAGE, assert_is_converted
-from tests.explicit import relative_error
+from tests.helpers.deployment_models import FAMILIES, LANGUAGE, assert_is_converted
+from tests.helpers.explicit import relative_error
 
 ALL = FAMILIES | LANGUAGE
 

@@ -15,8 +15,8 @@ from torch.fx import GraphModule, symbolic_trace
 from torchvision.models import feature_extraction
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
-from tests.deployment.models import CONFIG, FAMILIES, Family, assert_is_converted, trained_a_little
-from tests.explicit import relative_error
+from tests.helpers.deployment_models import CONFIG, FAMILIES, Family, assert_is_converted, trained_a_little
+from tests.helpers.explicit import relative_error
 
 GAINED = PreconditionConfig(class_attention=True, channel=True, gain=1.5)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.deployment.models import FAMILIES, LANGUAGE, Family, assert_is_converted
-from tests.explicit import relative_error
+from tests.helpers.deployment_models import FAMILIES, LANGUAGE, Family, assert_is_converted
+from tests.helpers.explicit import relative_error
 
 onnx = pytest.importorskip("onnx", reason="the dev extra brings it")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the dev extra brings it")

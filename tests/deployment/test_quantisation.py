@@ -9,7 +9,7 @@ from torch import nn
 
 from preconditioned_attention import precondition_
 from preconditioned_attention.conversion.convert import preconditioned_modules
-from tests.deployment.models import CONFIG, FAMILIES, LANGUAGE, assert_is_converted
+from tests.helpers.deployment_models import CONFIG, FAMILIES, LANGUAGE, assert_is_converted
 
 ALL = FAMILIES | LANGUAGE
 TRIED = ["vit", "swin", "xcit", "torchvision vit", "encoder", "own layers", "gpt2"]

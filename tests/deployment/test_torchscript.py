@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from preconditioned_attention import equilibrate, precondition_, preconditioned_attention
-from tests.deployment.models import FAMILIES, LANGUAGE, assert_is_converted
-from tests.explicit import relative_error
+from tests.helpers.deployment_models import FAMILIES, LANGUAGE, assert_is_converted
+from tests.helpers.explicit import relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch says of each of its calls that it is deprecated
 ALL = FAMILIES | LANGUAGE

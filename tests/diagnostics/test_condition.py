@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preconditioned_attention.diagnostics import condition_number
-from tests.diagnostics.spectra import exact_dense, with_spectrum
+from tests.helpers.spectra import exact_dense, with_spectrum
 
 SHAPES = [(32, 8), (8, 32), (8, 8), (64, 8)]
 

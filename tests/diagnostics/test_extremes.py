@@ -6,7 +6,7 @@ import torch
 
 from preconditioned_attention.diagnostics import condition_number
 from preconditioned_attention.diagnostics.extremes import extreme_singular_values
-from tests.diagnostics.spectra import exact_dense, with_spectrum
+from tests.helpers.spectra import exact_dense, with_spectrum
 
 
 @pytest.mark.parametrize("kappa", [1.5, 1e3, 1e8])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from preconditioned_attention import ConditionMonitor, layers, precondition_
 from preconditioned_attention.diagnostics import Observation, condition_number, read_records, row_norm_spread
-from tests.explicit import attention_rows, diagonal_product
+from tests.helpers.explicit import attention_rows, diagonal_product
 
 SIZES = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 5}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from preconditioned_attention.diagnostics import effective_rank, stable_rank
-from tests.diagnostics.spectra import with_spectrum
+from tests.helpers.spectra import with_spectrum
 
 
 @pytest.mark.parametrize("method", ["svd", "gram"])

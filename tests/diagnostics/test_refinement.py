@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from preconditioned_attention.diagnostics.refinement import exact_product, refined_smallest
-from tests.diagnostics.spectra import exact_dense, with_spectrum
+from tests.helpers.spectra import exact_dense, with_spectrum
 
 
 def smallest(matrix: torch.Tensor) -> float:

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preconditioned_attention.diagnostics import singular_values
-from tests.diagnostics.spectra import exact_dense, with_spectrum
+from tests.helpers.spectra import exact_dense, with_spectrum
 
 
 @pytest.mark.parametrize("bits", [0, 10, 40])

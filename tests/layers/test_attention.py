@@ -19,7 +19,7 @@ from preconditioned_attention.layers import (
     WindowAttention,
 )
 from preconditioned_attention.layers._attention import AttentionLayer
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
 
 MARK = "preconditioner.requires_preconditioned_attention"
 

@@ -4,8 +4,8 @@ from timm.models.xcit import XCA
 from torch import Tensor, nn
 
 from preconditioned_attention.layers import CrossCovarianceAttention
-from tests.explicit import relative_error
-from tests.layers.comparing import MODES, assert_equal_with_gradients, c_of, merge, split
+from tests.helpers.explicit import relative_error
+from tests.helpers.layer_comparison import MODES, assert_equal_with_gradients, c_of, merge, split
 
 
 def by_hand(layer: nn.Module, x: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preconditioned_attention.layers import LinearAttention
-from tests.explicit import diagonal_product, relative_error
-from tests.layers.comparing import MODES, assert_equal_with_gradients, c_of, merge, split
+from tests.helpers.explicit import diagonal_product, relative_error
+from tests.helpers.layer_comparison import MODES, assert_equal_with_gradients, c_of, merge, split
 
 
 def rows_by_hand(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:

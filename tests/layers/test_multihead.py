@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig
 from preconditioned_attention.layers import MultiheadAttention
-from tests.explicit import attention_rows, relative_error
-from tests.layers.comparing import MODES, assert_equal_with_gradients, c_of, merge, split
+from tests.helpers.explicit import attention_rows, relative_error
+from tests.helpers.layer_comparison import MODES, assert_equal_with_gradients, c_of, merge, split
 
 
 def turn(angles: Tensor) -> object:

@@ -10,8 +10,8 @@ from transformers.models.nystromformer.modeling_nystromformer import Nystromform
 from preconditioned_attention import PreconditionConfig
 from preconditioned_attention.layers import NystromAttention
 from preconditioned_attention.layers.nystrom import iterative_pinv
-from tests.explicit import attention_rows, relative_error
-from tests.layers.comparing import MODES, assert_equal_with_gradients, c_of, merge, split
+from tests.helpers.explicit import attention_rows, relative_error
+from tests.helpers.layer_comparison import MODES, assert_equal_with_gradients, c_of, merge, split
 
 WIDE = {"dtype": torch.float64}
 

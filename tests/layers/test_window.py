@@ -7,8 +7,8 @@ from timm.models.swin_transformer import WindowAttention as TimmWindowAttention
 from torch import Tensor, nn
 
 from preconditioned_attention.layers import WindowAttention
-from tests.explicit import attention_rows, relative_error
-from tests.layers.comparing import MODES, assert_equal_with_gradients, c_of, merge, split
+from tests.helpers.explicit import attention_rows, relative_error
+from tests.helpers.layer_comparison import MODES, assert_equal_with_gradients, c_of, merge, split
 
 
 def by_hand(layer: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from preconditioned_attention import (
     preconditioned_flex_attention,
     preconditioned_varlen_attention,
 )
-from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
 BACKENDS = ["auto", "flash", "composition", "reference"]
 MASK = torch.ones(5, 5)
@@ -135,7 +135,7 @@ def test_a_distributed_mask_for_plain_tensors() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Replicate
 
-    from tests.ops.dtensor_worker import connect, free_port
+    from tests.helpers.dtensor_worker import connect, free_port
 
     connect(0, 1, free_port())
     try:

@@ -16,7 +16,7 @@ from preconditioned_attention import (
 )
 from preconditioned_attention.equilibration import row_norms
 from preconditioned_attention.ops import Call
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
 
 BACKENDS = ["auto", "flash", "composition", "reference"]
 SIZES = {"batch": 2, "heads": 2, "shared": 2, "queries": 3, "keys": 5, "d": 8, "d_v": 8}

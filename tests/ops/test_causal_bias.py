@@ -14,7 +14,7 @@ from preconditioned_attention.diagnostics.monitor_records import softmax_weights
 from preconditioned_attention.layers import MultiheadAttention, Preconditioner
 from preconditioned_attention.layers.preconditioner import Scores
 from preconditioned_attention.ops import as_mask
-from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
 BACKENDS = ["auto", "flash", "composition", "reference"]
 LENGTHS = [(4, 4), (3, 5), (5, 3), (1, 6), (6, 1)]

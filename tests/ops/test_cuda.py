@@ -7,7 +7,7 @@ from torch import Tensor
 from preconditioned_attention import preconditioned_attention
 from preconditioned_attention.equilibration import default_eps
 from preconditioned_attention.ops import Call, api, cuda, cudnn, efficient, flash_cuda
-from tests.ops.budgets import budgets, packed
+from tests.helpers.budgets import budgets, packed
 
 
 def call_of(inputs: list[Tensor], options: dict) -> Call:

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 
 from preconditioned_attention import preconditioned_attention
 from preconditioned_attention.ops.dtensor import _strides_like
-from tests.ops import dtensor_worker as worker
+from tests.helpers import dtensor_worker as worker
 
 
 def test_two_processes() -> None:

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad, gradcheck
 from preconditioned_attention.equilibration import equilibrate_by_formula
 from preconditioned_attention.ops import equilibrated, rows_torch
 from preconditioned_attention.ops.equilibrated import equilibrate
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 GRADIENTS = ["full", "stop"]

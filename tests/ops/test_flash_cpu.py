@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from preconditioned_attention import preconditioned_attention
 from preconditioned_attention.equilibration import default_eps
 from preconditioned_attention.ops import Call, flash_cpu
-from tests.explicit import attention_rows, diagonal_product, relative_error
-from tests.ops.budgets import budgets, packed
+from tests.helpers.budgets import budgets, packed
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
 FLASH = SDPBackend.FLASH_ATTENTION.value
 GRADIENTS = ["full", "stop"]

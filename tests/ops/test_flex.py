@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from preconditioned_attention import preconditioned_attention
 from preconditioned_attention.ops import flex
-from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
 GRADIENTS = ["full", "stop"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

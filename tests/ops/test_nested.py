@@ -5,8 +5,8 @@ from torch import Tensor
 
 from preconditioned_attention import preconditioned_attention
 from preconditioned_attention.ops import Call, attend
-from tests.explicit import relative_error
-from tests.ragged import explicit_ragged
+from tests.helpers.explicit import relative_error
+from tests.helpers.ragged import explicit_ragged
 
 LENGTHS, OTHER = [3, 5, 0, 2], [4, 1, 2, 6]
 

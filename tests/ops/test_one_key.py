@@ -9,8 +9,8 @@ from torch import Tensor
 from preconditioned_attention import preconditioned_attention, preconditioned_varlen_attention
 from preconditioned_attention.equilibration import default_eps
 from preconditioned_attention.ops import Call, cudnn, efficient, flash_cpu, flash_cuda
-from tests.explicit import attention_rows, diagonal_product
-from tests.ops.emulated_cuda import emulated
+from tests.helpers.emulated_cuda import emulated
+from tests.helpers.explicit import attention_rows, diagonal_product
 
 GRADIENTS = ["full", "stop"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -7,7 +7,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from preconditioned_attention import preconditioned_attention
 from preconditioned_attention.ops.recording import recorded
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
 
 X = torch.randn(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from preconditioned_attention.equilibration import default_eps
 from preconditioned_attention.ops import Call, cudnn, efficient, flash_cuda
 from preconditioned_attention.ops.renormalised import common_refusal
-from tests.explicit import attention_rows, diagonal_product, relative_error
-from tests.ops.emulated_cuda import SEED, dropout_factors, emulated
+from tests.helpers.emulated_cuda import SEED, dropout_factors, emulated
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
 KERNELS = {"flash": flash_cuda, "efficient": efficient, "cudnn": cudnn}
 GRADIENTS = ["full", "stop"]

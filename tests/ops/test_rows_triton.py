@@ -13,7 +13,7 @@ triton = pytest.importorskip("triton", reason="the kernels need Triton")
 GPUTarget = pytest.importorskip("triton.backends.compiler").GPUTarget
 ASTSource = pytest.importorskip("triton.compiler").ASTSource
 rows_triton = pytest.importorskip("preconditioned_attention.ops.rows_triton")
-rows_grid = pytest.importorskip("tests.ops.rows_grid")
+rows_grid = pytest.importorskip("tests.helpers.rows_grid")
 
 ROOT = Path(__file__).parents[2]
 TRITON_NAMES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64"}

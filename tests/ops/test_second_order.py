@@ -21,11 +21,11 @@ from preconditioned_attention import (
     preconditioned_varlen_attention,
 )
 from preconditioned_attention.ops import Call, Packed, cudnn, efficient, flash_cuda, varlen_flash_cuda
-from tests.explicit import attention_rows, diagonal_product, relative_error
-from tests.ops.dtensor_worker import connect, free_port
-from tests.ops.emulated_cuda import emulated
-from tests.ops.emulated_varlen import emulated_varlen
-from tests.ragged import KEYS, QUERIES, explicit_ragged, ragged
+from tests.helpers.dtensor_worker import connect, free_port
+from tests.helpers.emulated_cuda import emulated
+from tests.helpers.emulated_varlen import emulated_varlen
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.ragged import KEYS, QUERIES, explicit_ragged, ragged
 
 GRADIENTS = ["full", "stop"]
 CAUSAL = torch.ones(3, 5, dtype=torch.bool).tril()

@@ -3,7 +3,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
-from tests.ragged import KEYS, QUERIES, ragged
+from tests.helpers.ragged import KEYS, QUERIES, ragged
 
 FORWARD = torch.ops.preconditioned_attention.varlen_flash.default
 BACKWARD = torch.ops.preconditioned_attention.varlen_flash_backward.default

@@ -4,10 +4,10 @@ from torch import Tensor
 
 from preconditioned_attention.equilibration import default_eps
 from preconditioned_attention.ops import Call, Packed, varlen_flash_cuda
-from tests.explicit import diagonal_product, relative_error
-from tests.ops.emulated_cuda import SEED, dropout_factors
-from tests.ops.emulated_varlen import emulated_varlen, spans
-from tests.ragged import KEYS, QUERIES, explicit_ragged, ragged
+from tests.helpers.emulated_cuda import SEED, dropout_factors
+from tests.helpers.emulated_varlen import emulated_varlen, spans
+from tests.helpers.explicit import diagonal_product, relative_error
+from tests.helpers.ragged import KEYS, QUERIES, explicit_ragged, ragged
 
 
 def packed(qkv: list[Tensor], starts: list[Tensor], **options) -> Packed:

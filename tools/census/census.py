@@ -28,7 +28,7 @@ from cases import CASES, Case
 
 from preconditioned_attention.conversion import survey
 from preconditioned_attention.conversion.observed import as_arguments, observe, uncovered
-from preconditioned_attention.conversion.support import with_census
+from preconditioned_attention.lab.census.support import with_census
 
 # Classes that are named after attention, have run, and weigh nothing by a softmax.
 NO_WEIGHTS = {

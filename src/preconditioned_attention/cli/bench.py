@@ -10,7 +10,7 @@ from rich.progress import track
 
 from .._checks import check_known
 from .._files import write_atomically
-from ..benchmarking import (
+from ..lab.benchmarking import (
     MONITORED,
     SHAPES,
     STEPS,
@@ -21,7 +21,7 @@ from ..benchmarking import (
     measure_step,
     rows_to_csv,
 )
-from ..reporting import Ratio, Table, plot_ratios, print_table
+from ..lab.reporting import Ratio, Table, plot_ratios, print_table
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = ("eager", "compiled")

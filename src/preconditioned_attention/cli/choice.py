@@ -7,8 +7,8 @@ import dataclasses
 from .._checks import check_known
 from .._yaml import parse_yaml
 from ..config import PreconditionConfig
-from ..recipes import Recipe, load_recipe
-from ..training import ARMS
+from ..lab.recipes import Recipe, load_recipe
+from ..lab.training import ARMS
 
 
 def choose_recipe(

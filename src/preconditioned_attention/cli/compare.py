@@ -7,9 +7,9 @@ from typing import Annotated
 
 import tyro
 
-from ..comparison import compare as run_comparison
-from ..comparison import task_run, task_settings
-from ..tasks import Baselined, make_task
+from ..lab.comparison import compare as run_comparison
+from ..lab.comparison import task_run, task_settings
+from ..lab.tasks import Baselined, make_task
 from .choice import choose_arms, choose_recipe, folder_name
 
 

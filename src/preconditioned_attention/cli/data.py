@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..data.digit_scenes import DigitScenes, write_digit_scenes
-from ..data.listops import ListOpsOptions, write_listops
-from ..data.pathfinder import PathfinderOptions, write_pathfinder
+from ..lab.data.digit_scenes import DigitScenes, write_digit_scenes
+from ..lab.data.listops import ListOpsOptions, write_listops
+from ..lab.data.pathfinder import PathfinderOptions, write_pathfinder
 
 
 def digit_scenes(

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from ..tasks import Exported
-from ..training import load_trained
+from ..lab.tasks import Exported
+from ..lab.training import load_trained
 
 
 def export(run: Annotated[Path, tyro.conf.Positional], *, output: Path) -> None:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import tyro
 
-from ..comparison.glue import glue_table, score_glue
-from ..data.glue import GLUE
-from ..reporting import print_table
+from ..lab.comparison.glue import glue_table, score_glue
+from ..lab.data.glue import GLUE
+from ..lab.reporting import print_table
 
 
 def glue(

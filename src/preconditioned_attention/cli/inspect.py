@@ -17,7 +17,7 @@ from .._environment import describe_environment
 from .._files import write_atomically
 from ..config import PreconditionConfig
 from ..conversion import ConversionEntry, ConversionReport, build_model, build_without_weights, survey
-from ..inspection import (
+from ..lab.inspection import (
     Inputs,
     Inspection,
     build_page,
@@ -28,7 +28,7 @@ from ..inspection import (
     refuse_large,
     summary,
 )
-from ..reporting import Table, print_table, render_html
+from ..lab.reporting import Table, print_table, render_html
 
 SEED = 0  # of random weights and of generated input
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .._files import write_atomically
-from ..conversion import support_page, with_support_matrix
-from ..conversion.support import census_of
+from ..lab.census.support import census_of, support_page, with_support_matrix
 
 
 def support(*, output: Path | None = None, readme: Path | None = None) -> None:

@@ -11,9 +11,9 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..conversion import sweep as sweeping
-from ..conversion.catalogue import installed_libraries
-from ..reporting import Table, print_table
+from ..lab.census import sweep as sweeping
+from ..lab.census.catalog import installed_libraries
+from ..lab.reporting import Table, print_table
 
 _OUTCOMES: tuple[str, ...] = get_args(sweeping.Outcome)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from .._checks import check_known
-from ..conversion.reading import readings, record
+from ..lab.census.reading import readings, record
 
 
 def texts(

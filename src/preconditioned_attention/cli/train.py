@@ -10,10 +10,10 @@ from typing import Annotated
 import torch
 import tyro
 
-from ..recipes import Recipe
-from ..tasks import Baselined, make_task
-from ..training import TrainConfig, TrainResult
-from ..training import train as run_training
+from ..lab.recipes import Recipe
+from ..lab.tasks import Baselined, make_task
+from ..lab.training import TrainConfig, TrainResult
+from ..lab.training import train as run_training
 from .choice import choose_arms, choose_recipe, folder_name
 
 

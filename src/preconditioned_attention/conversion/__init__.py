@@ -4,12 +4,11 @@ from .checking import AdapterCheck, CheckedAttention, check_adapter
 from .convert import is_preconditioned, precondition_, restore_, survey
 from .declared import register_posthook, register_prehook
 from .mechanisms import ClassSwap, Layout, PostHook, PreHook
+from .model_factory import build_model, build_without_weights
 from .peft_adapters import load_adapter
 from .pretrained import from_pretrained
 from .registry import Adapter, HeadShape, register_adapter, register_composite, unregister_adapter
 from .report import ConversionEntry, ConversionReport
-from .support import SupportedClass, support_page, with_support_matrix
-from .unweighted import build_model, build_without_weights
 from .verify import Verification, VerificationError
 from .weight_files import conversion_metadata, load_safetensors, save_safetensors
 
@@ -24,7 +23,6 @@ __all__ = [
     "Layout",
     "PostHook",
     "PreHook",
-    "SupportedClass",
     "Verification",
     "VerificationError",
     "build_model",
@@ -42,8 +40,6 @@ __all__ = [
     "register_prehook",
     "restore_",
     "save_safetensors",
-    "support_page",
     "survey",
     "unregister_adapter",
-    "with_support_matrix",
 ]

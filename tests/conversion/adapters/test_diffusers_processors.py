@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
-from tests.conversion.oracle import jitter_, normalising_inside
-from tests.explicit import diagonal_product, relative_error
+from tests.helpers.explicit import diagonal_product, relative_error
+from tests.helpers.oracle import jitter_, normalising_inside
 
 pytest.importorskip("diffusers")
 
@@ -20,7 +20,7 @@ from preconditioned_attention.conversion.adapters.diffusers_processors import (
     processor_refusal,
 )
 from preconditioned_attention.conversion.registry import class_name
-from tests.conversion.adapters.diffusers_modules import CASES, SINGLE, TRANSPOSED, build, found, normal
+from tests.helpers.diffusers_modules import CASES, SINGLE, TRANSPOSED, build, found, normal
 
 SLICE = ["LTX 2", "Motif, joint", "Mochi", "Hunyuan Video, single stream", "Cosmos VAE, time", "VidTok", "IF, pooling"]
 

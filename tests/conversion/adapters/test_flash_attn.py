@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
-from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
 
 class SelfAttention(nn.Module):

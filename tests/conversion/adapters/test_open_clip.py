@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.mechanisms import text_digest
-from tests.conversion.oracle import compare, jitter_, normalising_inside
-from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.oracle import compare, jitter_, normalising_inside
 
 pytest.importorskip("open_clip")
 

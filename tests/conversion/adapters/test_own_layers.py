@@ -15,7 +15,7 @@ from preconditioned_attention.layers import (
     NystromAttention,
     WindowAttention,
 )
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
 
 LAYERS: dict[str, Callable[..., nn.Module]] = {
     "multihead": lambda **o: MultiheadAttention(12, 3, **o),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from preconditioned_attention import PreconditionConfig, precondition_
 from preconditioned_attention.conversion.adapters import timm as adapter
 from preconditioned_attention.conversion.mechanisms import text_digest
-from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
 
 def by_hand(module: nn.Module, x: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from timm.models import davit
 from preconditioned_attention import PreconditionConfig, precondition_
 from preconditioned_attention.conversion.adapters import timm_davit
 from preconditioned_attention.conversion.mechanisms import text_digest
-from tests.conversion.oracle import compare, jitter_
+from tests.helpers.oracle import compare, jitter_
 
 WINDOW = (3, 3)
 

@@ -5,8 +5,8 @@ from timm.models import iformer
 from preconditioned_attention import PreconditionConfig, precondition_
 from preconditioned_attention.conversion.adapters import timm_iformer
 from preconditioned_attention.conversion.mechanisms import text_digest
-from tests.conversion.oracle import compare, jitter_
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
+from tests.helpers.oracle import compare, jitter_
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from preconditioned_attention import PreconditionConfig, precondition_
 from preconditioned_attention.conversion.adapters import timm_swaps
 from preconditioned_attention.conversion.mechanisms import text_digest
-from tests.conversion.oracle import compare, jitter_
+from tests.helpers.oracle import compare, jitter_
 
 SWAPS = (
     timm_swaps.MultiScaleAttentionSwap,

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.convert import attention_sites
 from preconditioned_attention.conversion.registry import class_name, find_adapter, registered_adapters
-from tests.conversion.adapters.timm_zoo_cases import CASES, MODELS, REFUSED, Case, rand
-from tests.conversion.oracle import compare, jitter_, normalising_inside
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
+from tests.helpers.oracle import compare, jitter_, normalising_inside
+from tests.helpers.timm_cases import CASES, MODELS, REFUSED, Case, rand
 
 ALL = PreconditionConfig(class_attention=True, pooling=True, linear=True)
 

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from transformers import cache_utils
 
 from preconditioned_attention import precondition_, restore_
-from tests.conversion.adapters.plain_models import MODELS, build, numbers
-from tests.conversion.adapters.transformers_zoo import DECODERS, PAIRS, SHARED, Case
-from tests.conversion.oracle import jitter_, normalising_inside
+from tests.helpers.oracle import jitter_, normalising_inside
+from tests.helpers.plain_models import MODELS, build, numbers
+from tests.helpers.transformers_cases import DECODERS, PAIRS, SHARED, Case
 
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """What the plain models compute in a process that never imports this project."""
     file = tmp_path_factory.mktemp("elsewhere") / "numbers.pt"
-    command = [sys.executable, "-m", "tests.conversion.adapters.plain_models", str(file)]
+    command = [sys.executable, "-m", "tests.helpers.plain_models", str(file)]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[3])
     return torch.load(file)
 

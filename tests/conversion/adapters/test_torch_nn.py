@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from preconditioned_attention import precondition_, restore_
-from tests.explicit import diagonal_product, relative_error
+from tests.helpers.explicit import diagonal_product, relative_error
 
 
 def by_hand(

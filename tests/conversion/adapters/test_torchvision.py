@@ -14,7 +14,7 @@ from torchvision.models.video import swin_transformer as swin3d
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.adapters import torchvision as adapter
 from preconditioned_attention.conversion.mechanisms import text_digest
-from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
 
 def randomise(model: nn.Module) -> nn.Module:

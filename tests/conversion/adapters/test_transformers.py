@@ -25,10 +25,10 @@ from preconditioned_attention.conversion.adapters.transformers import REFUSED
 from preconditioned_attention.conversion.adapters.transformers_own import SEEN_BY
 from preconditioned_attention.conversion.convert import survey
 from preconditioned_attention.conversion.known_texts import versions_read
+from preconditioned_attention.conversion.model_factory import build_without_weights
 from preconditioned_attention.conversion.registry import Refused, find_adapter
-from preconditioned_attention.conversion.unweighted import build_without_weights
-from tests.conversion.adapters.transformers_own_zoo import OWN
-from tests.conversion.adapters.transformers_zoo import (
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.transformers_cases import (
     AUDIO,
     DECODERS,
     DISPATCHING,
@@ -39,7 +39,7 @@ from tests.conversion.adapters.transformers_zoo import (
     check,
     wave,
 )
-from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.transformers_own_cases import OWN
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 40}
 VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "image_size": 16}

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.registry import find_adapter
-from tests.conversion.adapters.transformers_modules import attention_class, config, heads, normalised, rows
-from tests.conversion.adapters.transformers_own_zoo import boxes
-from tests.conversion.adapters.transformers_zoo import (
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.oracle import compare, jitter_, normalising_inside
+from tests.helpers.transformers_cases import (
     EXPERTS,
     SEQ2SEQ,
     TEXT,
@@ -20,8 +20,8 @@ from tests.conversion.adapters.transformers_zoo import (
     pairs,
     tokens,
 )
-from tests.conversion.oracle import compare, jitter_, normalising_inside
-from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.transformers_modules import attention_class, config, heads, normalised, rows
+from tests.helpers.transformers_own_cases import boxes
 
 KEY, QUERY = rows(2, 9), rows(2, 5)
 PADDING = torch.zeros(2, 1, 1, 9, dtype=torch.float64)

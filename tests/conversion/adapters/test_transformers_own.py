@@ -12,7 +12,10 @@ from preconditioned_attention.conversion.adapters.transformers_own import (
     SWAPPED,
 )
 from preconditioned_attention.conversion.registry import class_name
-from tests.conversion.adapters.transformers_modules import (
+from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.oracle import compare, jitter_, normalising_inside
+from tests.helpers.transformers_cases import Case, check, first_attention, outputs, tokens
+from tests.helpers.transformers_modules import (
     MODULES,
     SINGLE,
     attention_class,
@@ -22,10 +25,7 @@ from tests.conversion.adapters.transformers_modules import (
     normalised,
     rows,
 )
-from tests.conversion.adapters.transformers_own_zoo import OWN
-from tests.conversion.adapters.transformers_zoo import Case, check, first_attention, outputs, tokens
-from tests.conversion.oracle import compare, jitter_, normalising_inside
-from tests.explicit import attention_rows, diagonal_product, relative_error
+from tests.helpers.transformers_own_cases import OWN
 
 BY_HAND = {"wavlm", "nystromformer", "longformer", "led"}  # the watching oracle does not follow these
 SLICE = ["deberta-v2", "falcon", "levit", "xlnet"]

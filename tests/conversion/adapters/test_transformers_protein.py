@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from preconditioned_attention import PreconditionConfig, precondition_
 from preconditioned_attention.conversion.adapters.transformers_own import SWAPPED
 from preconditioned_attention.conversion.adapters.transformers_protein import find
-from tests.conversion.adapters.transformers_modules import attention_class, config, heads, rows
-from tests.conversion.oracle import compare, jitter_
-from tests.explicit import attention_rows, diagonal_product
+from tests.helpers.explicit import attention_rows, diagonal_product
+from tests.helpers.oracle import compare, jitter_
+from tests.helpers.transformers_modules import attention_class, config, heads, rows
 
 X = rows(2, 9)
 

@@ -10,8 +10,8 @@ from preconditioned_attention import precondition_
 from preconditioned_attention.conversion import registry
 from preconditioned_attention.conversion.convert import survey
 from preconditioned_attention.conversion.registry import Refused, find_adapter
-from tests.conversion.adapters.transformers_modules import attention_class, config
-from tests.conversion.adapters.transformers_zoo import TEXT, Case
+from tests.helpers.transformers_cases import TEXT, Case
+from tests.helpers.transformers_modules import attention_class, config
 
 REFUSED = {
     "bailing_hybrid.BailingHybridDeltaAttention": "normalised already",

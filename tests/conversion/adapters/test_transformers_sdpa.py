@@ -8,7 +8,7 @@ from preconditioned_attention import PreconditionConfig
 from preconditioned_attention.conversion.adapters import transformers_sdpa
 from preconditioned_attention.conversion.mechanisms import text_digest
 from preconditioned_attention.layers import Preconditioner
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
 
 
 class Caller(nn.Module):

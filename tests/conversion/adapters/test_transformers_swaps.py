@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.adapters.transformers_own import SWAPPED
 from preconditioned_attention.conversion.adapters.transformers_swaps import find
-from tests.conversion.adapters.transformers_modules import attention_class, normalised
-from tests.conversion.adapters.transformers_own_zoo import OWN
-from tests.conversion.adapters.transformers_zoo import Case, first_attention, outputs, tokens
-from tests.conversion.oracle import compare, normalising_inside
-from tests.explicit import relative_error
+from tests.helpers.explicit import relative_error
+from tests.helpers.oracle import compare, normalising_inside
+from tests.helpers.transformers_cases import Case, first_attention, outputs, tokens
+from tests.helpers.transformers_modules import attention_class, normalised
+from tests.helpers.transformers_own_cases import OWN
 
 
 @pytest.mark.parametrize("placement", ["pre_skip", "post_skip"])

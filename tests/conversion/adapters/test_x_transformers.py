@@ -3,8 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
-from tests.conversion.oracle import compare, jitter_, normalising_inside
-from tests.explicit import diagonal_product, relative_error
+from tests.helpers.explicit import diagonal_product, relative_error
+from tests.helpers.oracle import compare, jitter_, normalising_inside
 
 pytest.importorskip("x_transformers")
 

@@ -7,7 +7,7 @@ from preconditioned_attention.diagnostics.theory import (
     softmax_attention_bound,
     softmax_attention_head_bound,
 )
-from tests.diagnostics.theory.instances import COUNT, linear, normal, softmax, softmax_head, softmax_weights
+from tests.helpers.theory_instances import COUNT, linear, normal, softmax, softmax_head, softmax_weights
 
 
 @pytest.mark.parametrize("shape", [(12, 6, 3), (8, 6, 6), (6, 6, 6), (9, 4, 1)], ids=str)

@@ -6,7 +6,7 @@ import torch
 
 from preconditioned_attention.diagnostics import condition_number
 from preconditioned_attention.diagnostics.theory import optimal_row_scaling
-from tests.diagnostics.spectra import with_spectrum
+from tests.helpers.spectra import with_spectrum
 
 
 def matrices() -> dict[str, torch.Tensor]:

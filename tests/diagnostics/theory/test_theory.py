@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from preconditioned_attention.diagnostics.theory import optimal_row_scaling
-from tests.diagnostics.theory.activations import heads_of_architectures, inequalities
+from tests.helpers.activations import heads_of_architectures, inequalities
 
 NAMES = ["vit_tiny", "xcit_nano", "swin_tiny", "davit_tiny", "gpt2", "bert"]
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preconditioned_attention.diagnostics.theory import row_equilibration_bound
-from tests.diagnostics.theory.instances import scaled_orthonormal
+from tests.helpers.theory_instances import scaled_orthonormal
 
 
 @pytest.mark.parametrize("shape", [(12, 4), (4, 12), (5, 5), (40, 3)], ids=str)

@@ -1,0 +1,58 @@
+"""No time is shown for a wrong result: what must hold before a backend is timed."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...config import Backend, Gradient
+from ...functional import preconditioned_attention
+
+
+class WrongResultError(RuntimeError):
+    """A backend's result is further from the float64 reference than rounding explains; nothing of it was timed."""
+
+
+def check_result(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, gradient: Gradient, backend: Backend) -> None:
+    """Compare output and gradients of ``backend`` with the float64 reference.
+
+    The relative error may be twice that of plain attention against its own float64 reference, or twice that of the
+    composition, whichever is larger, and one rounding unit.
+
+    Raises:
+        WrongResultError: it is more than that; the message says of what, and by how much.
+    """
+    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    weight = torch.randn(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device=q.device)
+
+    def ours(x: list[Tensor], name: Backend) -> Tensor:
+        return preconditioned_attention(x[0], x[1], x[2], is_causal=is_causal, gradient=gradient, backend=name)
+
+    reference = _with_gradients(ours(exact, "reference"), exact, weight)
+    plain_reference = _with_gradients(_plain(exact, is_causal), exact, weight)
+    plain = _errors(_with_gradients(_plain(inputs, is_causal), inputs, weight), plain_reference)
+    composed = _errors(_with_gradients(ours(inputs, "composition"), inputs, weight), reference)
+    actual = _errors(_with_gradients(ours(inputs, backend), inputs, weight), reference)
+    unit = torch.finfo(q.dtype).eps
+    for name, error, p, c in zip(("output", "dq", "dk", "dv"), actual, plain, composed, strict=True):
+        allowed = 2 * max(p, c) + unit
+        if not error <= allowed:
+            raise WrongResultError(
+                f"backend {backend!r}, gradient {gradient!r}, {q.dtype}, shape {tuple(q.shape)}: relative error of "
+                f"{name} is {error:.3g}, allowed {allowed:.3g}; it is not timed"
+            )
+
+
+def _plain(x: list[Tensor], is_causal: bool) -> Tensor:
+    return F.scaled_dot_product_attention(x[0], x[1], x[2], is_causal=is_causal)
+
+
+def _with_gradients(out: Tensor, inputs: list[Tensor], weight: Tensor) -> list[Tensor]:
+    return [out, *torch.autograd.grad((out * weight.to(out.dtype)).sum(), inputs)]
+
+
+def _errors(actual: list[Tensor], exact: list[Tensor]) -> list[float]:
+    pairs = zip(actual, exact, strict=True)
+    return [((a.double() - e).norm() / e.norm().clamp_min(1e-300)).item() for a, e in pairs]

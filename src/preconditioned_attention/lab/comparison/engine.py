@@ -1,0 +1,190 @@
+"""The public call: run every arm with every seed and learning rate, then report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..._extras import require
+from ...config import PreconditionConfig
+from ..training.arms import ARMS
+from ..training.randomness import seed_all
+from .metrics import RunMetrics
+from .plan import Plan, RunKey
+from .preparation import FairnessError, Prepare
+from .records import RunRecord, RunStore
+from .report import Comparison, build_comparison, print_comparison, write_report
+
+Run = Callable[[Prepare, int, float], RunMetrics | Mapping[str, Any]]
+
+logger = logging.getLogger(__name__)
+
+
+def compare(
+    run: Run,
+    *,
+    learning_rates: Sequence[float],
+    output: Path | str,
+    arms: Mapping[str, PreconditionConfig | None] = ARMS,
+    seeds: Sequence[int] = (0, 1, 2),
+    metric: str = "accuracy",
+    higher_is_better: bool = True,
+    title: str = "Comparison",
+    settings: Mapping[str, Any] | None = None,
+    variants: Mapping[str, Mapping[str, Any]] | None = None,
+    baselines: Mapping[str, float] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    verbose: bool = True,
+) -> Comparison:
+    """Train with every arm, seed and learning rate, and report what the arms did to the test metric.
+
+    Before each run Python's, NumPy's and torch's generators are seeded from the seed, so a ``run`` that builds its
+    model from them gives every arm the same weights; this is checked. Each arm's learning rate is the one with the
+    best validation metric, mean over seeds; test is reported at that rate and chooses nothing. A run that raises, or
+    reports numbers that are not finite, is kept as failed and shown in the report.
+
+    Args:
+        run: ``run(prepare, seed, learning_rate)`` builds a new model, calls ``prepare(model)`` before it makes the
+            optimiser, trains, and returns :class:`RunMetrics` or a mapping with ``"validation"`` and ``"test"``.
+        learning_rates: the grid, the same for every arm; three or more can show whether it is wide enough.
+        output: the folder for the runs, ``results.json``, ``report.html`` and the plots.
+        arms: name to config; must hold ``"plain"``: None.
+        seeds: two or more give intervals; two say little.
+        metric: what ``validation`` and ``test`` are.
+        higher_is_better: False for a loss or an error.
+        title: the report's title.
+        settings: what else decides the result (model, data, steps): shown in the report, and checked on resume.
+        variants: for arms whose model is another one, options that ``run`` finds in ``prepare.options``. Their weights
+            are compared among themselves only.
+        baselines: the test metric of predictors that need no model, by name; shown beside the results.
+        resume: keep the finished runs of an earlier call of the same comparison; failed ones are repeated.
+        overwrite: remove the results that ``output`` holds.
+        verbose: show progress, then the table and the path of the report.
+
+    Raises:
+        FairnessError: runs of one seed started from different weights or random states, or never called ``prepare``.
+        RuntimeError: every run failed; the report is written first.
+        ValueError, TypeError: an argument, or what ``run`` returned, cannot be used; earlier runs are kept.
+        FileExistsError: ``output`` holds other results. OSError: it cannot be written to.
+        ImportError: the extra ``train`` is missing (before anything runs).
+    """
+    plan = Plan(arms, seeds, learning_rates, metric, higher_is_better, settings or {}, variants or {}, baselines or {})
+    _check_surroundings(run)
+    store = RunStore(Path(output), plan, resume=resume, overwrite=overwrite)
+    for key in _with_progress(plan, store, verbose=verbose):
+        record = _run_once(run, plan, key)
+        _check_fairness(record, store, plan)
+        store.write(record)
+    return _report(plan, store, title, verbose=verbose)
+
+
+def _check_surroundings(run: object) -> None:
+    """What would otherwise show after hours of training: no function, several writers, a missing extra."""
+    if not callable(run):
+        raise TypeError(f"run must be a function run(prepare, seed, learning_rate); got {type(run).__name__}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("compare runs in one process, for it writes one folder; start it without torchrun")
+    for module in ("scipy.stats", "matplotlib.figure", "jinja2", "rich.progress"):
+        require(module, extra="train")
+
+
+def _report(plan: Plan, store: RunStore, title: str, *, verbose: bool) -> Comparison:
+    comparison = build_comparison(plan, store.records, title=title, output=store.output)
+    write_report(comparison)
+    if verbose:
+        print_comparison(comparison)
+    failures = [record for record in store.records.values() if not record.finished]
+    if len(failures) == len(store.records):
+        raise RuntimeError(f"every run failed, the first with: {failures[0].reason}. See {comparison.report}")
+    return comparison
+
+
+def _with_progress(plan: Plan, store: RunStore, *, verbose: bool) -> Iterator[RunKey]:
+    """The runs that are still to be done, in the plan's order, with a bar and the time left."""
+    to_do = [key for key in plan.run_keys() if key not in store.records or not store.records[key].finished]
+    rich_progress = require("rich.progress", extra="train")
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TimeElapsedColumn(),
+        rich_progress.TextColumn("left:"),
+        rich_progress.TimeRemainingColumn(),
+    )
+    # Runs may take hours: estimate the speed over all of them.
+    with rich_progress.Progress(*columns, disable=not verbose, speed_estimate_period=float("inf")) as progress:
+        bar = progress.add_task("runs", total=len(to_do))
+        for key in to_do:
+            progress.update(bar, description=key.stem)
+            yield key
+            progress.advance(bar)
+
+
+def _run_once(run: Run, plan: Plan, key: RunKey) -> RunRecord:
+    """Do one run. What it raises becomes a failed record, except what makes the whole comparison meaningless."""
+    prepare = Prepare(plan.arms[key.arm], plan.variants.get(key.arm, {}))
+    seed_all(key.seed)
+    start = time.perf_counter()
+    try:
+        returned = run(prepare, key.seed, key.learning_rate)
+    except FairnessError:
+        raise
+    except Exception as error:
+        logger.warning("run %s failed: %s: %s", key.stem, type(error).__name__, error)
+        return RunRecord(
+            key=key,
+            description=plan.describe(key),
+            status="failed",
+            reason=f"{type(error).__name__}: {error}",
+            traceback=traceback.format_exc(),
+            weights=prepare.weights,
+            random_states=prepare.random_states,
+            seconds=time.perf_counter() - start,
+        )
+    metrics = RunMetrics.from_returned(returned, metric=plan.metric)
+    reason = metrics.not_finite()
+    if reason is not None:
+        logger.warning("run %s failed: %s", key.stem, reason)
+    return RunRecord(
+        key=key,
+        description=plan.describe(key),
+        status="finished" if reason is None else "failed",
+        reason=reason,
+        metrics=metrics,
+        weights=prepare.weights,
+        random_states=prepare.random_states,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _check_fairness(record: RunRecord, store: RunStore, plan: Plan) -> None:
+    """Raise unless a finished run started where every other finished run of its seed and its kind of model did."""
+    if not record.finished:
+        return
+    if not record.weights:
+        raise FairnessError(
+            f"run {record.key.stem} never called prepare(model): no arm was applied. "
+            "Call it on the model once it is built, before the optimiser is made"
+        )
+    for other in store.records.values():
+        if not other.finished or other.key.seed != record.key.seed:
+            continue
+        if plan.variants.get(other.key.arm) != plan.variants.get(record.key.arm):
+            continue
+        pair = f"seed {record.key.seed}: runs {other.key.stem} and {record.key.stem}"
+        if other.weights != record.weights:
+            raise FairnessError(
+                f"{pair} started from different weights. Build the model inside run, from torch's global generator, "
+                "which compare seeds before each run"
+            )
+        if other.random_states != record.random_states:
+            raise FairnessError(
+                f"{pair} had different random states after prepare(model). Draw the same random numbers in every run "
+                "before that call (building the model, splitting the data), whatever the arm or learning rate"
+            )

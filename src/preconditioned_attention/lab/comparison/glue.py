@@ -1,0 +1,127 @@
+"""The score on GLUE: every task several times, the median of each, and the mean of the medians."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..._checks import check_integer, check_known
+from ..._files import write_atomically
+from ..data.glue import GLUE
+from ..recipes import load_recipe
+from ..reporting import Table
+from ..tasks import make_task
+from ..training import TrainConfig, train
+from ..training.folder import RunFolder
+
+EPOCHS = 5
+MISMATCHED = "mnli, mismatched"
+
+
+@dataclass(frozen=True)
+class GlueScore:
+    """A task's metric on the dev split in every trial."""
+
+    task: str
+    metric: str
+    trials: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """What is reported."""
+        return statistics.median(self.trials)
+
+
+def score_glue(
+    pretrained: Path | str,
+    *,
+    root: Path | str,
+    output: Path | str,
+    tasks: Sequence[str] = tuple(GLUE),
+    trials: int = 5,
+    progress: bool = True,
+) -> list[GlueScore]:
+    """Fine-tune a pretrained model on tasks of GLUE with the published settings, several times each.
+
+    A trial that is finished in ``output`` is read, one that was begun goes on. MNLI gives two scores. All are written
+    to ``output/glue.json``.
+
+    Args:
+        pretrained: a folder that ``precond export`` wrote for a run of ``masked-lm``.
+        root: the folder with GLUE.
+        output: the folder for the runs.
+        tasks: names in :data:`preconditioned_attention.lab.data.glue.GLUE`.
+        trials: seeds per task, from 0.
+        progress: show a live line per run on standard error.
+
+    Raises:
+        ValueError, OSError: data or model are not there or not what they should be, or ``output`` holds other runs.
+    """
+    check_known("task of GLUE", tasks, GLUE)
+    check_integer("trials", trials, minimum=1)
+    scores: list[GlueScore] = []
+    for task in tasks:
+        config = _configure(task, str(pretrained), str(root))
+        metric = make_task(config.task, config.task_options).metric
+        runs = [
+            _trial(dataclasses.replace(config, seed=seed), Path(output) / f"{task}-seed{seed}", metric, progress)
+            for seed in range(trials)
+        ]
+        matched, mismatched = zip(*runs, strict=True)
+        scores.append(GlueScore(task, metric, matched))
+        if task == "mnli":
+            scores.append(GlueScore(MISMATCHED, metric, mismatched))
+    content = {score.task: {**dataclasses.asdict(score), "median": score.median} for score in scores}
+    write_atomically(Path(output) / "glue.json", json.dumps(content, indent=2) + "\n")
+    return scores
+
+
+def glue_table(scores: Sequence[GlueScore]) -> Table:
+    """Medians in percent, their spread, and the mean of the medians."""
+    rows = [(score.task, score.metric, *map(_percent, _row(score))) for score in scores]
+    mean = statistics.fmean(score.median for score in scores)
+    complete = len(scores) == len(GLUE) + 1
+    return Table(
+        title=f"GLUE, dev splits, {len(scores[0].trials)} trials",
+        columns=("task", "metric", "median", "lowest", "highest"),
+        rows=(*rows, ("mean of the medians", "", _percent(mean), "", "")),
+        text_columns=2,
+        note="" if complete else "Not all tasks: the mean is not the score on GLUE.",
+    )
+
+
+def _row(score: GlueScore) -> Iterator[float]:
+    yield from (score.median, min(score.trials), max(score.trials))
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _configure(task: str, pretrained: str, root: str) -> TrainConfig:
+    """The recipe, as long as five epochs of the data that is there."""
+    config = load_recipe(f"glue/{task}").train
+    options = {**config.task_options, "pretrained": pretrained, "root": root}
+    examples = len(make_task(config.task, options).datasets().train)  # type: ignore[arg-type]
+    steps = EPOCHS * (examples // config.batch_size)
+    if not steps:
+        raise ValueError(f"{task} in {root} must have at least {config.batch_size} training pairs; got {examples}")
+    return dataclasses.replace(config.with_steps(steps), task_options=options)
+
+
+def _trial(config: TrainConfig, folder: Path, metric: str, progress: bool) -> tuple[float, float]:
+    """The metric on both dev splits; they are one but for MNLI."""
+    run = RunFolder(folder)
+    begun = run.config.exists()
+    if begun:
+        run.check(config, resume=True, overwrite=False)
+    if not run.result.exists():
+        train(config, folder, resume=begun, progress=progress)
+        shutil.rmtree(run.checkpoints)  # nothing is left to resume, and forty runs of them fill a disk
+    result = json.loads(run.result.read_text(encoding="utf-8"))
+    return result["validation"][metric], result["test"][metric]

@@ -1,0 +1,147 @@
+"""The folder of a comparison: one file per run, written at once and whole, so that a killed comparison resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..._files import write_atomically
+from .metrics import RunMetrics
+from .plan import Plan, RunKey
+
+RESULTS = "results.json"
+REPORT = "report.html"
+PLOT_PREFIX = "plot-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """One run that ended, well or not.
+
+    Args:
+        key: which run.
+        description: ``Plan.describe(key)`` when it ran.
+        status: ``"finished"``, or ``"failed"`` (it raised, or gave numbers that are not finite).
+        reason: why it failed.
+        traceback: where it raised.
+        metrics: what it reported; None if it raised.
+        weights: hash of each prepared model before the arm was applied.
+        random_states: hash of torch's random state after each preparation.
+        seconds: how long the run took.
+    """
+
+    key: RunKey
+    description: dict[str, Any]
+    status: Literal["finished", "failed"]
+    reason: str | None = None
+    traceback: str | None = None
+    metrics: RunMetrics | None = None
+    weights: list[str] = field(default_factory=list)
+    random_states: list[str] = field(default_factory=list)
+    seconds: float
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run gave numbers that can be used."""
+        return self.status == "finished"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        names = ("description", "status", "reason", "traceback", "weights", "random_states", "seconds")
+        values = {name: getattr(self, name) for name in names}
+        return {**values, "metrics": None if self.metrics is None else self.metrics.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunRecord:
+        """The inverse of :meth:`to_dict`."""
+        description, metrics = values["description"], values["metrics"]
+        return cls(
+            **{**values, "metrics": None if metrics is None else RunMetrics.from_dict(metrics)},
+            key=RunKey(description["seed"], description["learning_rate"], description["arm"]),
+        )
+
+
+def to_json(values: Any) -> str:
+    """Strict JSON: numbers that are not finite, which JSON does not know, become the strings "inf", "-inf", "nan"."""
+    return json.dumps(_speakable(values), indent=1, allow_nan=False) + "\n"
+
+
+def _speakable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _speakable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_speakable(entry) for entry in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class RunStore:
+    """The runs that the output folder holds.
+
+    Args:
+        output: the folder; made if it is not there.
+        plan: what is compared.
+        resume: keep finished runs of this very comparison and do the others.
+        overwrite: remove the results that the folder holds.
+
+    Raises:
+        FileExistsError: the folder holds results and neither ``resume`` nor ``overwrite`` was given, or it holds
+            runs of another comparison. Nothing was changed.
+        OSError: the folder cannot be written to.
+        ValueError: both ``resume`` and ``overwrite``, or a run's file that cannot be read.
+    """
+
+    def __init__(self, output: Path, plan: Plan, *, resume: bool, overwrite: bool) -> None:
+        if resume and overwrite:
+            raise ValueError("resume keeps what the folder holds and overwrite removes it: give one of them")
+        self.output = output
+        self.runs = output / "runs"
+        self._check_writable()
+        found = self._files()
+        if found and not (resume or overwrite):
+            raise FileExistsError(
+                f"output: {output} holds results already ({found[0].name}); "
+                "resume=True continues them, overwrite=True removes them, another folder keeps them"
+            )
+        if overwrite:
+            for path in found:
+                path.unlink()
+        self.records: dict[RunKey, RunRecord] = {}
+        for path in sorted(self.runs.glob("*.json")):
+            record = self._read(path)
+            if record.key not in plan.run_keys() or record.description != plan.describe(record.key):
+                raise FileExistsError(
+                    f"output: {path} belongs to another comparison (other arms, seeds, learning rates or settings); "
+                    "choose another folder, or overwrite=True to remove what this one holds"
+                )
+            self.records[record.key] = record
+
+    def _check_writable(self) -> None:
+        try:
+            self.runs.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.output), tempfile.TemporaryFile(dir=self.runs):
+                pass
+        except OSError as error:
+            raise type(error)(
+                error.errno, f"output: cannot write to this folder ({error.strerror}); choose another", str(self.output)
+            ) from error
+
+    def _files(self) -> list[Path]:
+        """Everything that a comparison writes and that is there."""
+        named = [path for path in (self.output / RESULTS, self.output / REPORT) if path.exists()]
+        return [*named, *sorted(self.output.glob(f"{PLOT_PREFIX}*.png")), *sorted(self.runs.glob("*.json"))]
+
+    @staticmethod
+    def _read(path: Path) -> RunRecord:
+        try:
+            return RunRecord.from_dict(json.loads(path.read_bytes()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"output: {path} is not a run of a comparison ({error!r}); remove it") from error
+
+    def write(self, record: RunRecord) -> None:
+        """Keep ``record``, on the disk first."""
+        write_atomically(self.runs / f"{record.key.stem}.json", to_json(record.to_dict()))
+        self.records[record.key] = record

@@ -1,0 +1,163 @@
+"""From the runs to what each arm achieved: the chosen learning rate, paired differences, steps, time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ...config import PreconditionConfig
+from .metrics import RunMetrics
+from .plan import REFERENCE, Plan, RunKey
+from .records import RunRecord
+from .statistics import Interval, paired_difference, paired_ratio, smooth, smoothing_window, steps_to_reach
+
+
+@dataclass(frozen=True)
+class RateSummary:
+    """One learning rate of one arm: the validation metric of the seeds that finished, and the seeds that failed."""
+
+    learning_rate: float
+    validation: tuple[float, ...]
+    failed_seeds: tuple[int, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """The mean over seeds; None if a seed failed: a mean over the others would favour rates that diverge."""
+        return None if self.failed_seeds else math.fsum(self.validation) / len(self.validation)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that gave no usable numbers."""
+
+    key: RunKey
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmSummary:
+    """What one arm achieved. Everything after ``failures`` is None or empty if no learning rate could be chosen.
+
+    Args:
+        name: the arm.
+        config: None for the reference.
+        rates: every learning rate, ascending.
+        failures: the runs that failed, at any learning rate.
+        learning_rate: the rate with the best mean validation metric (the smaller of equals).
+        bracketed: whether rates that finished lie on both sides of it.
+        validation: per seed, at that rate.
+        test: per seed, at that rate.
+        difference: test metric minus the reference's, paired by seed; None for the reference.
+        steps: per seed, steps to the reference's final training loss (None: not reached); None if not measured.
+        total_steps: per seed, how many steps were taken.
+        time_ratio: time per step relative to the reference, paired by seed and learning rate; None if not measured.
+        seconds_per_step: the mean over seeds at the chosen rate; None if not measured.
+    """
+
+    name: str
+    config: PreconditionConfig | None
+    rates: tuple[RateSummary, ...]
+    failures: tuple[Failure, ...]
+    learning_rate: float | None = None
+    bracketed: bool | None = None
+    validation: tuple[float, ...] = ()
+    test: tuple[float, ...] = ()
+    difference: Interval | None = None
+    steps: tuple[int | None, ...] | None = None
+    total_steps: tuple[int, ...] = ()
+    time_ratio: Interval | None = None
+    seconds_per_step: float | None = None
+
+
+def summarise(plan: Plan, records: Mapping[RunKey, RunRecord]) -> dict[str, ArmSummary]:
+    """What each arm of ``plan`` achieved, in the plan's order. ``records`` holds every run of the plan."""
+    chosen = {name: chosen_runs(plan, records, name) for name in plan.arms}
+    return {name: _summarise_arm(plan, records, name, chosen[name], chosen[REFERENCE]) for name in plan.arms}
+
+
+def rate_summaries(plan: Plan, records: Mapping[RunKey, RunRecord], arm: str) -> tuple[RateSummary, ...]:
+    """The validation metric of ``arm`` at every learning rate."""
+    summaries = []
+    for rate in plan.learning_rates:
+        runs = {seed: records[RunKey(seed, rate, arm)] for seed in plan.seeds}
+        metrics = tuple(run.metrics.validation for run in runs.values() if run.finished and run.metrics is not None)
+        summaries.append(RateSummary(rate, metrics, tuple(seed for seed, run in runs.items() if not run.finished)))
+    return tuple(summaries)
+
+
+def choose_rate(rates: Sequence[RateSummary], *, higher_is_better: bool) -> RateSummary | None:
+    """The rate with the best mean validation metric, the smaller of equals; None if at every rate a seed failed."""
+    sign = -1 if higher_is_better else 1
+    usable = [(sign * rate.mean, rate.learning_rate, rate) for rate in rates if rate.mean is not None]
+    return min(usable)[2] if usable else None
+
+
+def chosen_runs(plan: Plan, records: Mapping[RunKey, RunRecord], arm: str) -> tuple[RunMetrics, ...]:
+    """What the runs of ``arm`` at its chosen rate reported, in the order of the seeds; empty if none can be chosen."""
+    rate = choose_rate(rate_summaries(plan, records, arm), higher_is_better=plan.higher_is_better)
+    if rate is None:
+        return ()
+    runs = [records[RunKey(seed, rate.learning_rate, arm)] for seed in plan.seeds]
+    return tuple(run.metrics for run in runs if run.metrics is not None)
+
+
+def _summarise_arm(
+    plan: Plan,
+    records: Mapping[RunKey, RunRecord],
+    name: str,
+    runs: Sequence[RunMetrics],
+    reference: Sequence[RunMetrics],
+) -> ArmSummary:
+    rates = rate_summaries(plan, records, name)
+    mine = [records[key] for key in plan.run_keys() if key.arm == name]
+    failures = tuple(Failure(record.key, record.reason or "") for record in mine if not record.finished)
+    chosen = choose_rate(rates, higher_is_better=plan.higher_is_better)
+    if chosen is None:
+        return ArmSummary(name=name, config=plan.arms[name], rates=rates, failures=failures)
+    usable = [rate.learning_rate for rate in rates if rate.mean is not None]
+    test = tuple(run.test for run in runs)
+    comparable = bool(reference) and name != REFERENCE
+    times = [run.seconds_per_step for run in runs if run.seconds_per_step is not None]
+    return ArmSummary(
+        name=name,
+        config=plan.arms[name],
+        rates=rates,
+        failures=failures,
+        learning_rate=chosen.learning_rate,
+        bracketed=min(usable) < chosen.learning_rate < max(usable),
+        validation=chosen.validation,
+        test=test,
+        difference=paired_difference(test, [run.test for run in reference]) if comparable else None,
+        steps=_steps_to_reference(runs, reference),
+        total_steps=tuple(len(run.losses) for run in runs),
+        time_ratio=_time_ratio(plan, records, name) if name != REFERENCE else None,
+        seconds_per_step=math.fsum(times) / len(times) if len(times) == len(runs) else None,
+    )
+
+
+def _steps_to_reference(runs: Sequence[RunMetrics], reference: Sequence[RunMetrics]) -> tuple[int | None, ...] | None:
+    """Per seed, the first step at which the smoothed loss is at or below the reference's last smoothed loss."""
+    if not reference or not all(run.losses for run in (*runs, *reference)):
+        return None
+    steps = []
+    for run, base in zip(runs, reference, strict=True):
+        window = smoothing_window(len(base.losses))
+        steps.append(steps_to_reach(run.losses, smooth(base.losses, window)[-1], window))
+    return tuple(steps)
+
+
+def _time_ratio(plan: Plan, records: Mapping[RunKey, RunRecord], arm: str) -> Interval | None:
+    """Time per step over the reference's, from every seed and learning rate at which both were measured."""
+    mine, reference = [], []
+    for seed in plan.seeds:
+        for rate in plan.learning_rates:
+            times = [_seconds_per_step(records[RunKey(seed, rate, name)]) for name in (arm, REFERENCE)]
+            if times[0] is not None and times[1] is not None:
+                mine.append(times[0])
+                reference.append(times[1])
+    return paired_ratio(mine, reference) if mine else None
+
+
+def _seconds_per_step(record: RunRecord) -> float | None:
+    return record.metrics.seconds_per_step if record.finished and record.metrics is not None else None

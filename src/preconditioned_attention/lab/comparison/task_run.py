@@ -1,0 +1,100 @@
+"""From a training configuration to the ``run`` of a comparison."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...diagnostics import ConditionMonitor, MonitorConfig
+from ..tasks import Described, make_task
+from ..training import TrainConfig, train
+from ..training.errors import NonFiniteError
+from .metrics import CONDITIONING_KEYS, DURING, SAMPLES, RunMetrics
+from .preparation import Prepare
+
+POINTS = 20  # how often a run is looked at on the way, unless its configuration says how often
+
+# What the comparison sets itself, and what cannot change a result.
+_NOT_SETTINGS = ("seed", "learning_rate", "precondition", "checkpoint_every", "keep_checkpoints", "monitor", "workers")
+
+
+def task_run(config: TrainConfig) -> Callable[[Prepare, int, float], RunMetrics]:
+    """A ``run`` for :func:`compare` that trains the task of ``config``.
+
+    Seed, learning rate and preconditioning are the comparison's. Attention is looked at before the first step and
+    after the last, on the task's fixed batch of validation examples, and on the way on the batches that it trains on.
+    The run's own files go to a temporary folder: a comparison resumes at whole runs.
+    """
+    task = make_task(config.task, config.task_options)
+    batch = task.example_batch()
+    monitor = config.monitor or MonitorConfig(every=max(1, config.steps // POINTS))
+
+    def run(prepare: Prepare, seed: int, learning_rate: float) -> RunMetrics:
+        at_initialisation: list[dict[str, Any]] = []
+
+        def prepare_and_look(model: nn.Module) -> nn.Module:
+            prepare(model)
+            at_initialisation.extend(look_inside(model, batch))
+            return model
+
+        variant = dataclasses.replace(config, task_options={**config.task_options, **prepare.options})
+        run_config = dataclasses.replace(
+            variant, seed=seed, learning_rate=learning_rate, precondition=None, checkpoint_every=None, monitor=monitor
+        )
+        with tempfile.TemporaryDirectory(prefix="precond-") as folder:
+            try:
+                result = train(run_config, Path(folder), prepare=prepare_and_look, progress=False)
+            except NonFiniteError as error:
+                # The message names a checkpoint in the temporary folder; its cause says what happened.
+                raise error.__cause__ or error from None
+        moments = (("initialisation", at_initialisation), ("end", look_inside(result.model, batch)))
+        return RunMetrics(
+            validation=result.validation[task.metric],
+            test=result.test[task.metric],
+            losses=result.losses,
+            seconds_per_step=result.seconds_per_step,
+            evaluations=result.evaluations,
+            conditioning=[
+                *({**row, "moment": moment} for moment, rows in moments for row in rows),
+                *({**_reported(row), "moment": DURING} for row in result.conditioning),
+            ],
+            extra={
+                "validation_metrics": result.validation,
+                "test_metrics": result.test,
+                **({SAMPLES: result.samples} if result.samples else {}),
+            },
+            pictures=result.pictures,
+        )
+
+    return run
+
+
+def _reported(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("step", *CONDITIONING_KEYS)}
+
+
+def task_settings(config: TrainConfig) -> dict[str, Any]:
+    """What of ``config`` and of the task's data decides the results of a comparison, as plain values."""
+    settings = {name: value for name, value in config.to_dict().items() if name not in _NOT_SETTINGS}
+    task = make_task(config.task, config.task_options)
+    return {**settings, "data": task.describe_data()} if isinstance(task, Described) else settings
+
+
+def look_inside(model: nn.Module, batch: tuple[Tensor, ...]) -> list[dict[str, Any]]:
+    """Condition number and row-norm spread per attention layer, before and after C, in evaluation mode.
+
+    A copy of the model is looked at, in double precision and on the CPU: rows of attention that are nearly parallel,
+    as they are at initialisation, have condition numbers that single precision cannot tell from infinity.
+    """
+    copied = copy.deepcopy(model).to("cpu", torch.float64).eval()
+    arguments = [entry.to("cpu", torch.float64 if entry.is_floating_point() else None) for entry in batch]
+    with torch.no_grad(), ConditionMonitor(copied) as monitor:
+        copied(*arguments)
+    return monitor.summary()

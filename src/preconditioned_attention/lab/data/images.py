@@ -1,0 +1,208 @@
+"""Labelled images on disk, as timm's readers and torchvision's datasets give them.
+
+Known layouts: a folder per split with a folder per class below it; ``train.tar`` and ``val.tar`` in place of these
+folders; ``torch/imagenet`` and timm's other names for torchvision's datasets; ``hfds/NAME`` for Hugging Face datasets.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..._extras import require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+STREAMS = ("hfids/", "tfds/", "wds/")
+TRAIN_NAMES = ("train", "training")
+EVALUATION_NAMES = ("val", "valid", "validation", "eval", "evaluation")
+
+
+class LabelledImages(Protocol):
+    """Images of one split with their labels."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the labels 0, 1, ...; empty if the source does not tell."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def read(self, index: int) -> tuple[Image, int]:
+        """The image, in RGB, and its label.
+
+        Raises:
+            OSError: the image cannot be read; the message names it.
+        """
+
+
+class TransformedImages(Dataset[tuple[Tensor, int]]):
+    """Images as a model takes them: ``(transform(image), label)``.
+
+    Args:
+        images: where they come from.
+        transform: from an RGB image to a tensor.
+        indices: which of them, in this order; None: all.
+    """
+
+    def __init__(
+        self, images: LabelledImages, transform: Callable[[Image], Tensor], indices: Sequence[int] | None = None
+    ) -> None:
+        self.images = images
+        self.indices = range(len(images)) if indices is None else indices
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images.read(self.indices[index])
+        return self._transform(image), label
+
+
+def open_images(dataset: str, root: str | Path | None, split: str) -> LabelledImages:
+    """Open one split.
+
+    Args:
+        dataset: ``""`` for folders and tars, or one of timm's names with a prefix ``torch/`` or ``hfds/``.
+        root: the folder that holds the splits; for ``hfds/`` the cache folder or None.
+        split: its name; for folders and tars also another usual name of it (``val``, ``validation``, ...) is found.
+
+    Raises:
+        ValueError: the split holds no images in one folder per class, or the dataset is a stream or unknown.
+        OSError: the folder is not there.
+        ImportError: a library that reads it is missing.
+    """
+    if dataset.startswith(STREAMS):
+        raise ValueError(
+            f"dataset {dataset!r} is a stream without random access, which the order of a resumed run needs; "
+            "use 'hfds/...', 'torch/...', or '' for folders and tars"
+        )
+    path = None if root is None else Path(root).expanduser()
+    if dataset.startswith("hfds/"):
+        _need_hugging_face_datasets(dataset)
+    elif path is None:
+        raise ValueError(f"root must be the folder that holds the images of dataset {dataset!r}; got None")
+    elif not path.is_dir():
+        raise FileNotFoundError(f"root: there is no folder {path}; give the one that holds the images")
+    if dataset.startswith("torch/"):
+        return _open_torchvision(dataset, str(path), split)
+    return _open_timm(dataset, path, split)
+
+
+def check_same_classes(train: LabelledImages, other: LabelledImages, *, split: str) -> None:
+    """Raise unless both splits number the same classes alike.
+
+    Raises:
+        ValueError: a class is in one of them only; the message names it.
+    """
+    if train.classes == other.classes:
+        return
+    missing = [name for name in train.classes if name not in other.classes]
+    extra = [name for name in other.classes if name not in train.classes]
+    raise ValueError(
+        f"the classes of the {split} split are not those of the training split, so its labels would mean something "
+        f"else: {_some('missing', missing)}, {_some('not in training', extra)}"
+    )
+
+
+class _ReaderImages:
+    """The images of a reader of timm's."""
+
+    def __init__(self, reader: Any, where: str) -> None:
+        self._reader = reader
+        self._where = where
+        # Folders and Hugging Face datasets have one name for it, tars another.
+        indices = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
+        self.classes = tuple(sorted(indices, key=indices.__getitem__))
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def read(self, index: int) -> tuple[Image, int]:
+        image = require("PIL.Image", extra="vision")
+        try:
+            file, label, *_ = self._reader[index]
+            with file, image.open(file) as opened:
+                return opened.convert("RGB"), int(label)
+        except (OSError, SyntaxError, tarfile.TarError) as error:  # Pillow calls a broken PNG a syntax error
+            raise OSError(_unreadable(self._reader.filename(index), self._where, error)) from error
+
+
+class _TorchvisionImages:
+    """The images of a dataset of torchvision's."""
+
+    def __init__(self, dataset: Any, where: str) -> None:
+        self._dataset = dataset
+        self._where = where
+        self.classes = tuple(getattr(dataset, "wnids", None) or map(str, getattr(dataset, "classes", ())))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def read(self, index: int) -> tuple[Image, int]:
+        try:
+            image, label = self._dataset[index]
+            return image.convert("RGB"), int(label)
+        except (OSError, SyntaxError) as error:
+            samples = getattr(self._dataset, "samples", None)
+            raise OSError(_unreadable(samples[index][0] if samples else index, self._where, error)) from error
+
+
+def _open_timm(dataset: str, root: Path | None, split: str) -> LabelledImages:
+    path = None if dataset else find_split(root, split)  # type: ignore[arg-type]
+    where = f"{split} split of {dataset!r}" if path is None else str(path)
+    try:
+        opened = require("timm.data", extra="vision").create_dataset(
+            dataset, root=root if path is None else str(path), split=split, search_split=False
+        )
+    except (RuntimeError, ValueError, AssertionError, tarfile.TarError) as error:
+        raise ValueError(f"{where} cannot be read as images in one folder per class: {error}") from error
+    images = _ReaderImages(opened.reader, where)
+    if "" in images.classes:
+        raise ValueError(f"{where} holds images outside of class folders; each must lie in the folder of its class")
+    return images
+
+
+def _open_torchvision(dataset: str, root: str, split: str) -> LabelledImages:
+    try:
+        opened = require("timm.data", extra="vision").create_dataset(dataset, root=root, split=split)
+    except (RuntimeError, ValueError, AssertionError, FileNotFoundError) as error:
+        raise ValueError(f"{root} cannot be read as the {split} split of {dataset!r}: {error}") from error
+    return _TorchvisionImages(opened, f"{split} split of {dataset!r}")
+
+
+def find_split(root: Path, split: str) -> Path:
+    """The folder or the tar of a split in ``root``.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    synonyms = next((names for names in (TRAIN_NAMES, EVALUATION_NAMES) if split in names), ())
+    names = dict.fromkeys((split, *synonyms))
+    for path in (path for name in names for path in (root / name, root / f"{name}.tar")):
+        if path.exists():
+            return path
+    raise FileNotFoundError(f"{root} holds no folder or tar of the {split} split; looked for {', '.join(names)}")
+
+
+def _need_hugging_face_datasets(dataset: str) -> None:
+    try:
+        import datasets  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ImportError(f"dataset {dataset!r} needs Hugging Face's library: pip install datasets") from error
+
+
+def _unreadable(name: object, where: str, error: Exception) -> str:
+    return f"image {name} of {where} cannot be read ({error}); replace it or remove it"
+
+
+def _some(what: str, names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return f"{len(names)} {what}" + (f" ({shown})" if names else "")

@@ -1,0 +1,126 @@
+"""One self-contained HTML page: no script, no link to anything outside, pictures embedded."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from ..._extras import require
+from .tables import Table
+
+if TYPE_CHECKING:
+    import jinja2
+
+LARGE = 1200  # pixels across: plots have fewer, rows of images have more
+
+Tone = Literal["good", "bad", "open", "warning"]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Paragraphs of plain text; ``terms`` are (term, explanation) pairs shown as a list below them."""
+
+    kind: ClassVar[str] = "text"
+    paragraphs: tuple[str, ...] = ()
+    terms: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Callout:
+    """A short statement set apart: what a reader should not miss."""
+
+    kind: ClassVar[str] = "callout"
+    tone: Tone
+    title: str
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with its description for those who cannot see it and the caption below it."""
+
+    png: bytes
+    description: str
+    caption: str
+
+    @property
+    def data_uri(self) -> str:
+        """The picture as a ``data:`` URI."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is large and flat: beside another it would be too small to look at."""
+        if len(self.png) < 24:  # no picture at all: browsers show the description
+            return False
+        width, height = struct.unpack_from(">II", self.png, 16)  # where a PNG file says so
+        return width > max(LARGE, 2 * height)
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain values for JSON, the PNG in base 64."""
+        png = base64.b64encode(self.png).decode("ascii")
+        return {"png": png, "description": self.description, "caption": self.caption}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, str]) -> Picture:
+        """The inverse of :meth:`to_dict`."""
+        return cls(base64.b64decode(values["png"]), values["description"], values["caption"])
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Pictures side by side where the screen is wide enough, below each other where it is not, or where one is wide."""
+
+    kind: ClassVar[str] = "figures"
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Texts as they are, spaces and line breaks included, each below its title."""
+
+    kind: ClassVar[str] = "listing"
+    items: tuple[tuple[str, str], ...]
+
+
+Block = Text | Callout | Figures | Listing | Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it; ``folded`` sections open on a click."""
+
+    title: str
+    blocks: tuple[Block, ...]
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole page: title, one line below it, sections, and a last line."""
+
+    title: str
+    subtitle: str
+    sections: tuple[Section, ...]
+    footer: str
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    template_engine = require("jinja2", extra="train")
+    return template_engine.Environment(
+        loader=template_engine.PackageLoader(__package__, "templates"),
+        autoescape=True,
+        undefined=template_engine.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render_html(page: Page) -> str:
+    """The page as HTML text (``jinja2``, extra ``train``). Every string is escaped."""
+    return _environment().get_template("page.html.j2").render(page=page)

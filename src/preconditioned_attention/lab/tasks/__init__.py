@@ -1,0 +1,94 @@
+"""Applications: data, model, loss and metric behind one small protocol."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..._checks import check_known
+from .causal_lm import CausalLM
+from .detection import Coco, DigitScenesTask
+from .digits import Digits
+from .glue import Glue
+from .image_classification import ImageClassification
+from .lra_image import Image
+from .lra_listops import ListOps
+from .lra_pathfinder import Pathfinder
+from .lra_retrieval import Retrieval
+from .lra_text import Text
+from .masked_lm import MaskedLM
+from .notebook_gpt2 import NotebookGPT2
+from .protocol import (
+    Baselined,
+    Batch,
+    Described,
+    Exported,
+    Illustrated,
+    OptimisationSettings,
+    Optimised,
+    Pretrained,
+    Quoted,
+    Scored,
+    Splits,
+    Task,
+)
+
+__all__ = [
+    "TASKS",
+    "Baselined",
+    "Batch",
+    "CausalLM",
+    "Coco",
+    "Described",
+    "DigitScenesTask",
+    "Digits",
+    "Exported",
+    "Glue",
+    "Illustrated",
+    "Image",
+    "ImageClassification",
+    "ListOps",
+    "MaskedLM",
+    "NotebookGPT2",
+    "OptimisationSettings",
+    "Optimised",
+    "Pathfinder",
+    "Pretrained",
+    "Quoted",
+    "Retrieval",
+    "Scored",
+    "Splits",
+    "Task",
+    "Text",
+    "make_task",
+]
+
+TASKS: dict[str, Callable[..., Task]] = {
+    "digits": Digits,
+    "image-classification": ImageClassification,
+    "coco": Coco,
+    "digit-scenes": DigitScenesTask,
+    "causal-lm": CausalLM,
+    "notebook-gpt2": NotebookGPT2,
+    "masked-lm": MaskedLM,
+    "glue": Glue,
+    "lra-listops": ListOps,
+    "lra-text": Text,
+    "lra-retrieval": Retrieval,
+    "lra-image": Image,
+    "lra-pathfinder": Pathfinder,
+}
+"""Tasks by name; add your own, and a configuration can name it."""
+
+
+def make_task(name: str, options: Mapping[str, Any]) -> Task:
+    """The task of this name with these options.
+
+    Raises:
+        ValueError, TypeError: no task has that name, or it has no such option, or an option cannot have that value.
+    """
+    check_known("task", [name], TASKS)
+    factory = TASKS[name]
+    check_known(f"option of task {name!r}:", options, inspect.signature(factory).parameters)
+    return factory(**options)

@@ -1,0 +1,260 @@
+"""Image classification with any model, augmentation, optimiser and schedule of timm, on any folder of images."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import default_collate
+
+from ..._checks import check_integer, check_known, check_number
+from ..._extras import require
+from ..data.digits import DigitImages
+from ..data.images import LabelledImages, TransformedImages, check_same_classes, open_images
+from ..reporting import Picture
+from .classification_pictures import draw_pictures, spread
+from .protocol import OptimisationSettings, Splits
+from .timm_optimisation import check_optimizer, check_schedule, create_optimizer, create_schedule
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Options of timm's functions that are set here, or that change what a batch is.
+_OWN_TRANSFORM = {
+    *("input_size", "is_training", "interpolation", "mean", "std", "crop_pct", "crop_mode", "crop_border_pixels"),
+    *("use_prefetcher", "normalize", "separate", "tf_preprocessing", "re_num_splits", "naflex", "patch_size"),
+    *("max_seq_len", "patchify", "patchify_channels_last", "patchify_flatten"),
+}
+_OWN_MIXING = {"num_classes", "label_smoothing", "multi_label"}
+TOP = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassification:
+    """The ``image-classification`` task.
+
+    Args:
+        model: a name that ``timm.create_model`` knows.
+        model_options: its options.
+        pretrained: True loads timm's weights for this model from the hub or its cache; a path loads that file.
+        dataset: ``"digits"`` (bundled), ``""`` for folders or tars in ``root``, or a name of timm's with the prefix
+            ``torch/`` or ``hfds/``; see :func:`preconditioned_attention.lab.data.images.open_images`.
+        root: the folder that holds the data.
+        train_split, validation_split: the names of the splits.
+        holdout: so many images are taken from the training split for validation, and the validation split becomes
+            the test split. With 0 the validation split is both, so whatever is chosen on it is tested on it.
+        split_seed: decides which images are held out.
+        num_classes: outputs of the model; None: as many as the training split has classes.
+        image_size: height and width that the model gets.
+        crop_pct: for evaluation the image is resized so that the centre crop is this part of its shorter side.
+        interpolation: of every resizing.
+        mean, std: of the three channels, for normalising.
+        augmentation: options of ``timm.data.create_transform`` for training.
+        mixing: options of ``timm.data.Mixup``; empty: none. Micro-batches must be even then.
+        label_smoothing: the part of the target that is spread over all classes.
+        repeated_augmentation: how often each image of an epoch comes in a row, differently augmented; the epoch keeps
+            its length (E. Hoffer et al., Augment Your Batch, CVPR 2020).
+        optimizer: a name of timm's optimisers.
+        schedule: options of timm's ``create_scheduler_v2``, such as ``sched`` and ``warmup_lr``; length, warm-up and
+            floor are the run's.
+
+    Raises:
+        TypeError, ValueError: an option has a value it cannot have; the message names it.
+        ImportError: the extra ``vision`` is missing.
+    """
+
+    model: str = "vit_small_patch16_224"
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool | str = False
+    dataset: str = "digits"
+    root: str | None = None
+    train_split: str = "train"
+    validation_split: str = "validation"
+    holdout: int = 0
+    split_seed: int = 0
+    num_classes: int | None = None
+    image_size: int = 224
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    augmentation: Mapping[str, Any] = field(default_factory=dict)
+    mixing: Mapping[str, Any] = field(default_factory=dict)
+    label_smoothing: float = 0.0
+    repeated_augmentation: int = 1
+    optimizer: str = "adamw"
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+
+    name: ClassVar[str] = "image-classification"
+    metric: ClassVar[str] = "accuracy"
+    higher_is_better: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_known("model of timm:", [self.model.split(".")[0]], require("timm", extra="vision").list_models())
+        for name, minimum in (("holdout", 0), ("split_seed", 0), ("image_size", 1), ("repeated_augmentation", 1)):
+            check_integer(name, getattr(self, name), minimum=minimum)
+        if self.num_classes is not None:
+            check_integer("num_classes", self.num_classes, minimum=2)
+        check_number("label_smoothing", self.label_smoothing, below=1.0)
+        check_number("crop_pct", self.crop_pct, above=0.0)
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
+        for name in ("model_options", "augmentation", "mixing", "schedule"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise TypeError(f"{name} must be a mapping of options; got {getattr(self, name)!r}")
+        data = require("timm.data", extra="vision")
+        _check_options("augmentation", self.augmentation, data.create_transform, _OWN_TRANSFORM)
+        _check_options("mixing", self.mixing, data.Mixup.__init__, _OWN_MIXING | {"self"})
+        check_optimizer(self.optimizer)
+        check_schedule(self.schedule)
+        self._transform(training=True)
+
+    def build_model(self) -> nn.Module:
+        """A new model of timm's.
+
+        Raises:
+            OSError: pretrained weights cannot be loaded.
+            ValueError, TypeError: the model has no such options.
+        """
+        timm = require("timm", extra="vision")
+        options = {"num_classes": self._class_count, **self.model_options}
+        fixed = getattr(timm.get_pretrained_cfg(self.model), "fixed_input_size", False)
+        if fixed and "img_size" not in options:
+            options["img_size"] = self.image_size
+        if not self.pretrained:
+            return timm.create_model(self.model, **options)
+        overlay = {"file": self.pretrained} if isinstance(self.pretrained, str) else None
+        try:
+            return timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        except Exception as error:  # hub, network and file formats each have their own
+            raise OSError(
+                f"pretrained weights of {self.model!r} could not be loaded ({type(error).__name__}: {error}). They "
+                "come from the hub unless they are in its cache; without a network give pretrained the path of a file"
+            ) from error
+
+    def datasets(self) -> Splits:
+        """Images of shape ``(3, image_size, image_size)`` and labels; the training split is augmented.
+
+        Raises:
+            ValueError, OSError: the data is not there or not what was asked for; see :func:`open_images`.
+        """
+        train, validation, test = self._images
+        if train.classes and len(train.classes) != self._class_count:
+            raise ValueError(
+                f"num_classes must be the {len(train.classes)} classes of the training split; got {self._class_count}"
+            )
+        kept, held = self._held_out
+        evaluation = self._transform(training=False)
+        return Splits(
+            train=TransformedImages(train, self._transform(training=True), kept),
+            validation=TransformedImages(validation, evaluation, held),
+            test=TransformedImages(test, evaluation),
+            repeats=self.repeated_augmentation,
+        )
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean cross-entropy with the targets that mixing and label smoothing make."""
+        losses = require("timm.loss", extra="vision")
+        images, labels = batch
+        if not self.mixing:
+            return losses.LabelSmoothingCrossEntropy(self.label_smoothing)(model(images), labels)
+        if len(images) % 2:
+            raise ValueError(f"mixing needs an even number of images in a micro-batch; got {len(images)}")
+        images, targets = self._mixup(images, labels)
+        return losses.SoftTargetCrossEntropy()(model(images), targets)
+
+    def evaluate(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """Cross-entropy and accuracy (0 or 1) of every image, each of shape ``(B,)``; ``top5`` from six classes on."""
+        images, labels = batch
+        logits = model(images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        best = logits.topk(min(TOP, logits.shape[-1]), dim=-1).indices == labels[:, None]
+        values = {"loss": F.cross_entropy(logits, labels, reduction="none"), "accuracy": best[:, 0].to(logits.dtype)}
+        return values if logits.shape[-1] <= TOP else {**values, "top5": best.any(dim=-1).to(logits.dtype)}
+
+    def example_batch(self, size: int = 32) -> tuple[Tensor]:
+        """``size`` validation images, evenly spread over the split, for folders come class by class."""
+        check_integer("size", size, minimum=1)
+        validation = self.datasets().validation
+        return (default_collate([validation[index][0] for index in spread(len(validation), size)]),)  # type: ignore[arg-type]
+
+    def make_optimizer(self, model: nn.Module, settings: OptimisationSettings) -> Optimizer:
+        """timm's optimiser of the name ``optimizer``."""
+        return create_optimizer(self.optimizer, model, settings)
+
+    def make_schedule(self, settings: OptimisationSettings) -> Callable[[int], float]:
+        """timm's schedule."""
+        examples = len(self.datasets().train)  # type: ignore[arg-type]
+        return create_schedule(self.schedule, settings, steps_per_epoch=max(1, examples // settings.batch_size))
+
+    def pictures(self, model: nn.Module) -> dict[str, Picture]:
+        """A confusion matrix, and test images with what the model says they are."""
+        return draw_pictures(model, self.datasets().test, self._images[0].classes, mean=self.mean, std=self.std)
+
+    @cached_property
+    def _images(self) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
+        """Training, validation and test images; with a holdout, validation images are a part of the training ones."""
+        if self.dataset == "digits":
+            train: LabelledImages = DigitImages("train", split_seed=self.split_seed)
+            validation: LabelledImages = DigitImages("validation", split_seed=self.split_seed)
+            test: LabelledImages = DigitImages("test", split_seed=self.split_seed)
+        else:
+            train = open_images(self.dataset, self.root, self.train_split)
+            test = validation = open_images(self.dataset, self.root, self.validation_split)
+            check_same_classes(train, test, split=self.validation_split)
+        return train, train if self.holdout else validation, test
+
+    @cached_property
+    def _held_out(self) -> tuple[list[int] | None, list[int] | None]:
+        """Which images of the training split are for training and which for validation; None: all."""
+        if not self.holdout:
+            return None, None
+        size = len(self._images[0])
+        if self.holdout >= size:
+            raise ValueError(f"holdout must be less than the {size} training images; got {self.holdout}")
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(self.split_seed)).tolist()
+        return sorted(order[self.holdout :]), sorted(order[: self.holdout])
+
+    @cached_property
+    def _class_count(self) -> int:
+        if self.num_classes is not None:
+            return self.num_classes
+        classes = self._images[0].classes
+        if not classes:
+            raise ValueError(f"dataset {self.dataset!r} does not name its classes; give num_classes")
+        return len(classes)
+
+    @cached_property
+    def _mixup(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        mixup = require("timm.data", extra="vision").Mixup
+        return mixup(**self.mixing, num_classes=self._class_count, label_smoothing=self.label_smoothing)
+
+    def _transform(self, *, training: bool) -> Callable[[Any], Tensor]:
+        size = (3, self.image_size, self.image_size)
+        common = {"interpolation": self.interpolation, "mean": self.mean, "std": self.std, "crop_pct": self.crop_pct}
+        try:
+            return require("timm.data", extra="vision").create_transform(
+                size, is_training=training, **common, **(self.augmentation if training else {})
+            )
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"timm makes no transform of augmentation={dict(self.augmentation)!r} and "
+                f"interpolation={self.interpolation!r}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _check_options(name: str, options: Mapping[str, Any], function: Callable[..., Any], own: set[str]) -> None:
+    known = [parameter for parameter in inspect.signature(function).parameters if parameter not in own]
+    check_known(f"option in {name}:", options, known)
+
+
+def _three_numbers(name: str, values: object) -> tuple[float, ...]:
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        raise TypeError(f"{name} must be three numbers, one per channel; got {values!r}")
+    return tuple(check_number(name, value) for value in values)

@@ -1,0 +1,79 @@
+"""timm's optimisers and learning-rate schedules, for the loop that trains."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..._checks import check_known
+from ..._extras import require
+from .protocol import OptimisationSettings
+
+# What the run's configuration decides, and schedules that look at metrics.
+_DECIDED = {
+    *("optimizer", "num_epochs", "min_lr", "warmup_epochs", "updates_per_epoch", "cooldown_epochs"),
+    *("plateau_mode", "patience_epochs"),
+}
+
+
+def check_optimizer(name: str) -> None:
+    """Raise ``ValueError`` unless timm has an optimiser of this name."""
+    check_known("optimizer of timm:", [name], require("timm.optim", extra="vision").list_optimizers())
+
+
+def check_schedule(options: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless these are options of timm's ``create_scheduler_v2`` that a run leaves open."""
+    scheduler = require("timm.scheduler", extra="vision")
+    known = [name for name in inspect.signature(scheduler.create_scheduler_v2).parameters if name not in _DECIDED]
+    check_known("option in schedule:", options, known)
+    if options.get("sched") in ("plateau", "none"):
+        raise ValueError(f"schedule: sched must be a function of the step; got {options['sched']!r}")
+
+
+def create_optimizer(name: str, model: nn.Module, settings: OptimisationSettings) -> Optimizer:
+    """timm's optimiser, with no weight decay on vectors and on what the model's ``no_weight_decay`` names."""
+    optim = require("timm.optim", extra="vision")
+    betas = {"betas": settings.betas} if optim.get_optimizer_info(name).has_betas else {}
+    return optim.create_optimizer_v2(
+        model, opt=name, lr=settings.learning_rate, weight_decay=settings.weight_decay, **betas
+    )
+
+
+def create_schedule(
+    options: Mapping[str, Any], settings: OptimisationSettings, *, steps_per_epoch: int
+) -> Callable[[int], float]:
+    """timm's schedule as a function of the step, from 0: the learning rate over ``settings.learning_rate``.
+
+    Args:
+        options: of ``create_scheduler_v2``. With ``step_on_epochs``, timm's default, the rate changes once an epoch.
+        settings: the run's.
+        steps_per_epoch: optimiser steps in one epoch.
+    """
+    per_epoch = options.get("step_on_epochs", True)
+    unit = steps_per_epoch if per_epoch else 1
+    warmup = round(settings.warmup_steps / unit)
+    total = -(-settings.steps // unit)
+    # A scheduler writes into an optimiser; this one has nothing else to do.
+    shown = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=settings.learning_rate)
+    scheduler, _ = require("timm.scheduler", extra="vision").create_scheduler_v2(
+        shown,
+        num_epochs=total - warmup if options.get("warmup_prefix", False) else total,
+        warmup_epochs=warmup,
+        min_lr=settings.final_learning_rate,
+        updates_per_epoch=1,
+        **options,
+    )
+
+    def factor(step: int) -> float:
+        if per_epoch:
+            scheduler.step(step // unit)
+        else:
+            scheduler.step_update(step)
+        return shown.param_groups[0]["lr"] / settings.learning_rate
+
+    return factor

@@ -1,0 +1,121 @@
+"""The condition monitor of a run: attached while it trains, written down with the steps."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ...diagnostics import ConditionMonitor, Record, read_records
+from ...diagnostics.monitor_file import RecordFile
+from ...diagnostics.monitor_records import summarise
+from .errors import WriteError
+from .processes import together
+from .state import TrainState
+
+TRACKED = ("kappa_before", "kappa_after", "spread_before", "entropy")
+
+
+class ConditioningLog:
+    """A context manager: looks at the model if ``config.monitor`` says so, and does nothing otherwise.
+
+    What all processes saw comes together on each of them; the main one writes it to ``path``.
+
+    Args:
+        state: the run.
+        path: the file.
+
+    Raises:
+        ValueError: there is no attention to look at, or the model is compiled.
+    """
+
+    def __init__(self, state: TrainState, path: Path) -> None:
+        self.history: list[dict[str, Any]] = []
+        self._state = state
+        self._path = path
+        self._file: RecordFile | None = None
+        self._monitor: ConditionMonitor | None = None
+        if state.config.monitor is not None:
+            self._monitor = ConditionMonitor(state.unwrapped, **dataclasses.asdict(state.config.monitor)).attach()
+            self._monitor.step = state.step + 1
+
+    def begin(self, *, resume: bool) -> None:
+        """Start the file, or keep what it holds up to the step that the run resumes after.
+
+        Raises:
+            ValueError: the file that is there is none of the monitor's.
+            OSError: it cannot be written.
+        """
+        if self._monitor is None:
+            return
+        accelerator = self._state.accelerator
+        with together(accelerator):
+            read = read_records(self._path) if resume and self._path.exists() else []
+            kept = [record for record in read if record.step <= self._state.step]
+        self._remember(kept)
+        with together(accelerator):
+            if accelerator.is_main_process:
+                self._file = RecordFile(self._path, kept)
+
+    def __enter__(self) -> ConditioningLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop looking: the model is as it was, the file complete. Closing twice is no error."""
+        if self._monitor is not None:
+            self._monitor.close()
+        if self._file is not None:
+            self._file.close()
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Around one optimiser step; of its micro-steps the first is looked at, if any.
+
+        Raises:
+            WriteError: the file cannot be written.
+        """
+        if self._monitor is None:
+            yield
+            return
+        self._monitor.step = self._state.step + 1
+        yield
+        if self._monitor.is_due():
+            self._write(self._gathered(self._monitor.take()))
+
+    def _gathered(self, records: list[Record]) -> list[Record]:
+        from accelerate.utils import gather_object
+
+        accelerator = self._state.accelerator
+        return gather_object([r._replace(process=accelerator.process_index) for r in records])
+
+    def _write(self, records: list[Record]) -> None:
+        rows = self._remember(records)
+        with together(self._state.accelerator):
+            if self._file is not None:
+                try:
+                    self._file.add(records)
+                except OSError as error:
+                    raise WriteError(str(error)) from error
+        values = {f"conditioning/{row['layer']}/{name}": row[name] for row in rows for name in TRACKED}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._state.accelerator.log(finite, self._state.step)
+
+    def _remember(self, records: Sequence[Record]) -> list[dict[str, Any]]:
+        rows = []
+        for step, of_step in groupby(sorted(records, key=lambda r: r.step), key=lambda r: r.step):
+            by_layer: dict[str, list[Record]] = {}
+            for record in of_step:
+                by_layer.setdefault(record.layer, []).append(record)
+            rows += [{"step": step, **summarise(layer, own)} for layer, own in by_layer.items()]
+        self.history += rows
+        return rows

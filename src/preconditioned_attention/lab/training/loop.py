@@ -1,0 +1,240 @@
+"""train: one run, from a configuration to numbers and a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from ..._environment import describe_environment
+from ..._extras import require
+from ..._files import write_atomically
+from ...conversion import is_preconditioned, precondition_
+from ..tasks import Described, Illustrated, Pretrained, Quoted, Splits, make_task
+from .best import better
+from .checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint, save_weights
+from .conditioning import ConditioningLog
+from .config import TrainConfig
+from .errors import NonFiniteError, WriteError
+from .evaluation import evaluate, is_finite
+from .examples import load_batches
+from .folder import RunFolder
+from .metrics import MetricsLog, read_metrics
+from .order import BatchOrder
+from .processes import make_accelerator, together
+from .progress import ProgressLine
+from .report import write_report
+from .result import TrainResult
+from .state import Prepare, TrainState, build_state
+from .step import optimiser_step
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def train(
+    config: TrainConfig,
+    output: Path | str,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    prepare: Prepare | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a task's model and evaluate it on the validation and the test split.
+
+    Call it from one process, or from each of several (``torchrun``, ``accelerate launch``); ``config.batch_size`` is
+    the batch of all of them together. A run that was killed and is resumed ends, on the CPU, with the weights, bit for
+    bit, of one that was not.
+
+    Args:
+        config: the run.
+        output: the folder for its configuration, metrics, checkpoints, weights and result.
+        resume: continue the run in ``output`` from its newest complete checkpoint.
+        overwrite: replace the run in ``output``.
+        prepare: called once with the new model before the optimiser exists; returns the model. The default applies
+            ``config.precondition``.
+        progress: show a live line on standard error.
+
+    Raises:
+        ValueError, TypeError: an argument, an option of the task or the state of the folder does not allow the run.
+        OSError: the folder cannot be written to.
+        NonFiniteError: the loss or its gradient is not finite; the last good state is saved as a checkpoint.
+        WriteError: a file could not be written, as on a full disk; what was complete is intact.
+        ImportError: an extra is missing.
+    """
+    if resume and overwrite:
+        raise ValueError("resume and overwrite exclude each other; give one of them")
+    if prepare is not None and config.precondition is not None:
+        raise ValueError("prepare replaces config.precondition; give one of them (dataclasses.replace sets None)")
+    require("accelerate", extra="train")
+    task = make_task(config.task, config.task_options)
+    folder = RunFolder(Path(output))
+    accelerator = make_accelerator(config, folder.path)
+    with together(accelerator):
+        if accelerator.is_main_process:
+            folder.check(config, resume=resume, overwrite=overwrite)
+    splits = task.datasets()
+    order = _batch_order(config, accelerator, splits)
+    state = build_state(config, task, accelerator, prepare or partial(_precondition, config=config))
+    enabled = progress and accelerator.is_main_process
+    _warn_of_plain_weights(state)
+    progress_line = ProgressLine(task.name, total=config.steps, batch_size_at=order.batch_size_at, enabled=enabled)
+    with ConditioningLog(state, folder.conditioning) as conditioning, progress_line as line:
+        log = _begin(state, folder, line, resume=resume)
+        try:
+            conditioning.begin(resume=resume)
+            _run(state, splits, order, folder, log, conditioning, line)
+            conditioning.close()
+            return _finish(state, splits, folder, log, conditioning)
+        finally:
+            log.close()
+            for tracker in accelerator.trackers:
+                tracker.finish()
+            accelerator.free_memory()
+
+
+def _precondition(model: nn.Module, *, config: TrainConfig) -> nn.Module:
+    if config.precondition is not None:
+        precondition_(model, config.precondition)
+    return model
+
+
+def _warn_of_plain_weights(state: TrainState) -> None:
+    """Pretrained weights are in the model before it is converted, so no checkpoint's mark can say it."""
+    task = state.task
+    if isinstance(task, Pretrained) and task.pretrained and is_preconditioned(state.unwrapped):
+        warnings.warn(
+            f"task {task.name!r} starts from pretrained weights and its attention is preconditioned: weights that were "
+            "trained without preconditioning fit another function, because C changes the scale of what every head "
+            "passes on. Pretrain with preconditioning, or take it as fine-tuning and compare with care",
+            stacklevel=3,
+        )
+
+
+def _batch_order(config: TrainConfig, accelerator: Accelerator, splits: Splits) -> BatchOrder:
+    return BatchOrder(
+        size=len(splits.train),  # type: ignore[arg-type]
+        batch_size=config.batch_size,
+        seed=config.seed,
+        processes=accelerator.num_processes,
+        process=accelerator.process_index,
+        accumulation_steps=config.accumulation_steps,
+        repeats=splits.repeats,
+        shuffle=splits.shuffle,
+        ramp_steps=config.batch_ramp_steps,
+    )
+
+
+def _begin(state: TrainState, folder: RunFolder, line: ProgressLine, *, resume: bool) -> MetricsLog:
+    """Start the run's files, or bring the state and the files to the newest complete checkpoint."""
+    accelerator = state.accelerator
+    checkpoints = complete_checkpoints(folder.checkpoints) if resume else {}
+    if checkpoints:
+        load_checkpoint(state, checkpoints[max(checkpoints)])
+    if resume:
+        line.note(f"resuming {folder.path} after step {state.step}")
+    with together(accelerator):
+        records = read_metrics(folder.metrics, last_step=state.step) if resume else []
+    with together(accelerator):
+        if accelerator.is_main_process and not resume:
+            folder.begin(state.config)
+        log = MetricsLog(folder.metrics, records, write=accelerator.is_main_process)
+    accelerator.init_trackers(folder.tensorboard.name, init_kwargs={"tensorboard": {"purge_step": state.step + 1}})
+    return log
+
+
+def _run(
+    state: TrainState,
+    splits: Splits,
+    order: BatchOrder,
+    folder: RunFolder,
+    log: MetricsLog,
+    conditioning: ConditioningLog,
+    line: ProgressLine,
+) -> None:
+    """The steps that are left."""
+    config = state.config
+    order = dataclasses.replace(order, first_step=state.step)
+    batches = load_batches(splits.train, order, collate=splits.collate, workers=config.workers)
+    state.model.train()
+    while state.step < config.steps:
+        try:
+            with conditioning.step():
+                record = optimiser_step(state, batches)
+            log.add("step", record)
+            state.accelerator.log({f"train/{name}": record[name] for name in record if name != "step"}, state.step)
+            line.step(record)
+            if _due(state, config.evaluate_every):
+                _evaluate(state, splits, log)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error}. {_save_last(state, folder, log)}") from error
+        if _due(state, config.checkpoint_every):
+            _save(state, folder, log)
+
+
+def _finish(
+    state: TrainState, splits: Splits, folder: RunFolder, log: MetricsLog, conditioning: ConditioningLog
+) -> TrainResult:
+    """Evaluate on the test split and write the result."""
+    if state.best is not None:
+        state.evaluated.load_state_dict(state.best.weights)
+    tested = state.step if state.best is None else state.best.step
+    test = evaluate(state, splits.test, split="test", collate=splits.collate)
+    evaluations, steps = log.of_kind("evaluation"), log.of_kind("step")
+    (validation,) = (record for record in evaluations if record["step"] == tested)
+    result = TrainResult(
+        step=tested,
+        validation={name: value for name, value in validation.items() if name != "step"},
+        test=test,
+        losses=[record["loss"] for record in steps],
+        evaluations=evaluations,
+        conditioning=conditioning.history,
+        seconds_per_step=statistics.median(record["seconds"] for record in steps),
+        model=state.final_model(),
+        config=state.config,
+        environment=describe_environment(),
+        data=state.task.describe_data() if isinstance(state.task, Described) else {},
+    )
+    with together(state.accelerator):
+        if state.accelerator.is_main_process:
+            save_weights(state, folder.weights)
+            if isinstance(state.task, Illustrated):
+                result.pictures.update(state.task.pictures(result.model))
+            if isinstance(state.task, Quoted):
+                result.samples.update(state.task.samples(result.model))
+            write_report(result, folder)
+            write_atomically(folder.result, result.to_json())
+    return result
+
+
+def _due(state: TrainState, interval: int | None) -> bool:
+    return state.step == state.config.steps or (interval is not None and state.step % interval == 0)
+
+
+def _evaluate(state: TrainState, splits: Splits, log: MetricsLog) -> None:
+    metrics = evaluate(state, splits.validation, split="validation", collate=splits.collate)
+    if not is_finite(metrics):
+        raise NonFiniteError(f"step {state.step}: validation metrics {metrics}. Try a lower learning rate")
+    log.add("evaluation", {"step": state.step, **metrics})
+    if state.config.keep_best:
+        metric, higher = metrics[state.task.metric], state.task.higher_is_better
+        state.best = better(state.best, state.evaluated, step=state.step, metric=metric, higher=higher)
+    state.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, state.step)
+
+
+def _save(state: TrainState, folder: RunFolder, log: MetricsLog) -> Path:
+    log.synchronise()  # a checkpoint never knows of steps that the metrics lack
+    return save_checkpoint(state, folder.checkpoints)
+
+
+def _save_last(state: TrainState, folder: RunFolder, log: MetricsLog) -> str:
+    try:
+        return f"The state after step {state.step} is saved in {_save(state, folder, log)}"
+    except WriteError as error:
+        return f"The state after step {state.step} could not be saved: {error}"

@@ -1,0 +1,110 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from preconditioned_attention.lab.comparison import Plan, RunMetrics
+from preconditioned_attention.lab.comparison.records import RunRecord, RunStore, to_json
+from tests.helpers.synthetic_runs import ARMS, conditioning, make_records
+
+PLAN = Plan(arms=ARMS, seeds=(0,), learning_rates=(1e-3,))
+
+
+def open_store(folder: Path, plan: Plan = PLAN, *, resume: bool = False, overwrite: bool = False) -> RunStore:
+    return RunStore(folder, plan, resume=resume, overwrite=overwrite)
+
+
+def some_record() -> RunRecord:
+    reported = {"validation": 0.1, "test": 1 / 3, "losses": [1.0, 0.5], "conditioning": conditioning(), "remark": "x"}
+    metrics = RunMetrics.from_returned(reported, metric="accuracy")
+    records = make_records(PLAN, {(key.arm, key.seed, key.learning_rate): metrics for key in PLAN.run_keys()})
+    return next(iter(records.values()))
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    open_store(tmp_path).write(some_record())
+    again = open_store(tmp_path, resume=True).records
+    assert again == {some_record().key: some_record()}
+
+
+def test_json_is_strict_where_numbers_are_not_finite():
+    text = to_json({"a": [math.inf, -math.inf, math.nan, 1.5], "b": (True, None)})
+    assert json.loads(text, parse_constant=pytest.fail) == {"a": ["inf", "-inf", "nan", 1.5], "b": [True, None]}
+
+
+def test_results_are_never_overwritten_unasked(tmp_path):
+    open_store(tmp_path).write(some_record())
+    before = sorted((path, path.read_bytes()) for path in tmp_path.rglob("*.json"))
+    with pytest.raises(FileExistsError, match="resume=True continues"):
+        open_store(tmp_path)
+    assert sorted((path, path.read_bytes()) for path in tmp_path.rglob("*.json")) == before
+
+
+def test_overwrite_removes_results_and_nothing_else(tmp_path):
+    open_store(tmp_path).write(some_record())
+    for name in ("results.json", "report.html", "plot-validation.png", "notes.txt", "plan.png"):
+        (tmp_path / name).write_text("x")
+    store = open_store(tmp_path, overwrite=True)
+    assert store.records == {}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "plan.png", "runs"]
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_a_folder_with_other_files_may_be_used(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    assert open_store(tmp_path).records == {}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Plan(arms=ARMS, seeds=(1,), learning_rates=(1e-3,)),
+        Plan(arms=ARMS, seeds=(0,), learning_rates=(1e-2,)),
+        Plan(arms=ARMS, seeds=(0,), learning_rates=(1e-3,), settings={"steps": 5}),
+        Plan(arms=ARMS, seeds=(0,), learning_rates=(1e-3,), metric="f1"),
+    ],
+)
+def test_resuming_another_comparison_is_refused(tmp_path, other):
+    open_store(tmp_path).write(some_record())
+    with pytest.raises(FileExistsError, match="another comparison"):
+        open_store(tmp_path, other, resume=True)
+
+
+def test_seeds_and_rates_may_be_added(tmp_path):
+    open_store(tmp_path).write(some_record())
+    more = Plan(arms=ARMS, seeds=(0, 1), learning_rates=(1e-4, 1e-3))
+    assert list(open_store(tmp_path, more, resume=True).records) == [some_record().key]
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path):
+    with pytest.raises(ValueError, match="give one of them"):
+        open_store(tmp_path, resume=True, overwrite=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b'{"description": {}}'])
+def test_a_file_that_is_no_run_is_named(tmp_path, content):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "plain-seed0-lr0.001.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"plain-seed0-lr0\.001\.json"):
+        open_store(tmp_path, resume=True)
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="output: cannot write to this folder"):
+        open_store(tmp_path / "file" / "below")
+
+
+def test_a_killed_write_leaves_no_run(tmp_path, monkeypatch):
+    store = open_store(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        store.write(some_record())
+    monkeypatch.undo()
+    assert store.records == {}
+    assert open_store(tmp_path, resume=True).records == {}

@@ -1,0 +1,132 @@
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from preconditioned_attention import ConditionMonitor, PreconditionConfig, is_preconditioned
+from preconditioned_attention.lab.comparison import Prepare, compare, task_run, task_settings
+from preconditioned_attention.lab.comparison.task_run import look_inside
+from preconditioned_attention.lab.tasks import TASKS, Digits
+from preconditioned_attention.lab.training import TrainConfig, train
+
+OPTIONS = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+CONFIG = TrainConfig(
+    task="digits", task_options=OPTIONS, steps=3, batch_size=16, learning_rate=1.0, evaluate_every=2, checkpoint_every=1
+)
+
+
+def test_numbers_are_those_of_the_training_itself(tmp_path):
+    metrics = task_run(CONFIG)(Prepare(PreconditionConfig()), 5, 1e-3)
+    config = dataclasses.replace(CONFIG, seed=5, learning_rate=1e-3, precondition=PreconditionConfig())
+    expected = train(config, tmp_path / "run", progress=False)
+    assert metrics.losses == expected.losses
+    assert metrics.validation == expected.validation["accuracy"]
+    assert metrics.test == expected.test["accuracy"]
+    assert [row["step"] for row in metrics.evaluations] == [2, 3]
+    assert metrics.extra["test_metrics"]["loss"] == expected.test["loss"]
+
+
+def test_attention_is_looked_at_before_and_after_training():
+    metrics = task_run(CONFIG)(Prepare(None), 0, 1e-2)
+    moments = [(row["moment"], row["layer"]) for row in metrics.conditioning if row["moment"] != "training"]
+    assert moments == [(moment, f"blocks.{index}.attn") for moment in ("initialisation", "end") for index in (0, 1)]
+    on_the_way = [(row["step"], row["layer"]) for row in metrics.conditioning if row["moment"] == "training"]
+    assert on_the_way == [(step, f"blocks.{index}.attn") for step in (1, 2, 3) for index in (0, 1)]
+    for row in metrics.conditioning:
+        assert row["kappa_before"] >= 1
+        assert row["spread_before"] > row["spread_after"]
+    assert metrics.conditioning[0]["kappa_before"] != metrics.conditioning[2]["kappa_before"]
+
+
+def test_looking_changes_nothing():
+    model = Digits(**OPTIONS).build_model().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    rows = look_inside(model, Digits(**OPTIONS).example_batch())
+    assert len(rows) == 2
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_condition_numbers_are_those_of_double_precision():
+    # 16 patches of 4 x 4 pixels in one head of width 16: far from singular, yet beyond what float32 resolves.
+    task = Digits(patch_size=2, embed_dim=16, depth=1, num_heads=1)
+    model = task.build_model()
+    shown = look_inside(model, task.example_batch())[0]["kappa_before"]
+    with ConditionMonitor(model.double().eval()) as monitor, torch.no_grad():
+        model(task.example_batch()[0].double())
+    assert shown == monitor.summary()[0]["kappa_before"]
+
+
+def test_arms_of_a_real_comparison_start_alike_and_end_apart(tmp_path):
+    comparison = compare(
+        task_run(CONFIG),
+        seeds=(0, 1),
+        learning_rates=(1e-2,),
+        output=tmp_path,
+        settings=task_settings(CONFIG),
+        verbose=False,
+    )
+    records = [record for record in comparison.records.values() if record.key.seed == 0]
+    assert len(records) == 3
+    assert all(record.finished for record in records)
+    assert len({record.weights[0] for record in records}) == 1
+    assert len({tuple(record.metrics.losses) for record in records}) == 3
+    assert len({record.metrics.losses[0] for record in records if record.key.arm != "plain"}) == 1
+    settings = json.loads((tmp_path / "results.json").read_text())["settings"]
+    assert settings["steps"] == 3
+    assert "learning_rate" not in settings
+
+
+def test_divergence_is_told_without_the_temporary_folder(tmp_path):
+    class Broken(nn.Module):
+        """Passes on its input as numbers that are none."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * math.nan
+
+    def prepare(model: nn.Module) -> nn.Module:
+        model.head = nn.Sequential(model.head, Broken())
+        return model
+
+    prepare.options = {}
+    with pytest.raises(RuntimeError, match="nan") as caught:
+        task_run(CONFIG)(prepare, 0, 1e-3)
+    assert "precond-" not in str(caught.value), "the name of the temporary folder"
+
+
+def test_nothing_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    prepare = Prepare(PreconditionConfig())
+    seen = []
+
+    def watching(model: nn.Module) -> nn.Module:
+        seen.append(is_preconditioned(prepare(model)))
+        assert list(Path(tmp_path).iterdir())
+        return model
+
+    watching.options = prepare.options
+    task_run(CONFIG)(watching, 0, 1e-3)
+    assert seen == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_data_is_and_what_the_model_writes_go_along(monkeypatch):
+    class Writing(Digits):
+        def samples(self, model):
+            assert not model.training
+            return {"from nothing": "once upon a time"}
+
+        def describe_data(self):
+            return {"sha256": "abc"}
+
+    monkeypatch.setitem(TASKS, "digits", Writing)
+    metrics = task_run(CONFIG)(Prepare(None), 0, 1e-2)
+    assert metrics.extra["samples"] == {"from nothing": "once upon a time"}
+    assert task_settings(CONFIG)["data"] == {"sha256": "abc"}
