@@ -12,10 +12,10 @@ export HF_HUB_OFFLINE = 1
 export TOKENIZERS_PARALLELISM = false
 export CUBLAS_WORKSPACE_CONFIG = :4096:8
 
-.PHONY: demo test test-slow sweep census lint typecheck clean help
+.PHONY: demo test test-slow sweep census lint typecheck wheel clean help
 
 help:
-	@sed -n 's/^#   //p' Makefile; echo "targets: demo test test-slow sweep census lint typecheck clean"
+	@sed -n 's/^#   //p' Makefile; echo "targets: demo test test-slow sweep census lint typecheck wheel clean"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,5 +56,14 @@ lint: $(READY)
 typecheck: $(READY)
 	$(RUN)/mypy
 
+# Source distribution and wheel; then the wheel without extras, in a new environment and away from the checkout.
+wheel: $(READY)
+	rm -rf dist .venv-wheel
+	$(RUN)/python -m build --dependency-constraints-txt constraints.txt
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	.venv-wheel/bin/python -I tools/smoke_test.py
+	rm -rf .venv-wheel
+
 clean:
-	rm -rf .venv-python* .venv-census runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv-python* .venv-census .venv-wheel dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
