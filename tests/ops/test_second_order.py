@@ -364,9 +364,9 @@ def test_a_converted_encoder_layer(gradient: str) -> None:
 def test_converted_language_models(name: str, gradient: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hessian-vector products of all parameters, grouped heads and a causal mask among them."""
     transformers = pytest.importorskip("transformers")
-    from preconditioned_attention.conversion.adapters import transformers_sdpa
+    from preconditioned_attention.conversion.adapters.transformers import sdpa
 
-    monkeypatch.setattr(transformers_sdpa, "_TEXT_IS_KNOWN", True)  # the fused form, whichever release is installed
+    monkeypatch.setattr(sdpa, "_TEXT_IS_KNOWN", True)  # the fused form, whichever release is installed
     sizes = {
         "Llama": {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2},
         "GPT2": {"n_embd": 16, "n_head": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},

@@ -25,25 +25,25 @@ Kind = Literal["softmax", "class", "pooling", "channel", "linear", "other"]
 # Adapter file -> the module without which no model can hold a class of that library. The file is imported once
 # that module is there, so that converting a timm model never imports transformers.
 _ADAPTER_FILES = {
-    "torch_nn": "torch",
-    "own_layers": "preconditioned_attention.layers",
-    "timm": "timm.layers",
-    "timm_davit": "timm.models",
-    "timm_zoo": "timm.models",
-    "timm_swaps": "timm.models",
-    "timm_iformer": "timm.models.iformer",
-    "torchvision": "torchvision.models",
-    "transformers": "transformers.modeling_utils",
-    "transformers_own": "transformers.modeling_utils",
-    "transformers_forms": "transformers.modeling_utils",
-    "transformers_refused": "transformers.modeling_utils",
-    "diffusers": "diffusers.models",
-    "x_transformers": "x_transformers",
-    "open_clip": "open_clip",
-    "flash_attn": "flash_attn",
+    "torch.swaps": "torch",
+    "layers.tables": "preconditioned_attention.layers",
+    "timm.swaps_attention": "timm.layers",
+    "timm.swaps_davit": "timm.models",
+    "timm.tables": "timm.models",
+    "timm.swaps_mvitv2": "timm.models",
+    "timm.swaps_iformer": "timm.models.iformer",
+    "torchvision.swaps_swin": "torchvision.models",
+    "transformers.attention_interface": "transformers.modeling_utils",
+    "transformers.tables": "transformers.modeling_utils",
+    "transformers.hooks": "transformers.modeling_utils",
+    "transformers.unsupported": "transformers.modeling_utils",
+    "diffusers.hooks": "diffusers.models",
+    "x_transformers.hooks": "x_transformers",
+    "open_clip.swaps": "open_clip",
+    "flash_attn.tables": "flash_attn",
 }
 # The same for a library that holds no attention and saves what was trained.
-_COMPANIONS = {"peft": "peft.peft_model"}
+_COMPANIONS = {"peft.save_pretrained": "peft.peft_model"}
 _COMPANION_FILES = {needed: f"{__package__}.adapters.{file}" for file, needed in _COMPANIONS.items()}
 
 

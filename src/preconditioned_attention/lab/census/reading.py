@@ -106,7 +106,7 @@ def _by_name(library: str) -> Iterator[Reading]:
         if cls is not None and not _is_served_by_look_up(Reading(name, cls)):
             yield Reading(name, cls)
     if library == "diffusers":
-        from ...conversion.adapters.diffusers_processors import KNOWN_PROCESSORS
+        from ...conversion.adapters.diffusers.processors import KNOWN_PROCESSORS
 
         for name in KNOWN_PROCESSORS:
             cls = _existing(name)
@@ -123,7 +123,7 @@ def _existing(name: str) -> type | None:
 
 
 def _by_look_up() -> Iterator[Reading]:
-    from ...conversion.adapters.transformers import REFUSED
+    from ...conversion.adapters.transformers.attention_interface import REFUSED
 
     for file in model_files("transformers"):
         with suppress(ImportError):  # some files need packages of their own

@@ -208,7 +208,7 @@ def _outcome_of_class(entry: CatalogEntry) -> tuple[Outcome, str]:
 
 def _processors(subject: Subject) -> Iterator[Finding]:
     """One finding for every processor of diffusers, which its attention classes leave computing to."""
-    from ...conversion.adapters.diffusers_processors import KNOWN_PROCESSORS, REFUSED_PROCESSORS, is_processor
+    from ...conversion.adapters.diffusers.processors import KNOWN_PROCESSORS, REFUSED_PROCESSORS, is_processor
 
     file = importlib.import_module(subject.name)
     for cls in vars(file).values():

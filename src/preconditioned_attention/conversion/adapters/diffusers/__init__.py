@@ -1,0 +1,1 @@
+"""diffusers: the attention of its U-Nets, transformers and autoencoders."""

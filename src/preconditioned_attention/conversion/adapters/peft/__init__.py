@@ -1,0 +1,1 @@
+"""PEFT: what is written beside its adapters."""

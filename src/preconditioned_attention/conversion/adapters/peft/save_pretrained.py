@@ -1,0 +1,36 @@
+"""PEFT: what its adapters say of the base that they were trained on. PEFT itself holds no attention.
+
+One wrapper round `PeftModel.save_pretrained`, inert where the base is plain: an adapter is saved without its base, and
+one that was trained on a preconditioned base is not one for the plain base, whose name it bears.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from ...standalone.preconditioned_folder import write_adapter_entry
+from ...weight_files import converted_options
+
+_save = PeftModel.save_pretrained
+_signature = inspect.signature(_save)
+
+
+@functools.wraps(_save)
+def _save_pretrained(self: Any, *args: Any, **kwargs: Any) -> None:
+    _save(self, *args, **kwargs)
+    given = _signature.bind(self, *args, **kwargs)
+    given.apply_defaults()
+    options = converted_options(self.get_base_model())
+    if not options or not given.arguments["is_main_process"]:
+        return
+    folder, selected = Path(given.arguments["save_directory"]), given.arguments["selected_adapters"]
+    for name in self.peft_config if selected is None else selected:
+        write_adapter_entry(folder if name == "default" else folder / name, options)
+
+
+PeftModel.save_pretrained = _save_pretrained  # type: ignore[method-assign]

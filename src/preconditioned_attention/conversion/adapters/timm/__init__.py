@@ -1,0 +1,1 @@
+"""timm: its attention layers and those of its models."""

@@ -1,0 +1,85 @@
+"""timm: the attention of ViT and DeiT (`timm.layers.attention.Attention`)."""
+
+from __future__ import annotations
+
+from timm.layers import attention as upstream
+from torch import Tensor, nn
+
+from ....layers import Preconditioner
+from ...mechanisms import ClassSwap, PreHook, text_digest
+from ...normalised import normalised_already
+from ...registry import HeadShape, read_int, register_named
+
+# Digest of the upstream forward that the replacement below was written against (timm 1.0.28 to 1.0.31). Any other
+# text (1.0.16 to 1.0.26 have three) goes by pre-hook, which needs to know less about the forward.
+KNOWN_FORWARD = "37a80e0fdf45af9c"
+
+
+class PreconditionedAttention(upstream.Attention):
+    """`timm.layers.attention.Attention` whose heads' outputs pass through its preconditioner."""
+
+    preconditioner: Preconditioner
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """As upstream; ``(B, N, C)`` in, ``(B, N, dim_out)`` out."""
+        gate = self.gate(x).sigmoid() if self.gate is not None else None
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.fused_attn:
+            dropout_p = self.attn_drop.p if self.training else 0.0
+            heads = self.preconditioner.attend(q, k, v, attn_mask, dropout_p, is_causal)
+        else:
+            heads = self.preconditioner(self._rows(q, k, v, attn_mask, is_causal))
+        out = self.norm(heads.transpose(1, 2).flatten(2))
+        if gate is not None:
+            out = out * gate
+        return self.proj_drop(self.proj(out))
+
+    def _rows(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
+        """Every head's output by the unfused path, for models built with fused attention switched off."""
+        scores = (q * self.scale) @ k.transpose(-2, -1)
+        bias = upstream.resolve_self_attn_mask(q.shape[-2], scores, attn_mask, is_causal)
+        weights = upstream.maybe_add_mask(scores, bias).softmax(dim=-1)
+        return self.attn_drop(weights) @ v
+
+
+def _shape(module: nn.Module) -> HeadShape:
+    return HeadShape(read_int(module, "num_heads"), read_int(module, "head_dim"))
+
+
+@register_named("timm.layers.attention.Attention")
+class AttentionSwap(ClassSwap):
+    """The exact class, with a forward that is known: computes through the function."""
+
+    honours_backend = True
+    original = upstream.Attention
+    replacement = PreconditionedAttention
+
+    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
+        """Whether upstream's forward is the one that the replacement was written against."""
+        return super().serves(cls, registered) and text_digest(registered.forward) == KNOWN_FORWARD
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """One head, and a norm."""
+        return normalised_already(module.norm, _shape(module))
+
+    def shape(self, module: nn.Module) -> HeadShape:
+        """From the module's attributes."""
+        return _shape(module)
+
+
+@register_named("timm.layers.attention.Attention")
+class AttentionHook(PreHook):
+    """Subclasses that keep the forward, and forwards that are not known: `norm` sees the heads first, always."""
+
+    point = "norm"
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """A version of timm whose attention has no `norm` to hook; one head, and a norm."""
+        if isinstance(getattr(module, "norm", None), nn.Module):
+            return normalised_already(module.norm, _shape(module))
+        return "this timm's Attention has no `norm` module; install timm >= 1.0.16"
+
+    def shape(self, module: nn.Module) -> HeadShape:
+        """From the module's attributes."""
+        return _shape(module)

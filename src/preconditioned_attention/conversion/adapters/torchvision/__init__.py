@@ -1,0 +1,1 @@
+"""torchvision: Swin, MViT and MaxViT."""

@@ -1,0 +1,1 @@
+"""transformers: attention that looks its function up, and attention that does not."""

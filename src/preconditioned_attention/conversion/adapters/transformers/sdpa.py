@@ -1,0 +1,73 @@
+"""transformers' `sdpa` attention with the preconditioned function in the place of the plain one.
+
+Theirs prepares its arguments and calls `scaled_dot_product_attention`. Here the same preparation, with their own
+helpers, is followed by the preconditioner's `attend`, so that the fused form serves converted models. It was written
+against one text of their function and for its common calls; for anything else :func:`serves` says no, and the caller
+scales the rows of what theirs returns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations import sdpa_attention as upstream
+
+from ....layers import Preconditioner
+from ...mechanisms import text_digest
+
+KNOWN_TEXTS = {
+    "e3d016070b6ac957": "5.23.0",
+    "9be3d6b1f79abc00": "5.24.0",
+}  # digest -> the transformers that it was read in
+
+_TEXT_IS_KNOWN = text_digest(upstream.sdpa_attention_forward) in KNOWN_TEXTS
+_COMMON_OPTIONS = {"dropout", "scaling", "is_causal"}
+
+
+def serves(module: nn.Module, query: Tensor, options: dict[str, Any]) -> bool:
+    """Whether :func:`attend` does for this call what theirs does.
+
+    Not for soft-capped, biased or paged attention, nor for single-token decoding with shared key heads, which theirs
+    packs in a way of its own.
+    """
+    special = (name for name, value in options.items() if name not in _COMMON_OPTIONS and value is not None)
+    if not _TEXT_IS_KNOWN or torch.jit.is_tracing():
+        return False
+    if any(name in ("softcap", "position_bias", "cache") for name in special) or options.get("output_attentions"):
+        return False
+    return query.shape[2] > 1 or getattr(module, "num_key_value_groups", 1) == 1
+
+
+def attend(
+    preconditioner: Preconditioner,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, None]:
+    """Preconditioned heads as (B, N, H, d), from q, k, v as (B, H, N, d), and no weights."""
+    groups = getattr(module, "num_key_value_groups", 1)
+    enable_gqa = groups > 1 and upstream.use_gqa_in_sdpa(attention_mask, key, value)
+    if groups > 1 and not enable_gqa:
+        key, value = upstream.repeat_kv(key, groups), upstream.repeat_kv(value, groups)
+    length = query.shape[2]
+    is_causal = options.get("is_causal")
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    is_causal = length > 1 and attention_mask is None and is_causal
+    if is_causal and key.shape[2] > length:  # an empty static cache: the keys after the queries are all masked
+        key, value = key[:, :, :length], value[:, :, :length]
+    out = preconditioner.attend(
+        query,
+        key,
+        value,
+        attention_mask,
+        options.get("dropout", 0.0),
+        is_causal,
+        options.get("scaling"),
+        enable_gqa,
+    )
+    return out.transpose(1, 2).contiguous(), None
