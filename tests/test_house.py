@@ -19,7 +19,7 @@ LIBRARY = ["diagnostics", "conversion", "layers", "flex", "functional", "varlen"
 LAB = ["inspection", "comparison", "recipes", "training", "tasks", "models", "data", "benchmarking", "census"]
 CHAIN = ["cli", *(f"lab.{name}" for name in LAB), *LIBRARY]
 # Private helpers that import nothing of ours but each other.
-FREE = {"_extras", "_checks", "_environment", "_files", "_symbolic", "_yaml", "_version"}
+FREE = {"_compiler", "_extras", "_checks", "_environment", "_files", "_symbolic", "_yaml", "_version"}
 MAY_REPORT = {
     "cli",
     *(f"lab.{name}" for name in ("inspection", "comparison", "training", "tasks", "benchmarking", "census")),

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._compiler import break_graph_at
 from ..config import PreconditionConfig
 from ..conversion.convert import attach_all, attention_sites, detach, preconditioned_modules, refuse_compiled
 from ..conversion.registry import Adapter
@@ -240,10 +241,11 @@ _COMPILED = (
 )
 
 
-# Called while code is traced, it makes the compiler stop and call it as it is, so that the error reaches the caller.
-@torch.compiler.disable(reason=_COMPILED)
 def _refuse_tracing() -> None:
     raise ValueError(_COMPILED)
+
+
+break_graph_at(_refuse_tracing, reason=_COMPILED)  # the trace ends at the call, and the error reaches the caller
 
 
 def _process() -> tuple[int, int]:

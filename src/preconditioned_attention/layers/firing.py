@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import threading
 
-import torch
 from torch._guards import CompileContext
+
+from .._compiler import assume_constant_result
 
 
 class Firing:
@@ -62,14 +63,14 @@ class _Tracing:
 _tracing = _Tracing()
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def expect_traced() -> bool:
     """The trace enters an attention."""
     _tracing.current().append(False)
     return True
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def note_traced() -> bool:
     """The trace reaches a preconditioner."""
     calls = _tracing.current()
@@ -78,7 +79,7 @@ def note_traced() -> bool:
     return True
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def require_traced(message: str) -> bool:
     """The trace leaves an attention; raises ``message`` if no preconditioner was reached in it.
 
@@ -90,7 +91,7 @@ def require_traced(message: str) -> bool:
     return True
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def raise_traced(message: str) -> bool:
     """Raise out of the compiler, which would take an error of the code that it traces for a reason to run that code."""
     raise RuntimeError(message)

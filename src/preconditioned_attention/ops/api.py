@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
+from .._compiler import assume_constant_result
 from ..config import BACKENDS, ROW_BACKENDS, Backend, check_choice
 from . import composition, cuda, cudnn, efficient, flash_cpu, flash_cuda, reference
 from .call import Call
@@ -82,7 +82,7 @@ def _candidates(call: Call) -> tuple[str, ...]:
     return ("flash",) if call.q.device.type == "cpu" else ()
 
 
-@torch.compiler.assume_constant_result  # so that a trace says it too
+@assume_constant_result  # so that a trace says it too
 def _say_once(reason: str) -> None:
     if reason not in _said:
         _said.add(reason)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .._compiler import assume_constant_result
 from ..config import Gradient
 
 
@@ -91,7 +92,7 @@ def _autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-@torch.compiler.assume_constant_result  # torch 2.11 cannot trace the question
+@assume_constant_result  # torch 2.11 cannot trace the question
 def _autocast_is_available(device: str) -> bool:
     return torch.amp.is_autocast_available(device)
 

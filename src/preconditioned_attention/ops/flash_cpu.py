@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .._compiler import assume_constant_result
 from .call import Call
 from .one_key import LOW_PRECISION, masked_rows
 from .renormalised import Inputs, Options, Saved, additive, common_refusal, renormalised
@@ -47,7 +48,7 @@ def refusal(call: Call) -> str | None:
     return common_refusal(call, "cpu") or _shape_refusal(call) or _mask_refusal(call)
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _flash_enabled() -> bool:
     """What `torch.nn.attention.sdpa_kernel` allows, here and now; a compiled call keeps what held when it compiled."""
     return torch.backends.cuda.flash_sdp_enabled()
