@@ -35,8 +35,9 @@ def test_number_at_its_limits() -> None:
 
 
 def test_unknown_name_is_told_the_nearest_and_all() -> None:
-    check_known("arm", ["plain"], ["plain", "row-full"])
+    check_known("arm", ["plain"], ["plain", "row", "row-stopgrad"])
     with pytest.raises(
-        ValueError, match=r"unknown arm 'row-ful' \(did you mean 'row-full'\?\); known: plain, row-full"
+        ValueError,
+        match=r"unknown arm 'row-stopgrd' \(did you mean 'row-stopgrad'\?\); known: plain, row, row-stopgrad",
     ):
-        check_known("arm", ["plain", "row-ful"], ["plain", "row-full"])
+        check_known("arm", ["plain", "row-stopgrd"], ["plain", "row", "row-stopgrad"])

@@ -4,7 +4,7 @@ import pytest
 
 from preconditioned_attention.cli import main
 
-QUICK = ["--steps", "2", "--seeds", "0", "1", "--learning-rates", "1e-3", "--arms", "plain", "row-full"]
+QUICK = ["--steps", "2", "--seeds", "0", "1", "--learning-rates", "1e-3", "--arms", "plain", "row"]
 
 
 def test_compare_writes_a_report_and_resumes(tmp_path, capsys):
@@ -13,7 +13,7 @@ def test_compare_writes_a_report_and_resumes(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert str(tmp_path / "out" / "report.html") in shown
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert list(results["arms"]) == ["plain", "row-full"]
+    assert list(results["arms"]) == ["plain", "row"]
     assert (results["seeds"], results["learning_rates"], results["settings"]["steps"]) == ([0, 1], [0.001], 2)
     assert main(["compare", "digits", *QUICK, *output]) == 2
     assert "already" in capsys.readouterr().err
@@ -38,8 +38,9 @@ def test_a_preset_brings_its_arms_and_baselines(tmp_path, capsys):
     ("arguments", "words"),
     [
         (["nothing"], "unknown recipe"),
-        (["digits", "--arms", "plain", "row-ful"], "row-full"),
-        (["digits", "--arms", "row-full"], "arms must hold 'plain'"),
+        (["digits", "--arms", "plain", "row-stopgrd"], "did you mean 'row-stopgrad'?"),
+        (["digits", "--arms", "plain", "row-full"], "known: plain, row, row-stopgrad"),
+        (["digits", "--arms", "row"], "arms must hold 'plain'"),
         (["digits", "--seeds", "1", "1"], "seeds"),
         (["digits", "--learning-rates", "-1"], "learning_rates"),
         (["digits", "--steps", "0"], "steps"),

@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     path = folder / "small.yaml"
     path.write_text(RECIPE)
-    assert main(["train", str(path), "--arm", "row-full", "--output", str(folder / "run")]) == 0
+    assert main(["train", str(path), "--arm", "row", "--output", str(folder / "run")]) == 0
     return folder / "run"
 
 

@@ -31,13 +31,24 @@ def recipe(tmp_path: Path) -> str:
 
 def test_one_run(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "run"
-    options = ["--arm", "row-stop", "--seed", "5", "--learning-rate", "0.01", "--steps", "6", "--output", str(output)]
+    options = [
+        "--arm",
+        "row-stopgrad",
+        "--seed",
+        "5",
+        "--learning-rate",
+        "0.01",
+        "--steps",
+        "6",
+        "--output",
+        str(output),
+    ]
     assert main(["train", recipe, *options]) == 0
     config = TrainConfig.from_yaml((output / "config.yaml").read_text())
     assert (config.seed, config.learning_rate, config.steps, config.precondition.gradient) == (5, 0.01, 6, "stop")
     out = capsys.readouterr().out
     accuracy = json.loads((output / "result.json").read_text())["test"]["accuracy"]
-    assert "arm row-stop, seed 5, 6 steps" in out
+    assert "arm row-stopgrad, seed 5, 6 steps" in out
     assert f"accuracy {accuracy:.4f}" in out
     assert str(output) in out
 
@@ -64,10 +75,10 @@ def test_errors_are_one_line(recipe: str, tmp_path: Path, capsys: pytest.Capture
     assert main(["train", recipe, "--output", output]) == 0
     for arguments, message in [
         ([recipe, "--output", output], "already holds a run"),
-        ([recipe, "--output", output, "--resume", "--arm", "row-full"], "precondition.gradient was None, is 'full'"),
+        ([recipe, "--output", output, "--resume", "--arm", "row"], "precondition.gradient was None, is 'full'"),
         ([recipe, "--output", recipe], "cannot be written to"),
         ([recipe, "--output", str(tmp_path / "new"), "--resume"], "nothing to resume"),
-        ([recipe, "--arm", "row"], "unknown arm 'row'"),
+        ([recipe, "--arm", "row-full"], "unknown arm 'row-full'; known: plain, row, row-stopgrad"),
         ([recipe, "--learning-rate", "-1"], "learning_rate must be more than 0"),
         (["nothing"], "unknown recipe 'nothing'"),
         (["nothing.yaml"], "cannot be read"),
@@ -79,7 +90,7 @@ def test_errors_are_one_line(recipe: str, tmp_path: Path, capsys: pytest.Capture
         assert message in err
         assert err.count("\n") == 1
     assert main(["train", recipe, "--output", output, "--resume"]) == 0
-    assert main(["train", recipe, "--output", output, "--overwrite", "--arm", "row-full"]) == 0
+    assert main(["train", recipe, "--output", output, "--overwrite", "--arm", "row"]) == 0
 
 
 def test_two_processes_by_torchrun(recipe: str, tmp_path: Path) -> None:

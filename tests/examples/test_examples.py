@@ -22,8 +22,8 @@ def test_example_compares_fairly_and_reports(name, tmp_path):
     assert "Report: " in process.stdout
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {run["status"] for run in results["runs"]} == {"finished"}
-    assert list(results["arms"]) == ["plain", "row-full", "row-stop"]
+    assert list(results["arms"]) == ["plain", "row", "row-stopgrad"]
     losses = {run["arm"]: run["metrics"]["losses"] for run in results["runs"] if run["seed"] == 0}
     assert all(len(values) == 4 for values in losses.values())
-    assert losses["plain"] != losses["row-full"] != losses["row-stop"]
+    assert losses["plain"] != losses["row"] != losses["row-stopgrad"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "an example writes to its output folder only"

@@ -13,8 +13,8 @@ from preconditioned_attention.lab.comparison.records import RunRecord
 
 ARMS: dict[str, PreconditionConfig | None] = {
     "plain": None,
-    "row-full": PreconditionConfig(),
-    "row-stop": PreconditionConfig(gradient="stop"),
+    "row": PreconditionConfig(),
+    "row-stopgrad": PreconditionConfig(gradient="stop"),
 }
 LOSSES = [2.0 / (1 + step / 4) for step in range(40)]
 
@@ -43,12 +43,12 @@ def conditioning(scale: float = 1.0) -> list[dict[str, Any]]:
 
 
 def run(prepare: Prepare, seed: int, learning_rate: float) -> dict[str, Any]:
-    """A fair run: row-full is better by about 0.02, row-stop about the same; every arm is best at 1e-3."""
+    """A fair run: row is better by about 0.02, row-stopgrad about the same; every arm is best at 1e-3."""
     prepare(tiny_model())
     arm = arm_of(prepare)
-    gain = {"plain": 0.0, "row-full": 0.02 + 0.001 * seed, "row-stop": 0.01 * (seed - 1)}[arm]
+    gain = {"plain": 0.0, "row": 0.02 + 0.001 * seed, "row-stopgrad": 0.01 * (seed - 1)}[arm]
     accuracy = 0.9 + 0.01 * seed + gain - (0.05 if learning_rate != 1e-3 else 0.0)
-    speed = {"plain": 1.0, "row-full": 0.5, "row-stop": 2.0}[arm]
+    speed = {"plain": 1.0, "row": 0.5, "row-stopgrad": 2.0}[arm]
     return {
         "validation": accuracy + 0.001,
         "test": accuracy,

@@ -38,7 +38,7 @@ def train(
         model: Picks RECIPE/MODEL among recipes that come as a family, such as digits with --model xcit.
         preset: Picks RECIPE-PRESET, such as the size for two CPU cores of listops with --preset cpu.
         task_options: Replace options of the recipe's task, such as root=/data/imagenet num_classes=100.
-        arm: plain, row-full, row-stop, or an arm of the recipe's comparison.
+        arm: plain, row, row-stopgrad, or an arm of the recipe's comparison.
         output: The folder to write; by default runs/RECIPE-ARM-seedN.
         seed: Replaces the recipe's seed.
         learning_rate: Replaces the recipe's learning rate.

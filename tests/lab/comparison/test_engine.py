@@ -29,8 +29,8 @@ def test_from_runs_to_words(tmp_path):
         Outcome.UNDECIDED,
     ]
     assert {summary.learning_rate for summary in comparison.summaries.values()} == {1e-3}
-    assert comparison.summaries["row-full"].difference.values == pytest.approx((0.02, 0.021, 0.022))
-    assert comparison.summaries["row-full"].time_ratio.mean == pytest.approx(2.0)
+    assert comparison.summaries["row"].difference.values == pytest.approx((0.02, 0.021, 0.022))
+    assert comparison.summaries["row"].time_ratio.mean == pytest.approx(2.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["runs", "results.json", "report.html", "plot-difference.png", "plot-training-loss.png", "plot-validation.png"]
         + [f"plot-{what}-{moment}.png" for what in ("kappa", "spread") for moment in ("initialisation", "end")]
@@ -89,28 +89,26 @@ def test_unequal_weights_stop_the_comparison(tmp_path):
         prepare(model)
         return {"validation": 1.0, "test": 1.0}
 
-    with pytest.raises(
-        FairnessError, match=r"plain-seed0-lr0\.0001 and row-full-seed0-lr0\.0001 started from different"
-    ):
+    with pytest.raises(FairnessError, match=r"plain-seed0-lr0\.0001 and row-seed0-lr0\.0001 started from different"):
         quietly(unseeded, tmp_path)
 
 
 def test_weights_changed_before_prepare_are_noticed(tmp_path):
     def converts_by_itself(prepare: Prepare, seed: int, learning_rate: float):
         model = tiny_model()
-        if arm_of(prepare) == "row-stop":
+        if arm_of(prepare) == "row-stopgrad":
             torch.nn.init.zeros_(model.linear1.bias)
         prepare(model)
         return {"validation": 1.0, "test": 1.0}
 
-    with pytest.raises(FairnessError, match="row-stop"):
+    with pytest.raises(FairnessError, match="row-stopgrad"):
         quietly(converts_by_itself, tmp_path)
 
 
 def test_unequal_random_states_stop_the_comparison(tmp_path):
     def draws_more_in_one_arm(prepare: Prepare, seed: int, learning_rate: float):
         model = tiny_model()
-        if arm_of(prepare) == "row-full":
+        if arm_of(prepare) == "row":
             torch.rand(1)
         prepare(model)
         return {"validation": 1.0, "test": 1.0}
@@ -127,7 +125,7 @@ def test_a_run_that_never_prepares_stops_the_comparison(tmp_path):
 
 def test_fairness_holds_across_a_resume(tmp_path):
     def interrupted(prepare: Prepare, seed: int, learning_rate: float):
-        if arm_of(prepare) == "row-full":
+        if arm_of(prepare) == "row":
             raise KeyboardInterrupt
         return run(prepare, seed, learning_rate)
 
@@ -157,22 +155,22 @@ def test_a_variant_may_start_elsewhere_and_knows_its_options(tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert (results["variants"], results["baselines"]) == (variants, {"majority": 0.125})
     with pytest.raises(FairnessError, match="different weights"):
-        quietly(other_model, tmp_path / "strict", arms=arms, variants={"row-full": {"depth": 2}, "deep": {"depth": 2}})
+        quietly(other_model, tmp_path / "strict", arms=arms, variants={"row": {"depth": 2}, "deep": {"depth": 2}})
 
 
 def test_a_run_that_raises_is_kept_as_failed_with_its_reason(tmp_path, caplog):
     def fails_once(prepare: Prepare, seed: int, learning_rate: float):
-        if (arm_of(prepare), seed, learning_rate) == ("row-full", 1, 1e-3):
+        if (arm_of(prepare), seed, learning_rate) == ("row", 1, 1e-3):
             raise ArithmeticError("loss is nan at step 7")
         return run(prepare, seed, learning_rate)
 
     with caplog.at_level(logging.WARNING):
         comparison = quietly(fails_once, tmp_path)
-    assert "row-full-seed1-lr0.001 failed: ArithmeticError: loss is nan at step 7" in caplog.text
-    record = json.loads((tmp_path / "runs" / "row-full-seed1-lr0.001.json").read_text())
+    assert "row-seed1-lr0.001 failed: ArithmeticError: loss is nan at step 7" in caplog.text
+    record = json.loads((tmp_path / "runs" / "row-seed1-lr0.001.json").read_text())
     assert record["status"] == "failed"
     assert "fails_once" in record["traceback"]
-    assert comparison.summaries["row-full"].learning_rate == 1e-4
+    assert comparison.summaries["row"].learning_rate == 1e-4
     assert "loss is nan at step 7" in comparison.report.read_text()
     assert "Traceback" not in (tmp_path / "results.json").read_text()
 
@@ -180,13 +178,13 @@ def test_a_run_that_raises_is_kept_as_failed_with_its_reason(tmp_path, caplog):
 def test_numbers_that_are_not_finite_are_a_failure(tmp_path):
     def diverges(prepare: Prepare, seed: int, learning_rate: float):
         metrics = run(prepare, seed, learning_rate)
-        return metrics | {"validation": float("nan")} if arm_of(prepare) == "row-stop" else metrics
+        return metrics | {"validation": float("nan")} if arm_of(prepare) == "row-stopgrad" else metrics
 
     comparison = quietly(diverges, tmp_path)
-    assert comparison.verdicts["row-stop"].outcome is Outcome.FAILED
-    assert len(comparison.summaries["row-stop"].failures) == 9
+    assert comparison.verdicts["row-stopgrad"].outcome is Outcome.FAILED
+    assert len(comparison.summaries["row-stopgrad"].failures) == 9
     assert "validation is nan" in comparison.report.read_text()
-    assert comparison.verdicts["row-full"].outcome is Outcome.BETTER
+    assert comparison.verdicts["row"].outcome is Outcome.BETTER
 
 
 def test_a_refused_conversion_fails_the_arm_and_not_the_reference(tmp_path):
@@ -200,7 +198,7 @@ def test_a_refused_conversion_fails_the_arm_and_not_the_reference(tmp_path):
 
     comparison = quietly(converted_already, tmp_path)
     assert [verdict.outcome for verdict in comparison.verdicts.values()] == [Outcome.REFERENCE, *[Outcome.FAILED] * 2]
-    assert "ValueError" in comparison.summaries["row-full"].failures[0].reason
+    assert "ValueError" in comparison.summaries["row"].failures[0].reason
 
 
 def test_when_every_run_fails_the_report_is_written_and_the_error_names_the_first_reason(tmp_path):
@@ -327,8 +325,8 @@ def test_several_processes_are_refused(tmp_path, monkeypatch):
 def test_terminal_shows_table_words_and_path(tmp_path, capsys):
     comparison = quietly(run, tmp_path, verbose=True)
     shown = capsys.readouterr().out
-    assert "row-full: better." in shown
-    assert comparison.verdicts["row-stop"].sentences[0] in shown
+    assert "row: better." in shown
+    assert comparison.verdicts["row-stopgrad"].sentences[0] in shown
     assert f"Report: {tmp_path / 'report.html'}" in shown
 
 

@@ -7,7 +7,7 @@ from preconditioned_attention.lab.comparison.figures import conditioning_by_laye
 from preconditioned_attention.lab.comparison.summary import summarise
 from tests.helpers.synthetic_runs import ARMS, conditioning, make_records
 
-PLAN = Plan(arms={"plain": None, "row-full": ARMS["row-full"]}, seeds=(0, 1), learning_rates=(1e-3,))
+PLAN = Plan(arms={"plain": None, "row": ARMS["row"]}, seeds=(0, 1), learning_rates=(1e-3,))
 
 
 def drawn(plan: Plan = PLAN, **values) -> set[str]:
@@ -35,7 +35,7 @@ def test_curves_carry_the_runs_numbers(monkeypatch):
     loss, options = shown["Training loss"]
     assert [(curve.label, curve.style) for curve in loss] == [
         ("plain (learning rate 0.001)", 0),
-        ("row-full (learning rate 0.001)", 1),
+        ("row (learning rate 0.001)", 1),
     ]
     assert loss[0].x == [1, 2, 3]
     assert loss[0].y_per_seed == [[4.0, 2.0, -1.0]] * 2
@@ -78,12 +78,12 @@ def test_kappa_over_training_is_drawn_like_an_inspection(monkeypatch):
     rows[3]["kappa_before"] = rows[3]["kappa_after"] = math.inf  # the second layer at the second step
     assert drawn(conditioning=rows) == {"difference", "kappa-training", "kappa-training-layers"}
     curves, options = shown["plot_bands"]
-    assert [(curve.label, curve.style) for curve in curves] == [("plain", 0), ("row-full", 1)]
+    assert [(curve.label, curve.style) for curve in curves] == [("plain", 0), ("row", 1)]
     assert curves[0].x == [1, 26]
     assert curves[0].y_per_seed == [[100.5, 100.0]] * 2
     assert options["log_y"]
     maps, options = shown["plot_heat_maps"]
-    assert [one.title for one in maps] == ["plain", "row-full"]
+    assert [one.title for one in maps] == ["plain", "row"]
     assert maps[0].values[0] == [70.0, 70.0]
     assert maps[0].values[1][0] == 71.0
     assert math.isnan(maps[0].values[1][1])

@@ -13,8 +13,8 @@ def test_runs_are_ordered_by_seed_then_rate_then_arm():
     keys = list(make_plan().run_keys())
     assert keys[:4] == [
         RunKey(0, 1e-3, "plain"),
-        RunKey(0, 1e-3, "row-full"),
-        RunKey(0, 1e-3, "row-stop"),
+        RunKey(0, 1e-3, "row"),
+        RunKey(0, 1e-3, "row-stopgrad"),
         RunKey(0, 1e-2, "plain"),
     ]
     assert len(keys) == len(set(keys)) == 12
@@ -28,20 +28,20 @@ def test_file_names_tell_runs_apart():
 
 
 def test_description_changes_with_everything_that_changes_a_run():
-    key = RunKey(0, 1e-3, "row-full")
+    key = RunKey(0, 1e-3, "row")
     base = make_plan().describe(key)
     assert base == make_plan(seeds=[0, 1, 2]).describe(key)
     assert base != make_plan(settings={"steps": 3}).describe(key)
     assert base != make_plan(metric="loss").describe(key)
-    assert base != make_plan(arms=ARMS | {"row-full": PreconditionConfig(eps=1e-3)}).describe(key)
-    assert base != make_plan(variants={"row-full": {"depth": 2}}).describe(key)
-    assert base == make_plan(variants={"row-stop": {"depth": 2}}, baselines={"majority": 0.1}).describe(key)
+    assert base != make_plan(arms=ARMS | {"row": PreconditionConfig(eps=1e-3)}).describe(key)
+    assert base != make_plan(variants={"row": {"depth": 2}}).describe(key)
+    assert base == make_plan(variants={"row-stopgrad": {"depth": 2}}, baselines={"majority": 0.1}).describe(key)
 
 
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"arms": {"row-full": PreconditionConfig()}}, ValueError, "arms must hold 'plain'"),
+        ({"arms": {"row": PreconditionConfig()}}, ValueError, "arms must hold 'plain'"),
         ({"arms": {"plain": PreconditionConfig()}}, ValueError, "arms must hold 'plain'"),
         ({"arms": {"plain": None, "../up": None}}, ValueError, "arms: a name"),
         ({"arms": {"plain": None, "other": "full"}}, TypeError, r"arms\['other'\]"),

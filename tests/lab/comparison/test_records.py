@@ -1,10 +1,12 @@
+import dataclasses
 import json
 import math
 from pathlib import Path
 
 import pytest
 
-from preconditioned_attention.lab.comparison import Plan, RunMetrics
+from preconditioned_attention import PreconditionConfig
+from preconditioned_attention.lab.comparison import Plan, RunKey, RunMetrics
 from preconditioned_attention.lab.comparison.records import RunRecord, RunStore, to_json
 from tests.helpers.synthetic_runs import ARMS, conditioning, make_records
 
@@ -75,6 +77,80 @@ def test_seeds_and_rates_may_be_added(tmp_path):
     open_store(tmp_path).write(some_record())
     more = Plan(arms=ARMS, seeds=(0, 1), learning_rates=(1e-4, 1e-3))
     assert list(open_store(tmp_path, more, resume=True).records) == [some_record().key]
+
+
+EARLIER = {
+    "description": {
+        "arm": "row-stop",
+        "seed": 0,
+        "learning_rate": 0.001,
+        "config": {
+            "gradient": "stop",
+            "gain": None,
+            "eps": None,
+            "placement": "pre_skip",
+            "class_attention": False,
+            "pooling": False,
+            "channel": True,
+            "linear": False,
+            "backend": "auto",
+        },
+        "metric": "accuracy",
+        "settings": {},
+    },
+    "status": "finished",
+    "reason": None,
+    "traceback": None,
+    "weights": ["ab"],
+    "random_states": ["cd"],
+    "seconds": 1.5,
+    "metrics": {
+        "validation": 0.5,
+        "test": 0.25,
+        "losses": [1.0],
+        "seconds_per_step": 0.01,
+        "evaluations": [],
+        "conditioning": [],
+        "extra": {},
+        "pictures": {},
+    },
+}
+
+
+def write_earlier(folder: Path, **changes: object) -> None:
+    (folder / "runs").mkdir()
+    (folder / "runs" / "row-stop-seed0-lr0.001.json").write_text(json.dumps(EARLIER | changes))
+
+
+def test_an_earlier_comparison_resumes_under_the_present_names_of_its_arms(tmp_path):
+    write_earlier(tmp_path)
+    (record,) = open_store(tmp_path, resume=True).records.values()
+    assert record.key == RunKey(0, 1e-3, "row-stopgrad")
+    assert record.description == PLAN.describe(record.key)
+    assert record.metrics.test == 0.25
+
+
+def test_a_plan_may_use_a_former_name(tmp_path):
+    write_earlier(tmp_path)
+    plan = Plan(
+        arms={"plain": None, "row-stop": PreconditionConfig(gradient="stop")}, seeds=(0,), learning_rates=(1e-3,)
+    )
+    assert list(open_store(tmp_path, plan, resume=True).records) == [RunKey(0, 1e-3, "row-stop")]
+
+
+def test_a_former_name_does_not_excuse_other_options(tmp_path):
+    write_earlier(tmp_path, description=EARLIER["description"] | {"config": {"gradient": "full"}})
+    with pytest.raises(FileExistsError, match="another comparison"):
+        open_store(tmp_path, resume=True)
+
+
+def test_a_run_that_failed_under_a_former_name_and_was_repeated_is_the_new_one(tmp_path):
+    write_earlier(tmp_path, status="failed", reason="no memory", metrics=None)
+    store = open_store(tmp_path, resume=True)
+    (failed,) = store.records.values()
+    store.write(dataclasses.replace(failed, status="finished", reason=None, seconds=7.0))
+    (record,) = open_store(tmp_path, resume=True).records.values()
+    assert (record.status, record.seconds) == ("finished", 7.0)
 
 
 def test_resume_and_overwrite_exclude_each_other(tmp_path):

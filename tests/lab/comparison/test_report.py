@@ -29,7 +29,7 @@ class TextOf(HTMLParser):
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory) -> Comparison:
     def fails_once(prepare, seed, learning_rate):
-        if prepare.config == ARMS["row-stop"] and (seed, learning_rate) == (2, 1e-2):
+        if prepare.config == ARMS["row-stopgrad"] and (seed, learning_rate) == (2, 1e-2):
             raise MemoryError("out of <memory>")
         return run(prepare, seed, learning_rate)
 
@@ -49,16 +49,16 @@ def test_results_hold_every_run_and_every_number(comparison):
     assert results["settings"] == {"steps": 40, "model": {"depth": 2}}
     assert len(results["runs"]) == 27
     by_name = {(entry["arm"], entry["seed"], entry["learning_rate"]): entry for entry in results["runs"]}
-    failed = by_name["row-stop", 2, 1e-2]
+    failed = by_name["row-stopgrad", 2, 1e-2]
     assert (failed["status"], failed["reason"], failed["metrics"]) == ("failed", "MemoryError: out of <memory>", None)
-    record = by_name["row-full", 1, 1e-3]
-    metrics = comparison.records[RunKey(1, 1e-3, "row-full")].metrics
+    record = by_name["row", 1, 1e-3]
+    metrics = comparison.records[RunKey(1, 1e-3, "row")].metrics
     expected = json.loads(json.dumps(metrics.to_dict()))
     assert expected.pop("pictures") == {}  # they stay in the run's own file
     assert record["metrics"] == expected
     assert record["metrics"]["extra"] == {"remark": "kept"}
     assert len(record["weights"][0]) == len(record["random_states"][0]) == 64
-    full = results["arms"]["row-full"]
+    full = results["arms"]["row"]
     assert full["config"]["gradient"] == "full"
     assert full["outcome"] == "better"
     assert full["difference"]["values"] == pytest.approx([0.02, 0.021, 0.022])

@@ -14,7 +14,7 @@ from preconditioned_attention.lab.comparison.tables import (
 )
 from tests.helpers.synthetic_runs import ARMS, conditioning
 
-PLAN = Plan(arms={"plain": None, "row-full": ARMS["row-full"]}, seeds=(4, 7), learning_rates=(1e-3, 1e-2))
+PLAN = Plan(arms={"plain": None, "row": ARMS["row"]}, seeds=(4, 7), learning_rates=(1e-3, 1e-2))
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def summaries() -> dict[str, ArmSummary]:
     }
     return {
         "plain": ArmSummary(name="plain", config=None, failures=(), test=(0.7, 0.8), steps=(50, 49), **common),
-        "row-full": ArmSummary(
-            name="row-full",
-            config=ARMS["row-full"],
-            failures=(Failure(RunKey(7, 1e-2, "row-full"), "no memory"),),
+        "row": ArmSummary(
+            name="row",
+            config=ARMS["row"],
+            failures=(Failure(RunKey(7, 1e-2, "row"), "no memory"),),
             test=(0.71, 0.83),
             difference=paired_difference((0.71, 0.83), (0.7, 0.8)),
             steps=(20, None),
@@ -49,7 +49,7 @@ def runs() -> dict[str, list[RunMetrics]]:
             RunMetrics(validation=0.8, test=test, seconds_per_step=0.0125, conditioning=conditioning())
             for test in tests
         ]
-        for name, tests in {"plain": (0.7, 0.8), "row-full": (0.71, 0.83)}.items()
+        for name, tests in {"plain": (0.7, 0.8), "row": (0.71, 0.83)}.items()
     }
 
 
@@ -57,26 +57,26 @@ def test_results_hold_means_interval_steps_and_time(summaries):
     plain, full = results_table(PLAN, summaries).rows
     assert plain == ("plain", "0.001", "0.8500", "0.7500", "–", "–", "50 of 50", "–")
     # Differences 0.01 and 0.03: mean 0.02, half-width 12.7062 * 0.0141421 / sqrt(2) = 0.127062.
-    assert full[:6] == ("row-full", "0.001", "0.8500", "0.7700", "+0.0200", "−0.1071 to +0.1471")
+    assert full[:6] == ("row", "0.001", "0.8500", "0.7700", "+0.0200", "−0.1071 to +0.1471")
     assert full[6] == "in 1 of 2 seeds"
     assert full[7].startswith("2.10 (")
 
 
 def test_a_failed_arm_has_a_row_of_its_own(summaries):
-    failed = ArmSummary(name="row-full", config=None, rates=summaries["row-full"].rates, failures=())
-    row = results_table(PLAN, summaries | {"row-full": failed}).rows[1]
-    assert row == ("row-full", "failed", "–", "–", "–", "–", "–", "–")
+    failed = ArmSummary(name="row", config=None, rates=summaries["row"].rates, failures=())
+    row = results_table(PLAN, summaries | {"row": failed}).rows[1]
+    assert row == ("row", "failed", "–", "–", "–", "–", "–", "–")
 
 
 def test_every_seed_has_a_row(summaries, runs):
     rows = seeds_table(PLAN, summaries, runs).rows
     assert rows[0] == ("plain", "4", "0.8000", "0.7000", "–", "50", "12.50")
-    assert rows[3] == ("row-full", "7", "0.8000", "0.8300", "+0.0300", "not reached", "12.50")
+    assert rows[3] == ("row", "7", "0.8000", "0.8300", "+0.0300", "not reached", "12.50")
 
 
 def test_learning_rates_show_choice_and_failures(summaries):
     table = rates_table(PLAN, summaries)
-    assert table.columns == ("learning rate", "plain", "row-full")
+    assert table.columns == ("learning rate", "plain", "row")
     assert table.rows[0] == ("0.001", "0.8500 ± 0.0707 ◂", "0.8500 ± 0.0707 ◂")
     assert table.rows[1][2] == "failed (1 of 2 seeds)"
 
@@ -89,7 +89,7 @@ def test_conditioning_has_a_row_per_arm_and_layer(runs):
 
 
 def test_failures_are_listed(summaries):
-    assert failures_table(summaries).rows == (("row-full", "7", "0.01", "no memory"),)
+    assert failures_table(summaries).rows == (("row", "7", "0.01", "no memory"),)
     assert failures_table({"plain": summaries["plain"]}) is None
 
 
@@ -111,7 +111,7 @@ def test_baselines_and_variants_are_named(summaries):
         arms=PLAN.arms,
         seeds=PLAN.seeds,
         learning_rates=PLAN.learning_rates,
-        variants={"row-full": {"attention": "softmax"}},
+        variants={"row": {"attention": "softmax"}},
         baselines={"majority": 0.17, "root operator": 0.365},
     )
     note = results_table(plan, summaries).note

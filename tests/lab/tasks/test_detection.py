@@ -133,7 +133,7 @@ def test_pretrained_plain_weights_below_preconditioned_attention_warn(
     """No network here: the weights are random, and the task says that they are not."""
     monkeypatch.setattr(DigitScenesTask, "pretrained", True)
     with pytest.warns(UserWarning, match="starts from pretrained weights and its attention is preconditioned"):
-        train(scenes_config(scenes, steps=1, precondition=ARMS["row-full"]), tmp_path / "one", progress=False)
+        train(scenes_config(scenes, steps=1, precondition=ARMS["row"]), tmp_path / "one", progress=False)
     assert Coco(model={"pretrained": True}).pretrained
     assert not Coco().pretrained
 

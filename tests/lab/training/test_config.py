@@ -91,7 +91,7 @@ def test_values_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     [
         ({"task": None}, "task must be the name of a task"),
         ({"task_options": [1]}, "task_options must be a mapping"),
-        ({"precondition": "row-full"}, "precondition must be a PreconditionConfig or None"),
+        ({"precondition": "row"}, "precondition must be a PreconditionConfig or None"),
         ({"steps": 1.5}, "steps must be an integer"),
         ({"learning_rate": "fast"}, "learning_rate must be a number"),
         ({"betas": 0.9}, "betas must be two numbers"),

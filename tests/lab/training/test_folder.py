@@ -42,7 +42,7 @@ def test_resuming_the_same_run(folder: RunFolder) -> None:
 
 
 def test_resuming_another_configuration_shows_what_differs(folder: RunFolder) -> None:
-    other = toy_config(seed=2, task_options={"hidden": 3}, precondition=ARMS["row-full"])
+    other = toy_config(seed=2, task_options={"hidden": 3}, precondition=ARMS["row"])
     with pytest.raises(ValueError) as caught:
         folder.check(other, resume=True, overwrite=False)
     message = str(caught.value)

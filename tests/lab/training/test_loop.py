@@ -105,14 +105,14 @@ def test_prepare_must_return_the_model(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="prepare must return the model"):
         train(toy_config(), tmp_path, prepare=lambda model: None, progress=False)  # type: ignore[arg-type, return-value]
     with pytest.raises(ValueError, match=r"prepare replaces config\.precondition"):
-        train(toy_config(precondition=ARMS["row-full"]), tmp_path, prepare=lambda model: model, progress=False)
+        train(toy_config(precondition=ARMS["row"]), tmp_path, prepare=lambda model: model, progress=False)
 
 
 def test_an_arm_without_attention_leaves_the_old_run(tmp_path: Path) -> None:
     train(toy_config(), tmp_path / "run", progress=False)
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match="attention"):
-        train(toy_config(precondition=ARMS["row-full"]), tmp_path / "run", overwrite=True, progress=False)
+        train(toy_config(precondition=ARMS["row"]), tmp_path / "run", overwrite=True, progress=False)
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..._files import write_atomically
+from ...config import PreconditionConfig
+from ..training.arms import FORMER_NAMES
 from .metrics import RunMetrics
 from .plan import Plan, RunKey
 
@@ -78,6 +80,19 @@ def _speakable(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _update_description(description: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Bring the description of an earlier comparison's run up to date: the arm's name, and options added since.
+
+    An arm keeps a former name that ``plan`` itself uses.
+    """
+    arm, config = description["arm"], description["config"]
+    return {
+        **description,
+        "arm": arm if arm in plan.arms else FORMER_NAMES.get(arm, arm),
+        "config": None if config is None else PreconditionConfig.from_dict(config).to_dict(),
+    }
+
+
 class RunStore:
     """The runs that the output folder holds.
 
@@ -111,7 +126,9 @@ class RunStore:
                 path.unlink()
         self.records: dict[RunKey, RunRecord] = {}
         for path in sorted(self.runs.glob("*.json")):
-            record = self._read(path)
+            record = self._read(path, plan)
+            if record.key in self.records and path.stem != record.key.stem:
+                continue  # a failed run under the former name of its arm; the other file is its repetition
             if record.key not in plan.run_keys() or record.description != plan.describe(record.key):
                 raise FileExistsError(
                     f"output: {path} belongs to another comparison (other arms, seeds, learning rates or settings); "
@@ -135,9 +152,10 @@ class RunStore:
         return [*named, *sorted(self.output.glob(f"{PLOT_PREFIX}*.png")), *sorted(self.runs.glob("*.json"))]
 
     @staticmethod
-    def _read(path: Path) -> RunRecord:
+    def _read(path: Path, plan: Plan) -> RunRecord:
         try:
-            return RunRecord.from_dict(json.loads(path.read_bytes()))
+            values = json.loads(path.read_bytes())
+            return RunRecord.from_dict({**values, "description": _update_description(values["description"], plan)})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"output: {path} is not a run of a comparison ({error!r}); remove it") from error
 

@@ -1,4 +1,4 @@
-"""The arms that runs and comparisons know by name."""
+"""The arms of runs and comparisons, by name."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from ...config import PreconditionConfig
 
 ARMS: dict[str, PreconditionConfig | None] = {
     "plain": None,
-    "row-full": PreconditionConfig(gradient="full"),
-    "row-stop": PreconditionConfig(gradient="stop"),
+    "row": PreconditionConfig(gradient="full"),
+    "row-stopgrad": PreconditionConfig(gradient="stop"),
 }
 """``plain`` is the model as it is; the other two differ in the gradient alone."""
+
+FORMER_NAMES = {"row-full": "row", "row-stop": "row-stopgrad"}
+"""What the files of earlier comparisons call two of the arms."""
