@@ -13,7 +13,7 @@ WNIDS = ("n01440764", "n01443537", "n02102040")
 def write_folders(
     root: Path, *, classes: tuple[str, ...] = WNIDS, train: int = 4, val: int = 2, size: int = 40
 ) -> Path:
-    """``root/train/CLASS/x.JPEG`` and ``root/val/CLASS/x.JPEG``, as ImageNet is unpacked; each class has a colour."""
+    """``root/train/CLASS/x.JPEG`` and ``root/val/CLASS/x.JPEG``, as ImageNet is unpacked; each class has a color."""
     generator = np.random.default_rng(0)
     for split, count in (("train", train), ("val", val)):
         for label, name in enumerate(classes):

@@ -15,14 +15,14 @@ def batch(**values: object) -> bytes:
     return pickle.dumps({**content, **{name.encode(): value for name, value in values.items()}}, protocol=2)
 
 
-def test_grey_pixels_and_classes(tmp_path: Path) -> None:
+def test_gray_pixels_and_classes(tmp_path: Path) -> None:
     folder = write_cifar10(tmp_path / "cifar-10-batches-py")
     train, test = read_cifar10(folder, "train"), read_cifar10(folder, "test")
     assert (len(train), len(test), list(test.labels)) == (20, 4, [0, 1, 2, 3])
     raw = pickle.loads((folder / "data_batch_2").read_bytes())[b"data"][3].astype(float)
-    grey = 0.2989 * raw[:1024] + 0.587 * raw[1024:2048] + 0.114 * raw[2048:]
+    gray = 0.2989 * raw[:1024] + 0.587 * raw[1024:2048] + 0.114 * raw[2048:]
     ids, label = train[7]
-    assert np.abs(ids.numpy() - grey).max() <= 1
+    assert np.abs(ids.numpy() - gray).max() <= 1
     assert label == 3
 
 

@@ -58,11 +58,11 @@ def test_masks_hold_visible_pixels_only() -> None:
 
 
 def test_a_mask_covers_ink() -> None:
-    """Inside a mask colours are those of the digit: they differ from those around it."""
+    """Inside a mask colors are those of the digit: they differ from those around it."""
     differences = []
     for scene in make_scenes("val", DigitScenes(held_out=20)):
-        grey, outside = scene.image.mean(axis=-1), ~np.stack(scene.masks).any(axis=0)
-        differences += [abs(grey[mask].mean() - grey[outside].mean()) / 255 for mask in scene.masks]
+        gray, outside = scene.image.mean(axis=-1), ~np.stack(scene.masks).any(axis=0)
+        differences += [abs(gray[mask].mean() - gray[outside].mean()) / 255 for mask in scene.masks]
     assert np.median(differences) > 0.3
 
 

@@ -46,6 +46,6 @@ def test_digits_as_images() -> None:
         assert images.classes == tuple("0123456789")
         image, label = images.read(5)
         assert (image.size, image.mode, label) == ((8, 8), "RGB", int(part[5][1]))
-        grey = torch.from_numpy(np.array(image)).double().permute(2, 0, 1)
-        # Half a grey level: 16 levels of the data in 255 of an image.
-        torch.testing.assert_close(grey / 127.5 - 1, part[5][0].double().expand(3, 8, 8), atol=0.5 / 127.5, rtol=0)
+        gray = torch.from_numpy(np.array(image)).double().permute(2, 0, 1)
+        # Half a gray level: 16 levels of the data in 255 of an image.
+        torch.testing.assert_close(gray / 127.5 - 1, part[5][0].double().expand(3, 8, 8), atol=0.5 / 127.5, rtol=0)

@@ -41,9 +41,9 @@ def test_a_part_of_the_images(folders: Path) -> None:
     assert len(TransformedImages(images, lambda image: image.size)) == 12
 
 
-def test_grey_images_become_rgb(tmp_path: Path) -> None:
+def test_gray_images_become_rgb(tmp_path: Path) -> None:
     (tmp_path / "train" / "a").mkdir(parents=True)
-    Image.new("L", (3, 2), 7).save(tmp_path / "train" / "a" / "grey.png")
+    Image.new("L", (3, 2), 7).save(tmp_path / "train" / "a" / "gray.png")
     image, _ = open_images("", tmp_path, "train").read(0)
     assert (image.mode, image.getpixel((0, 0))) == ("RGB", (7, 7, 7))
 

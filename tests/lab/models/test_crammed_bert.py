@@ -34,8 +34,8 @@ def by_hand(model: CrammedBert, ids: torch.Tensor, *, precondition: bool) -> tor
     """The published architecture written out, sample by sample and head by head."""
 
     def norm(x: torch.Tensor, layer: torch.nn.LayerNorm) -> torch.Tensor:
-        centred = x - x.mean(dim=-1, keepdim=True)
-        return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-12).sqrt() * layer.weight + layer.bias
+        centered = x - x.mean(dim=-1, keepdim=True)
+        return centered / (centered.square().mean(dim=-1, keepdim=True) + 1e-12).sqrt() * layer.weight + layer.bias
 
     logits = []
     for sample in ids:

@@ -103,7 +103,7 @@ def test_box_losses_by_hand() -> None:
 
 
 def test_aligned_pooling_of_a_ramp_is_exact() -> None:
-    """On a linear ramp the mean over a bin is the value at its centre; pixel centres stand at halves."""
+    """On a linear ramp the mean over a bin is the value at its center; pixel centers stand at halves."""
     pool = AlignedRoIAlign(("0", "1", "2", "3"), 2)
     ramps = {}
     for name, stride in zip("0123", (4, 8, 16, 32), strict=True):
@@ -140,8 +140,8 @@ def test_frozen_statistics_stay() -> None:
     assert not any(torch.equal(changed[name], value) for name, value in before.items())
 
 
-def test_synchronised_statistics_leave_no_other() -> None:
-    model = build(batch_norm="synchronised")
+def test_synchronized_statistics_leave_no_other() -> None:
+    model = build(batch_norm="synchronized")
     kinds = {type(module) for module in model.modules()}
     assert nn.SyncBatchNorm in kinds
     assert nn.BatchNorm2d not in kinds

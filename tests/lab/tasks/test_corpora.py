@@ -33,7 +33,7 @@ def test_the_reference_begins_with_an_end_and_decodes_to_itself(ends: bool) -> N
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_stories_are_tokenised_once_and_split(root: Path, ends: bool) -> None:
+def test_stories_are_tokenized_once_and_split(root: Path, ends: bool) -> None:
     corpus = open_tiny_stories(root, str(root / "tokenizer.json"), cache=root / "cache", ends=ends)
     assert isinstance(corpus.train, numpy.memmap)
     assert corpus.tokenizer.decode(corpus.train.tolist()) == "".join(STORIES)

@@ -45,10 +45,10 @@ def test_truth_stands_above_and_confident_detections_below() -> None:
     assert sheet.shape == (2 * side + GAP, 2 * side + GAP, 3)
     above, below = sheet[:side, :side], sheet[side + GAP :, :side]
     factor = side // 60
-    grey = torch.tensor([128, 128, 128], dtype=torch.uint8)
-    assert not torch.equal(above[30 * factor, 30 * factor], grey)  # the true object
-    assert not torch.equal(below[25 * factor, 25 * factor], grey)  # the one that was found
-    assert torch.equal(below[45 * factor, 45 * factor], grey)  # the doubtful one is not drawn
+    gray = torch.tensor([128, 128, 128], dtype=torch.uint8)
+    assert not torch.equal(above[30 * factor, 30 * factor], gray)  # the true object
+    assert not torch.equal(below[25 * factor, 25 * factor], gray)  # the one that was found
+    assert torch.equal(below[45 * factor, 45 * factor], gray)  # the doubtful one is not drawn
     assert picture.description == "2 test images: 2 true objects above, 2 found below"
 
 

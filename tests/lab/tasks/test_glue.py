@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from preconditioned_attention import PreconditionConfig, is_preconditioned, precondition_
 from preconditioned_attention.lab.data.glue import GLUE
 from preconditioned_attention.lab.recipes import load_recipe
-from preconditioned_attention.lab.tasks import OptimisationSettings
+from preconditioned_attention.lab.tasks import OptimizationSettings
 from preconditioned_attention.lab.tasks.glue import Glue
 from preconditioned_attention.lab.tasks.masked_lm import MaskedLM
 from tests.helpers.glue_tree import write_release
@@ -121,12 +121,12 @@ def test_recipes_are_five_published_epochs(name: str) -> None:
     assert len(recipe.compare.seeds) == 5
 
 
-def test_the_head_and_the_optimiser_are_the_published_ones(folder: Path) -> None:
+def test_the_head_and_the_optimizer_are_the_published_ones(folder: Path) -> None:
     task = make(folder, "mnli")
     model = task.build_model()
     assert [type(layer).__name__ for layer in model.head] == ["Linear", "Tanh", "Dropout", "Linear"]
     assert (model.head[0].out_features, model.head[2].p, model.head[3].out_features) == (1024, 0.1, 3)
-    settings = OptimisationSettings(
+    settings = OptimizationSettings(
         steps=100,
         batch_size=16,
         learning_rate=4e-5,

@@ -141,16 +141,16 @@ def test_any_model_learns_any_folder(folders: Path, tmp_path: Path) -> None:
         task="image-classification", task_options=options, steps=15, batch_size=6, learning_rate=3e-3, warmup_steps=1
     )
     result = train(config, tmp_path, progress=False)
-    assert result.test["accuracy"] == 1.0  # the classes differ in colour
+    assert result.test["accuracy"] == 1.0  # the classes differ in color
     assert result.model.num_classes == 3
 
 
-def test_evaluation_images_are_the_centre_crop(folders: Path) -> None:
+def test_evaluation_images_are_the_center_crop(folders: Path) -> None:
     task = of_folders(folders, crop_pct=0.5)
     image, label = task.datasets().validation[3]
     assert (image.shape, label) == ((3, 16, 16), 1)
-    centre, _ = of_folders(folders, crop_pct=1.0).datasets().validation[3]
-    assert not torch.equal(image, centre)
+    center, _ = of_folders(folders, crop_pct=1.0).datasets().validation[3]
+    assert not torch.equal(image, center)
     other, _ = of_folders(folders, augmentation={"hflip": 1.0, "scale": [0.1, 0.2]}, crop_pct=0.5).datasets().test[3]
     assert torch.equal(other, image)
     red, green = image.mean(dim=(1, 2))[:2] * torch.tensor(task.std[:2]) + torch.tensor(task.mean[:2])

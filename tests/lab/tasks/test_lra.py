@@ -9,7 +9,7 @@ from preconditioned_attention.lab.recipes import load_recipe
 from preconditioned_attention.lab.tasks import ListOps
 from preconditioned_attention.lab.tasks.lra import lookup_accuracy
 from preconditioned_attention.lab.tasks.one_cycle import OneCycleAdamW
-from preconditioned_attention.lab.tasks.protocol import OptimisationSettings
+from preconditioned_attention.lab.tasks.protocol import OptimizationSettings
 from preconditioned_attention.lab.training import train
 
 SMALL = {
@@ -46,9 +46,9 @@ def test_example_batch_is_the_beginning_of_validation() -> None:
     assert len(task.example_batch(1000)[0]) == 20
 
 
-def test_the_optimiser_is_the_benchmarks() -> None:
+def test_the_optimizer_is_the_benchmarks() -> None:
     task = ListOps(**SMALL)
-    settings = OptimisationSettings(
+    settings = OptimizationSettings(
         steps=10,
         batch_size=2,
         learning_rate=0.1,
@@ -82,7 +82,7 @@ def test_options_that_cannot_be(options: dict, error: type, message: str) -> Non
 
 
 def test_three_steps_of_the_full_size_recipe(tmp_path: Path) -> None:
-    """Model, lengths and optimiser are the recipe's; batch and data are smaller, and the CPU has no float16."""
+    """Model, lengths and optimizer are the recipe's; batch and data are smaller, and the CPU has no float16."""
     recipe = load_recipe("lra/listops").train
     options = {**recipe.task_options, "count": 40, "held_out": 3}
     config = dataclasses.replace(

@@ -8,7 +8,7 @@ from torch.utils.data import default_collate
 from preconditioned_attention import precondition_
 from preconditioned_attention.lab.models.crammed_bert import load_crammed_bert
 from preconditioned_attention.lab.recipes import load_recipe
-from preconditioned_attention.lab.tasks import OptimisationSettings, make_task
+from preconditioned_attention.lab.tasks import OptimizationSettings, make_task
 from preconditioned_attention.lab.tasks.masked_lm import MaskedLM
 
 SIZES = {"context": 16, "width": 16, "layers": 2, "num_heads": 2, "feed_forward": 24}
@@ -54,9 +54,9 @@ def test_evaluation_hides_the_same_tokens_every_time(task: MaskedLM) -> None:
     assert build(task)(*task.example_batch(4)).shape == (4, 16, 400)
 
 
-def test_the_optimiser_is_the_published_one(task: MaskedLM) -> None:
+def test_the_optimizer_is_the_published_one(task: MaskedLM) -> None:
     model = build(task)
-    settings = OptimisationSettings(
+    settings = OptimizationSettings(
         steps=8,
         batch_size=4,
         learning_rate=1e-3,
@@ -96,12 +96,12 @@ def test_an_exported_model_comes_back(task: MaskedLM, tmp_path: Path) -> None:
     assert (tmp_path / "tokenizer.json").exists()
 
 
-def test_a_tokenised_data_set(task: MaskedLM, tmp_path: Path) -> None:
+def test_a_tokenized_data_set(task: MaskedLM, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     numbers = torch.randint(400, (1200, 16), generator=torch.Generator().manual_seed(0)).tolist()
     datasets.Dataset.from_dict({"input_ids": numbers}).to_parquet(str(tmp_path / "train.parquet"))
     task._tokenizer.save(str(tmp_path / "tokenizer.json"))
-    options = {"corpus": "tokenised", "root": str(tmp_path), "tokenizer": str(tmp_path / "tokenizer.json")}
+    options = {"corpus": "tokenized", "root": str(tmp_path), "tokenizer": str(tmp_path / "tokenizer.json")}
     other = MaskedLM(vocab_size=400, **SIZES, **options)
     splits = other.datasets()
     assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [1196, 2, 2]
@@ -125,8 +125,8 @@ def test_options_that_cannot_be(options: dict, message: str) -> None:
         MaskedLM(**options)
 
 
-def test_tokenised_data_needs_its_files() -> None:
+def test_tokenized_data_needs_its_files() -> None:
     with pytest.raises(ValueError, match=r"tokenizer must be the tokenizer\.json"):
-        MaskedLM(corpus="tokenised").datasets()
+        MaskedLM(corpus="tokenized").datasets()
     with pytest.raises(ValueError, match="root must be the folder"):
-        MaskedLM(corpus="tokenised")._windows  # noqa: B018
+        MaskedLM(corpus="tokenized")._windows  # noqa: B018

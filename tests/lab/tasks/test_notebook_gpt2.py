@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from preconditioned_attention.lab.recipes import load_recipe
-from preconditioned_attention.lab.tasks import OptimisationSettings
+from preconditioned_attention.lab.tasks import OptimizationSettings
 from preconditioned_attention.lab.tasks.notebook_gpt2 import NotebookGPT2
 
 pytest.importorskip("transformers")
 TASK = NotebookGPT2(n_layer=1, n_head=1, n_embd=8, context=8, vocab_size=300)
-SETTINGS = OptimisationSettings(
+SETTINGS = OptimizationSettings(
     steps=625,
     batch_size=1024,
     learning_rate=1e-4,

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from preconditioned_attention.lab.tasks.one_cycle import OneCycleAdamW, one_cycle
-from preconditioned_attention.lab.tasks.protocol import OptimisationSettings
+from preconditioned_attention.lab.tasks.protocol import OptimizationSettings
 
 
-def settings(**options: object) -> OptimisationSettings:
+def settings(**options: object) -> OptimizationSettings:
     defaults = {"steps": 40, "batch_size": 4, "learning_rate": 1e-2, "weight_decay": 0.0, "betas": (0.9, 0.999)}
-    return OptimisationSettings(**{**defaults, "warmup_steps": 10, "final_learning_rate": 0.0, **options})
+    return OptimizationSettings(**{**defaults, "warmup_steps": 10, "final_learning_rate": 0.0, **options})
 
 
 def parameter() -> torch.nn.Parameter:

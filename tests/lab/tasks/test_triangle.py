@@ -1,12 +1,12 @@
 import pytest
 
-from preconditioned_attention.lab.tasks import OptimisationSettings
+from preconditioned_attention.lab.tasks import OptimizationSettings
 from preconditioned_attention.lab.tasks.triangle import triangle
 
 
-def settings(**changes: float) -> OptimisationSettings:
+def settings(**changes: float) -> OptimizationSettings:
     free = {"warmup_steps": 0, "final_learning_rate": 0.0, **changes}
-    return OptimisationSettings(
+    return OptimizationSettings(
         steps=100,
         batch_size=4,
         learning_rate=1e-3,

@@ -79,7 +79,7 @@ def test_full_disk_leaves_earlier_checkpoints(tmp_path: Path) -> None:
     kept = complete_checkpoints(output / "checkpoints")
     assert list(kept) == [7]
     before = {path.name: path.read_bytes() for path in kept[7].iterdir()}
-    # The weights (about 120 kB) fit under the limit; the optimiser's state, twice as large, does not.
+    # The weights (about 120 kB) fit under the limit; the optimizer's state, twice as large, does not.
     failed = run_alone(config, output, resume=True, file_size_limit=200_000)
     assert not failed.ended_well
     assert "step-00000014 could not be written" in failed.errors

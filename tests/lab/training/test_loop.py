@@ -91,7 +91,7 @@ def test_prepare_gets_the_new_model_once(tmp_path: Path) -> None:
 
     def prepare(model: nn.Module) -> nn.Module:
         seen.append(model)
-        model.add_module("5", nn.Linear(3, 3))  # the optimiser must get to know it
+        model.add_module("5", nn.Linear(3, 3))  # the optimizer must get to know it
         return model
 
     result = train(toy_config(), tmp_path, prepare=prepare, progress=False)

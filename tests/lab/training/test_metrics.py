@@ -56,7 +56,7 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl", [], write=False)
     log.add("step", {"step": 1, "loss": 0.0})
-    log.synchronise()
+    log.synchronize()
     log.close()
     assert log.of_kind("step") == [{"step": 1, "loss": 0.0}]
     assert not (tmp_path / "metrics.jsonl").exists()

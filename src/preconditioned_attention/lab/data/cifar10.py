@@ -1,4 +1,4 @@
-"""CIFAR-10 as the Long Range Arena reads it: grey pixels row by row, 1024 ids of 0 to 255, and one of ten classes.
+"""CIFAR-10 as the Long Range Arena reads it: gray pixels row by row, 1024 ids of 0 to 255, and one of ten classes.
 
 Source: A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009; the folder ``cifar-10-batches-py``
 of its release, five training batches and one test batch, pickled by Python 2, or the parquet files of
@@ -32,7 +32,7 @@ _ALLOWED = {
 def read_cifar10(folder: Path, split: str) -> Sequences:
     """The images of ``"train"`` or ``"test"``, in their order.
 
-    Grey is 0.2989 R + 0.587 G + 0.114 B, brought to 8 bits as TensorFlow does it, which the benchmark used.
+    Gray is 0.2989 R + 0.587 G + 0.114 B, brought to 8 bits as TensorFlow does it, which the benchmark used.
 
     Args:
         folder: ``cifar-10-batches-py``, or a folder with ``train-*.parquet`` and ``test-*.parquet``, also in
@@ -49,12 +49,12 @@ def read_cifar10(folder: Path, split: str) -> Sequences:
     parquet = find_parquet(folder, split)
     parts = _of_hub(parquet) if parquet else (_read_batch(folder / name) for name in BATCHES[split])
     for pixels, own in parts:
-        ids += [row.tobytes() for row in _grey(pixels)]
+        ids += [row.tobytes() for row in _gray(pixels)]
         labels += own
     return Sequences(ids, labels)
 
 
-def _grey(pixels: Any) -> Any:
+def _gray(pixels: Any) -> Any:
     numpy = require("numpy", extra="vision")
     red, green, blue = pixels.reshape(-1, 3, PIXELS).astype(numpy.float64).transpose(1, 0, 2)
     return ((0.2989 * red + 0.587 * green + 0.114 * blue) * (255.5 / 255)).astype(numpy.uint8)

@@ -1,8 +1,8 @@
 """digit-scenes: handwritten digits on textured canvases, with exact boxes and masks, written as COCO data.
 
 The digits are those of :mod:`preconditioned_attention.lab.data.digits`, real handwriting; training, validation and test
-scenes are made from different ones. Each is enlarged, turned, coloured and laid on a canvas of noise and stripes, over
-the earlier ones; bars of other colours are laid over them. A mask holds the pixels of a digit that remain visible, a
+scenes are made from different ones. Each is enlarged, turned, colored and laid on a canvas of noise and stripes, over
+the earlier ones; bars of other colors are laid over them. A mask holds the pixels of a digit that remain visible, a
 box is the smallest that holds the mask. Every scene draws its random numbers from the seed, its split and its number,
 so it is the same whoever makes it and in whatever order.
 """
@@ -185,7 +185,7 @@ def _all_visible(masks: list[Any], inks: list[int], cover: Any) -> bool:
 
 
 def _texture(rng: np.random.Generator, size: int) -> Any:
-    """A colour with smooth noise of one scale and stripes of one direction, ``(size, size, 3)`` in [0, 1]."""
+    """A color with smooth noise of one scale and stripes of one direction, ``(size, size, 3)`` in [0, 1]."""
     numpy, ndimage = require("numpy", extra="vision"), require("scipy.ndimage", extra="vision")
     cells = int(rng.choice([2, 4, 8, 16]))
     coarse = rng.normal(scale=0.12, size=(cells, cells, 3))
@@ -202,9 +202,9 @@ def _place(image: Any, rng: np.random.Generator, size: int) -> Any:
     scale = rng.uniform(*SCALES) * size / DIGIT_SIZE
     turn = rng.uniform(-LARGEST_TURN, LARGEST_TURN)
     half = scale * DIGIT_SIZE / 2
-    centre = rng.uniform(half, size - half, size=2)
+    center = rng.uniform(half, size - half, size=2)
     back = numpy.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]) / scale
-    offset = (DIGIT_SIZE - 1) / 2 - back @ centre
+    offset = (DIGIT_SIZE - 1) / 2 - back @ center
     smooth = ndimage.affine_transform(image, back, offset=offset, output_shape=(size, size), order=3)
     return ((smooth - 0.4) * scale / 2 + 0.5).clip(0, 1)
 

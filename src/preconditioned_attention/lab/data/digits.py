@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1797 real grey images of 8 x 8 pixels, ten classes, bundled with the library.
+"""scikit-learn's handwritten digits: 1797 real gray images of 8 x 8 pixels, ten classes, bundled with the library.
 
 Source: the test set of E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
 Repository, 1998 (CC BY 4.0), as :func:`sklearn.datasets.load_digits` gives it.

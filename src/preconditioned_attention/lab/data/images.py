@@ -1,4 +1,4 @@
-"""Labelled images on disk, as timm's readers and torchvision's datasets give them.
+"""Labeled images on disk, as timm's readers and torchvision's datasets give them.
 
 Known layouts: a folder per split with a folder per class below it; ``train.tar`` and ``val.tar`` in place of these
 folders; ``torch/imagenet`` and timm's other names for torchvision's datasets; ``hfds/NAME`` for Hugging Face datasets.
@@ -24,7 +24,7 @@ TRAIN_NAMES = ("train", "training")
 EVALUATION_NAMES = ("val", "valid", "validation", "eval", "evaluation")
 
 
-class LabelledImages(Protocol):
+class LabeledImages(Protocol):
     """Images of one split with their labels."""
 
     @property
@@ -52,7 +52,7 @@ class TransformedImages(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(
-        self, images: LabelledImages, transform: Callable[[Image], Tensor], indices: Sequence[int] | None = None
+        self, images: LabeledImages, transform: Callable[[Image], Tensor], indices: Sequence[int] | None = None
     ) -> None:
         self.images = images
         self.indices = range(len(images)) if indices is None else indices
@@ -66,7 +66,7 @@ class TransformedImages(Dataset[tuple[Tensor, int]]):
         return self._transform(image), label
 
 
-def open_images(dataset: str, root: str | Path | None, split: str) -> LabelledImages:
+def open_images(dataset: str, root: str | Path | None, split: str) -> LabeledImages:
     """Open one split.
 
     Args:
@@ -96,7 +96,7 @@ def open_images(dataset: str, root: str | Path | None, split: str) -> LabelledIm
     return _open_timm(dataset, path, split)
 
 
-def check_same_classes(train: LabelledImages, other: LabelledImages, *, split: str) -> None:
+def check_same_classes(train: LabeledImages, other: LabeledImages, *, split: str) -> None:
     """Raise unless both splits number the same classes alike.
 
     Raises:
@@ -155,7 +155,7 @@ class _TorchvisionImages:
             raise OSError(_unreadable(samples[index][0] if samples else index, self._where, error)) from error
 
 
-def _open_timm(dataset: str, root: Path | None, split: str) -> LabelledImages:
+def _open_timm(dataset: str, root: Path | None, split: str) -> LabeledImages:
     path = None if dataset else find_split(root, split)  # type: ignore[arg-type]
     where = f"{split} split of {dataset!r}" if path is None else str(path)
     try:
@@ -170,7 +170,7 @@ def _open_timm(dataset: str, root: Path | None, split: str) -> LabelledImages:
     return images
 
 
-def _open_torchvision(dataset: str, root: str, split: str) -> LabelledImages:
+def _open_torchvision(dataset: str, root: str, split: str) -> LabeledImages:
     try:
         opened = require("timm.data", extra="vision").create_dataset(dataset, root=root, split=split)
     except (RuntimeError, ValueError, AssertionError, FileNotFoundError) as error:

@@ -1,7 +1,7 @@
 """Pathfinder32 of the Long Range Arena: images in which two discs lie on the same dashed path, or on two.
 
 Three difficulties, by the number of dashes of a path. The files are those of the release: below ``pathfinder32`` a
-folder per difficulty with ``imgs/<k>/sample_<n>.png``, 8-bit grey, and ``metadata/<k>.npy``, which is plain text
+folder per difficulty with ``imgs/<k>/sample_<n>.png``, 8-bit gray, and ``metadata/<k>.npy``, which is plain text
 despite its name: a line per image with folder, file, number, label, and the generator's settings.
 """
 
@@ -174,7 +174,7 @@ class PathfinderImages(Dataset[tuple[Tensor, int]]):
             with image.open(io.BytesIO(content)) as opened:
                 opened.load()
                 if (opened.mode, opened.size) != ("L", (SIZE, SIZE)):
-                    raise OSError(f"8-bit grey, {SIZE} x {SIZE}, is expected; got {opened.mode}, {opened.size}")
+                    raise OSError(f"8-bit gray, {SIZE} x {SIZE}, is expected; got {opened.mode}, {opened.size}")
                 return opened.tobytes()
         except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a syntax error
             raise OSError(f"{where} cannot be read ({error}); replace it or remove its line") from error

@@ -58,7 +58,7 @@ class Drawing(NamedTuple):
 
 
 class _Stamp(NamedTuple):
-    """A dash from the centre in one direction: its brightness, the room it takes, and that room grown by the margin."""
+    """A dash from the center in one direction: its brightness, the room it takes, and that room grown by the margin."""
 
     line: NDArray[np.float64]
     mask: NDArray[np.float64]
@@ -155,7 +155,7 @@ def _draw_distractor(draw: Draw, board: _Board, length: int) -> tuple[_Snake, _B
 
 
 def _first_seed(draw: Draw) -> _Snake | None:
-    """A first dash near the centre of the image."""
+    """A first dash near the center of the image."""
     for _ in range(TRIES):
         degrees = int(draw() * 360) - 180
         places = _central_places(degrees)
@@ -253,12 +253,12 @@ def _inside(point: Point) -> bool:
 
 def _window(place: Point, half: int, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     """Where a patch round ``place`` lies in an image, and which part of the patch that is."""
-    starts = [max(0, centre - half) for centre in place]
-    ends = [min(size, centre + half + 1) for centre in place]
+    starts = [max(0, center - half) for center in place]
+    ends = [min(size, center + half + 1) for center in place]
     rows, columns = (slice(start, end) for start, end in zip(starts, ends, strict=True))
     own = [
-        slice(start - centre + half, end - centre + half)
-        for start, end, centre in zip(starts, ends, place, strict=True)
+        slice(start - center + half, end - center + half)
+        for start, end, center in zip(starts, ends, place, strict=True)
     ]
     return (rows, columns), (own[0], own[1])
 
@@ -309,10 +309,10 @@ def _straightness(orientation: float) -> NDArray[np.float64]:
 def _stamp(orientation: float) -> _Stamp:
     numpy = require("numpy", extra="vision")
     image, drawing = require("PIL.Image", extra="vision"), require("PIL.ImageDraw", extra="vision")
-    centre = HALF * SCALE
-    head = _translate((centre, centre), orientation, LENGTH * SCALE)
-    large = image.new("L", (2 * centre + 1, 2 * centre + 1))
-    drawing.Draw(large).line([(centre, centre), (head[1], head[0])], fill=255, width=1)
+    center = HALF * SCALE
+    head = _translate((center, center), orientation, LENGTH * SCALE)
+    large = image.new("L", (2 * center + 1, 2 * center + 1))
+    drawing.Draw(large).line([(center, center), (head[1], head[0])], fill=255, width=1)
     room = image.fromarray(_dilate(numpy.asarray(large), MARGIN * SCALE))
     line, mask = (
         numpy.asarray(each.resize((2 * HALF + 1, 2 * HALF + 1), image.Resampling.LANCZOS)) / 255
@@ -357,10 +357,10 @@ def _dilate(image: NDArray[Any], radius: int) -> NDArray[Any]:
     return ndimage.grey_dilation(image, footprint=x**2 + y**2 <= radius**2, mode="constant", cval=0)
 
 
-def _disc(centre: Point) -> NDArray[np.float64]:
+def _disc(center: Point) -> NDArray[np.float64]:
     """A disc of brightness 1."""
     numpy, image = require("numpy", extra="vision"), require("PIL.Image", extra="vision")
     y, x = numpy.ogrid[: SIZE * SCALE, : SIZE * SCALE]
-    inside = (y - centre[0] * SCALE) ** 2 + (x - centre[1] * SCALE) ** 2 <= (MARKER_RADIUS * SCALE) ** 2
+    inside = (y - center[0] * SCALE) ** 2 + (x - center[1] * SCALE) ** 2 <= (MARKER_RADIUS * SCALE) ** 2
     large = image.fromarray((inside * 255).astype(numpy.uint8))
     return numpy.asarray(large.resize((SIZE, SIZE), image.Resampling.LANCZOS)) / 255

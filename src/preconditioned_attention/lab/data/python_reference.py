@@ -1,7 +1,7 @@
 """The Python language reference that ships inside every Python: a real corpus that needs no download.
 
 Source: ``pydoc_data.topics`` of the standard library, the texts behind ``help("for")`` and the like; © Python Software
-Foundation, PSF licence. Every release of Python has its own, so results name the version and a hash of the text.
+Foundation, PSF license. Every release of Python has its own, so results name the version and a hash of the text.
 """
 
 from __future__ import annotations

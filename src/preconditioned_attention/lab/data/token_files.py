@@ -62,7 +62,7 @@ class _Progress:
 def write_token_file(
     documents: Iterable[str], tokenizer: Tokenizer, path: Path, *, ends: bool, source: Mapping[str, Any]
 ) -> TokenFile:
-    """Tokenise documents into ``path`` and open it; a complete file of the same making is opened as it is.
+    """Tokenize documents into ``path`` and open it; a complete file of the same making is opened as it is.
 
     The stream is an end token, then every document that is not empty, each followed by an end token if ``ends``.
     Processes that ask for the same file at the same time wait for the first.

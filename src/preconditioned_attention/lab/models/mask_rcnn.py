@@ -18,7 +18,7 @@ from .pyramid import LEVELS, STRIDES, FeaturePyramid
 
 BoxLoss = Literal["smooth_l1", "l1"]
 RoIAlignKind = Literal["sampled", "aligned"]
-BatchNorm = Literal["train", "frozen", "synchronised"]
+BatchNorm = Literal["train", "frozen", "synchronized"]
 COUNTS = (
     *("channels", "proposals", "proposals_per_level", "rpn_samples", "roi_samples"),
     *("box_hidden", "mask_layers", "mask_channels", "mask_pool", "detections", "test_size", "max_size"),
@@ -34,7 +34,7 @@ class MaskRCNNConfig:
         pretrained: load timm's pretrained weights of the backbone.
         channels: channels of the pyramid.
         batch_norm: of the backbone and the pyramid: ``"train"``; ``"frozen"``: the backbone's statistics and affine
-            parameters stay as they are, which suits small batches and pretrained weights; ``"synchronised"``:
+            parameters stay as they are, which suits small batches and pretrained weights; ``"synchronized"``:
             statistics over all processes (GPUs).
         anchor_sizes: the side of the anchors at strides 4, 8, 16, 32 and 64, each at three shapes.
         round_anchors: torchvision rounds the corners of anchors to whole pixels; mmdetection does not.
@@ -104,7 +104,7 @@ class MaskRCNNConfig:
 
 
 def make_mask_rcnn(config: MaskRCNNConfig, *, classes: int) -> nn.Module:
-    """A new Mask R-CNN of torchvision's parts for categories labelled 1 to ``classes``; 0 is the background.
+    """A new Mask R-CNN of torchvision's parts for categories labeled 1 to ``classes``; 0 is the background.
 
     In training ``model(images, targets)`` gives a dictionary of losses, in evaluation ``model(images)`` one dictionary
     of boxes, labels, scores and masks per image. Training images are taken in the size they come in.
@@ -151,4 +151,4 @@ def make_mask_rcnn(config: MaskRCNNConfig, *, classes: int) -> nn.Module:
     )
     if config.box_loss == "l1":
         heads.use_l1_(model)
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if config.batch_norm == "synchronised" else model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if config.batch_norm == "synchronized" else model

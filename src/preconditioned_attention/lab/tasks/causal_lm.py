@@ -1,4 +1,4 @@
-"""Causal language modelling: GPT-2 from transformers, with random weights, on a text of which every byte is counted."""
+"""Causal language modeling: GPT-2 from transformers, with random weights, on a text of which every byte is counted."""
 
 from __future__ import annotations
 

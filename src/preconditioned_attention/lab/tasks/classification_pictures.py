@@ -34,9 +34,9 @@ def draw_pictures(
 
     Args:
         model: gives logits; it is left in the mode it is in.
-        dataset: normalised images ``(3, H, W)`` and labels.
+        dataset: normalized images ``(3, H, W)`` and labels.
         classes: names of the labels; numbers if it is empty.
-        mean, std: what the images were normalised by.
+        mean, std: what the images were normalized by.
     """
     chosen = spread(len(dataset), COUNTED)  # type: ignore[arg-type]
     labels, probabilities = _predict(model, Subset(dataset, chosen))
@@ -100,5 +100,5 @@ def _predictions(
         plot_labelled_images(images, captions, wrong, title="Predictions"),
         f"{len(chosen)} test images, each with the predicted class and its probability",
         "Test images as the model gets them, with the predicted class and its probability; "
-        "where it is wrong, the right class is below in the same colour.",
+        "where it is wrong, the right class is below in the same color.",
     )

@@ -31,16 +31,16 @@ class TokenCorpus:
 
 
 def open_python_reference(*, tokenizer: str | None, vocab_size: int, ends: bool) -> TokenCorpus:
-    """The Python reference, tokenised by a tokenizer that is loaded, or trained on its training part."""
+    """The Python reference, tokenized by a tokenizer that is loaded, or trained on its training part."""
     text = load_python_reference()
     found = train_byte_bpe(text.train, vocab_size=vocab_size) if tokenizer is None else load_byte_bpe(tokenizer)
-    streams = {part: tokenise(getattr(text, part), found, ends=ends) for part in ("train", "validation", "test")}
+    streams = {part: tokenize(getattr(text, part), found, ends=ends) for part in ("train", "validation", "test")}
     sizes = {f"{part} tokens": len(stream) for part, stream in streams.items()}
     description = {**text.describe(), **sizes, "tokenizer": tokenizer_hash(found)}
     return TokenCorpus(**streams, tokenizer=found, description=description)
 
 
-def tokenise(documents: Iterable[str], tokenizer: Tokenizer, *, ends: bool) -> NDArray[Any]:
+def tokenize(documents: Iterable[str], tokenizer: Tokenizer, *, ends: bool) -> NDArray[Any]:
     """The documents' tokens end to end after an end token, each followed by one if ``ends``."""
     numpy = require("numpy", extra="train")
     end = tokenizer.token_to_id(END)
@@ -52,7 +52,7 @@ def tokenise(documents: Iterable[str], tokenizer: Tokenizer, *, ends: bool) -> N
 
 
 def open_tiny_stories(root: Path, tokenizer: str, *, cache: Path, ends: bool) -> TokenCorpus:
-    """TinyStories, tokenised into files in ``cache`` the first time.
+    """TinyStories, tokenized into files in ``cache`` the first time.
 
     The release has two splits: of its validation stories the first of every two validate, the others test.
 

@@ -152,11 +152,11 @@ class Coco(InstanceSegmentation):
         """Train and validation from train2017, test from val2017."""
         augmentation = require("preconditioned_attention.lab.data.coco_augmentation", extra="vision")
         transform = augmentation.make_training_transform(sides=self.sides, longest=self.longest, crop=self.crop)
-        labelled, test = self._open("train2017", training=True), self._open("val2017")
-        cut = len(labelled) - self.kept_back
+        labeled, test = self._open("train2017", training=True), self._open("val2017")
+        cut = len(labeled) - self.kept_back
         return Splits(
-            labelled.select(range(max(cut, 0)), transform=transform),
-            labelled.select(range(max(cut, 0), len(labelled))),
+            labeled.select(range(max(cut, 0)), transform=transform),
+            labeled.select(range(max(cut, 0), len(labeled))),
             test,
             collate_examples,
         )

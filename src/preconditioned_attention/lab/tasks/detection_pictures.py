@@ -16,7 +16,7 @@ LEAST_SCORE = 0.5
 LEAST_SIDE = 240  # small images are enlarged, so that boxes and scores can be read
 GAP = 6
 FONT_SIZE = 14
-COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#0072b2", "#ffffff")  # Okabe and Ito
+COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#0072b2", "#ffffff")  # Okabe and Ito
 
 
 def draw_scenes(model: nn.Module, examples: Sequence[tuple[Tensor, Mapping[str, Tensor]]]) -> Picture:
@@ -51,20 +51,20 @@ def _draw(image: Tensor, boxes: Tensor, masks: Tensor, scores: list[str] | None)
     canvas = canvas.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
     if not len(boxes):
         return canvas
-    colours = [COLOURS[number % len(COLOURS)] for number in range(len(boxes))]
+    colors = [COLORS[number % len(COLORS)] for number in range(len(boxes))]
     masks = masks.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
-    for mask, colour in zip(masks, colours, strict=True):  # all at once, pixels of two masks would turn black
-        canvas = utils.draw_segmentation_masks(canvas, mask, alpha=0.55, colors=colour)
+    for mask, color in zip(masks, colors, strict=True):  # all at once, pixels of two masks would turn black
+        canvas = utils.draw_segmentation_masks(canvas, mask, alpha=0.55, colors=color)
     return utils.draw_bounding_boxes(
         canvas,
         boxes * factor,
         labels=scores,
-        colors=colours,
+        colors=colors,
         width=2,
         font=None if scores is None else _font(),
         font_size=None if scores is None else FONT_SIZE,
         label_colors="black",
-        label_background_colors=colours,
+        label_background_colors=colors,
         fill_labels=scores is not None,
     )
 

@@ -21,7 +21,7 @@ from ..._extras import require
 from ..data.glue import GLUE, GlueExample, GlueTask, read_glue
 from ..models.crammed_bert import CrammedBert, load_crammed_bert
 from .glue_metrics import accuracy, f1, matthews, pearson
-from .protocol import OptimisationSettings, Splits
+from .protocol import OptimizationSettings, Splits
 
 METRICS: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
     "accuracy": accuracy,
@@ -110,7 +110,7 @@ class Glue:
         validation: Any = self.datasets().validation
         return (self._collate([validation[index] for index in range(min(size, len(validation)))])[0],)
 
-    def make_optimizer(self, model: nn.Module, settings: OptimisationSettings) -> Optimizer:
+    def make_optimizer(self, model: nn.Module, settings: OptimizationSettings) -> Optimizer:
         """AdamW with an epsilon of 1e-6; decay, which the published settings do not have, would reach everything."""
         return AdamW(
             model.parameters(),
@@ -120,7 +120,7 @@ class Glue:
             weight_decay=settings.weight_decay,
         )
 
-    def make_schedule(self, settings: OptimisationSettings) -> Callable[[int], float]:
+    def make_schedule(self, settings: OptimizationSettings) -> Callable[[int], float]:
         """Linear warm-up and half a cosine, to 0 with the last step."""
 
         def factor(step: int) -> float:

@@ -1,4 +1,4 @@
-"""Image classification with any model, augmentation, optimiser and schedule of timm, on any folder of images."""
+"""Image classification with any model, augmentation, optimizer and schedule of timm, on any folder of images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from torch.utils.data import default_collate
 from ..._checks import check_integer, check_known, check_number
 from ..._extras import require
 from ..data.digits import DigitImages
-from ..data.images import LabelledImages, TransformedImages, check_same_classes, open_images
+from ..data.images import LabeledImages, TransformedImages, check_same_classes, open_images
 from ..reporting import Picture
 from .classification_pictures import draw_pictures, spread
-from .protocol import OptimisationSettings, Splits
-from .timm_optimisation import check_optimizer, check_schedule, create_optimizer, create_schedule
+from .protocol import OptimizationSettings, Splits
+from .timm_optimizer import check_optimizer, check_schedule, create_optimizer, create_schedule
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -52,15 +52,15 @@ class ImageClassification:
         split_seed: decides which images are held out.
         num_classes: outputs of the model; None: as many as the training split has classes.
         image_size: height and width that the model gets.
-        crop_pct: for evaluation the image is resized so that the centre crop is this part of its shorter side.
+        crop_pct: for evaluation the image is resized so that the center crop is this part of its shorter side.
         interpolation: of every resizing.
-        mean, std: of the three channels, for normalising.
+        mean, std: of the three channels, for normalizing.
         augmentation: options of ``timm.data.create_transform`` for training.
         mixing: options of ``timm.data.Mixup``; empty: none. Micro-batches must be even then.
         label_smoothing: the part of the target that is spread over all classes.
         repeated_augmentation: how often each image of an epoch comes in a row, differently augmented; the epoch keeps
             its length (E. Hoffer et al., Augment Your Batch, CVPR 2020).
-        optimizer: a name of timm's optimisers.
+        optimizer: a name of timm's optimizers.
         schedule: options of timm's ``create_scheduler_v2``, such as ``sched`` and ``warmup_lr``; length, warm-up and
             floor are the run's.
 
@@ -184,11 +184,11 @@ class ImageClassification:
         validation = self.datasets().validation
         return (default_collate([validation[index][0] for index in spread(len(validation), size)]),)  # type: ignore[arg-type]
 
-    def make_optimizer(self, model: nn.Module, settings: OptimisationSettings) -> Optimizer:
-        """timm's optimiser of the name ``optimizer``."""
+    def make_optimizer(self, model: nn.Module, settings: OptimizationSettings) -> Optimizer:
+        """timm's optimizer of the name ``optimizer``."""
         return create_optimizer(self.optimizer, model, settings)
 
-    def make_schedule(self, settings: OptimisationSettings) -> Callable[[int], float]:
+    def make_schedule(self, settings: OptimizationSettings) -> Callable[[int], float]:
         """timm's schedule."""
         examples = len(self.datasets().train)  # type: ignore[arg-type]
         return create_schedule(self.schedule, settings, steps_per_epoch=max(1, examples // settings.batch_size))
@@ -198,12 +198,12 @@ class ImageClassification:
         return draw_pictures(model, self.datasets().test, self._images[0].classes, mean=self.mean, std=self.std)
 
     @cached_property
-    def _images(self) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
+    def _images(self) -> tuple[LabeledImages, LabeledImages, LabeledImages]:
         """Training, validation and test images; with a holdout, validation images are a part of the training ones."""
         if self.dataset == "digits":
-            train: LabelledImages = DigitImages("train", split_seed=self.split_seed)
-            validation: LabelledImages = DigitImages("validation", split_seed=self.split_seed)
-            test: LabelledImages = DigitImages("test", split_seed=self.split_seed)
+            train: LabeledImages = DigitImages("train", split_seed=self.split_seed)
+            validation: LabeledImages = DigitImages("validation", split_seed=self.split_seed)
+            test: LabeledImages = DigitImages("test", split_seed=self.split_seed)
         else:
             train = open_images(self.dataset, self.root, self.train_split)
             test = validation = open_images(self.dataset, self.root, self.validation_split)

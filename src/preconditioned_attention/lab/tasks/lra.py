@@ -1,4 +1,4 @@
-"""What the tasks of the Long Range Arena share: Nystromformer's encoder, its optimiser, accuracy, the majority class.
+"""What the tasks of the Long Range Arena share: Nystromformer's encoder, its optimizer, accuracy, the majority class.
 
 Y. Tay et al., Long Range Arena, ICLR 2021; the model and the settings are those of Y. Xiong et al., Nystromformer,
 AAAI 2021. Different from its code: every example of a split counts, also those that do not fill a batch.
@@ -22,7 +22,7 @@ from ..._checks import check_integer
 from ..data.sequences import collate_sequences
 from ..models.long_range import Attention, LongRangeEncoder
 from .one_cycle import OneCycleAdamW, one_cycle
-from .protocol import OptimisationSettings, Splits
+from .protocol import OptimizationSettings, Splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +104,14 @@ class LongRangeTask(ABC):
 
     def baselines(self) -> dict[str, float]:
         """The test accuracy of the class that is most frequent in training."""
-        train, test = (cast(Labelled, split).labels for split in (self.datasets().train, self.datasets().test))
+        train, test = (cast(Labeled, split).labels for split in (self.datasets().train, self.datasets().test))
         return {"majority": lookup_accuracy([0] * len(train), train, [0] * len(test), test)}
 
-    def make_optimizer(self, model: nn.Module, settings: OptimisationSettings) -> Optimizer:
+    def make_optimizer(self, model: nn.Module, settings: OptimizationSettings) -> Optimizer:
         """AdamW within one cycle."""
         return OneCycleAdamW(model.parameters(), settings)
 
-    def make_schedule(self, settings: OptimisationSettings) -> Callable[[int], float]:
+    def make_schedule(self, settings: OptimizationSettings) -> Callable[[int], float]:
         """One cycle."""
         return one_cycle(settings)
 
@@ -129,7 +129,7 @@ class LongRangeTask(ABC):
         return path
 
 
-class Labelled(Protocol):
+class Labeled(Protocol):
     """A split that knows its labels without reading every example."""
 
     labels: Sequence[int]

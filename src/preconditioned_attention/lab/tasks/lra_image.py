@@ -1,4 +1,4 @@
-"""Image of the Long Range Arena: CIFAR-10 in grey, pixel by pixel.
+"""Image of the Long Range Arena: CIFAR-10 in gray, pixel by pixel.
 
 As in Nystromformer's runs id 0, a black pixel, is taken for padding: attention and the sum over tokens leave it out.
 """
@@ -32,7 +32,7 @@ class Image(LongRangeTask):
     classes: ClassVar[int] = 10
 
     def datasets(self) -> Splits:
-        """Grey values and the class."""
+        """Gray values and the class."""
         train, test = _read(self.folder("the folder cifar-10-batches-py, or one with the hub's parquet files"))
         size = len(train) * 9 // 10
         first = Sequences(train.ids[:size], train.labels[:size])

@@ -44,7 +44,7 @@ class Pathfinder(LongRangeTask):
         check_integer("split_seed", self.split_seed, minimum=0)
 
     def datasets(self) -> Splits:
-        """Grey values, and 1 if the discs lie on the same path."""
+        """Gray values, and 1 if the discs lie on the same path."""
         name = FOLDERS[self.difficulty]
         folder = self.folder(f"the folder with {name}/, which precond data pathfinder writes")
         train, validation, test = split_pathfinder(_read(folder / name), split_seed=self.split_seed)

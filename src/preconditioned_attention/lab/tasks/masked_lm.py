@@ -1,4 +1,4 @@
-"""Masked language modelling with crammed BERT: hide a quarter of the tokens and guess them."""
+"""Masked language modeling with crammed BERT: hide a quarter of the tokens and guess them."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ...config import check_choice
 from ..data.byte_bpe import END, tokenizer_hash, train_byte_bpe
 from ..data.masking import SHARE, MaskedWindows
 from ..data.python_reference import load_python_reference
-from ..data.tokenised import TokenisedRows, open_tokenised
+from ..data.tokenized import TokenizedRows, open_tokenized
 from ..data.windows import RandomWindows, ScoredWindows
 from ..models.crammed_bert import CrammedBert, CrammedBertConfig, save_crammed_bert
-from .corpora import tokenise
-from .protocol import OptimisationSettings, Splits
+from .corpora import tokenize
+from .protocol import OptimizationSettings, Splits
 from .triangle import triangle
 
-CORPORA = ("python-reference", "tokenised")
+CORPORA = ("python-reference", "tokenized")
 SPECIALS = (END, "<cls>", "<sep>", "<mask>", "<pad>")
 MASK = "<mask>"
 MASK_SEED = 0
@@ -39,15 +39,15 @@ ADAM_EPS = 1e-12
 class MaskedLM:
     """The ``masked-lm`` task. The metric is the cross-entropy of the hidden tokens, in nats.
 
-    Optimiser and schedule are the published ones: AdamW with an epsilon of 1e-12, no decay of norms, and a learning
+    Optimizer and schedule are the published ones: AdamW with an epsilon of 1e-12, no decay of norms, and a learning
     rate that rises from a quarter to the whole over three quarters of the steps and then falls to 0, counted in steps
-    instead of by the wall clock, so that all arms take equal ones. The rows of a tokenised data set are trained on in
+    instead of by the wall clock, so that all arms take equal ones. The rows of a tokenized data set are trained on in
     their order, for the published one is a curriculum.
 
     Args:
-        corpus: ``"python-reference"``, or ``"tokenised"``: a data set with a column ``input_ids`` in ``root``.
+        corpus: ``"python-reference"``, or ``"tokenized"``: a data set with a column ``input_ids`` in ``root``.
         root: that folder.
-        tokenizer: the ``tokenizer.json`` of a tokenised data set; it must have ``<mask>``.
+        tokenizer: the ``tokenizer.json`` of a tokenized data set; it must have ``<mask>``.
         vocab_size: tokens of the model; on the Python reference also of the tokenizer that is trained.
         context: tokens per example.
         width, layers, num_heads, feed_forward, dropout: of the model; see :class:`CrammedBertConfig`.
@@ -88,7 +88,7 @@ class MaskedLM:
             train=self._masked("train", seed=None),
             validation=self._masked("validation", seed=MASK_SEED),
             test=self._masked("test", seed=MASK_SEED),
-            shuffle=self.corpus != "tokenised",
+            shuffle=self.corpus != "tokenized",
         )
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -109,7 +109,7 @@ class MaskedLM:
         validation: Any = self.datasets().validation
         return (torch.stack([validation[index][0] for index in range(min(size, len(validation)))]),)
 
-    def make_optimizer(self, model: nn.Module, settings: OptimisationSettings) -> Optimizer:
+    def make_optimizer(self, model: nn.Module, settings: OptimizationSettings) -> Optimizer:
         """AdamW as published."""
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         groups = [
@@ -118,7 +118,7 @@ class MaskedLM:
         ]
         return AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=ADAM_EPS)
 
-    def make_schedule(self, settings: OptimisationSettings) -> Callable[[int], float]:
+    def make_schedule(self, settings: OptimizationSettings) -> Callable[[int], float]:
         """The published triangle, counted in steps."""
         return triangle(settings, start=0.25, peak=0.75)
 
@@ -135,8 +135,8 @@ class MaskedLM:
     def describe_data(self) -> dict[str, Any]:
         """The corpus, its hash and its size."""
         own = {"hidden": SHARE, "tokenizer": tokenizer_hash(self._tokenizer)}
-        if self.corpus == "tokenised":
-            return {"corpus": "tokenised rows", "training rows": len(self._windows["train"]), **own}  # type: ignore[arg-type]
+        if self.corpus == "tokenized":
+            return {"corpus": "tokenized rows", "training rows": len(self._windows["train"]), **own}  # type: ignore[arg-type]
         return {**load_python_reference().describe(), "training tokens": len(self._streams["train"]), **own}
 
     def export(self, model: nn.Module, folder: Path) -> None:
@@ -157,7 +157,7 @@ class MaskedLM:
         if self.corpus == "python-reference":
             return train_byte_bpe(load_python_reference().train, vocab_size=self.vocab_size, specials=SPECIALS)
         if self.tokenizer is None:
-            raise ValueError("tokenizer must be the tokenizer.json of the tokenised data set; got None")
+            raise ValueError("tokenizer must be the tokenizer.json of the tokenized data set; got None")
         tokenizer = require("tokenizers", extra="language").Tokenizer.from_file(self.tokenizer)
         if tokenizer.token_to_id(MASK) is None:
             raise ValueError(f"tokenizer {self.tokenizer!r} must have the token {MASK}")
@@ -167,7 +167,7 @@ class MaskedLM:
     def _streams(self) -> Mapping[str, Any]:
         text = load_python_reference()
         parts = ("train", "validation", "test")
-        return {part: tokenise(getattr(text, part), self._tokenizer, ends=True) for part in parts}
+        return {part: tokenize(getattr(text, part), self._tokenizer, ends=True) for part in parts}
 
     @cached_property
     def _windows(self) -> Mapping[str, Dataset[Any]]:
@@ -175,6 +175,6 @@ class MaskedLM:
             held_out = {part: ScoredWindows(self._streams[part], self.context) for part in ("validation", "test")}
             return {"train": RandomWindows(self._streams["train"], self.context), **held_out}
         if self.root is None:
-            raise ValueError("root must be the folder of the tokenised data set; got None (--task-options root=FOLDER)")
-        rows = open_tokenised(Path(self.root))
-        return {part: TokenisedRows(rows, part, length=self.context) for part in ("train", "validation", "test")}
+            raise ValueError("root must be the folder of the tokenized data set; got None (--task-options root=FOLDER)")
+        rows = open_tokenized(Path(self.root))
+        return {part: TokenizedRows(rows, part, length=self.context) for part in ("train", "validation", "test")}

@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate of a widely copied notebook that trains a small GPT-2 on TinyStories.
+"""The optimizer and the learning rate of a widely copied notebook that trains a small GPT-2 on TinyStories.
 
 A public model card (``abhilash88/tinystories-slm-gpt``) reports a validation loss of 2.39 for it. Its 20,000 iterations
 are micro-batches, of which 32 make an update, so it takes 625 updates; and its cosine has a floor above its peak, so
@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from .causal_lm import CausalLM
-from .protocol import OptimisationSettings
+from .protocol import OptimizationSettings
 
 ITERATIONS, WARMUP_ITERATIONS, ITERATIONS_PER_UPDATE = 20_000, 1_000, 32
 FIRST_FACTOR, LAST_FACTOR = 1 / 3, 5.0
@@ -32,7 +32,7 @@ class NotebookGPT2(CausalLM):
 
     name: ClassVar[str] = "notebook-gpt2"
 
-    def make_optimizer(self, model: nn.Module, settings: OptimisationSettings) -> Optimizer:
+    def make_optimizer(self, model: nn.Module, settings: OptimizationSettings) -> Optimizer:
         """AdamW with an epsilon of 1e-9 and decay of biases and norms too."""
         return AdamW(
             [parameter for parameter in model.parameters() if parameter.requires_grad],
@@ -42,7 +42,7 @@ class NotebookGPT2(CausalLM):
             weight_decay=settings.weight_decay,
         )
 
-    def make_schedule(self, settings: OptimisationSettings) -> Callable[[int], float]:
+    def make_schedule(self, settings: OptimizationSettings) -> Callable[[int], float]:
         """The notebook's, at the last micro-batch of each update; stretched or shortened to the run's steps.
 
         Raises:

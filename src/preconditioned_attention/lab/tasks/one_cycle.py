@@ -1,4 +1,4 @@
-"""The optimiser and schedule of Nystromformer's runs on the Long Range Arena: AdamW within one cycle.
+"""The optimizer and schedule of Nystromformer's runs on the Long Range Arena: AdamW within one cycle.
 
 The learning rate rises linearly from a 25th of its peak and falls linearly to a 250,000th of it; AdamW's first average
 runs the other way, from 0.95 to 0.85 and back, whatever the configuration's first beta is. That is what the defaults of
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import AdamW
 
-from .protocol import OptimisationSettings
+from .protocol import OptimizationSettings
 
 START = 1 / 25
 END = START / 1e4
@@ -29,7 +29,7 @@ class OneCycleAdamW(AdamW):
         settings: the run's.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], settings: OptimisationSettings) -> None:
+    def __init__(self, parameters: Iterable[Tensor], settings: OptimizationSettings) -> None:
         self._first_beta = _cycle(settings, start=SLOW, peak=FAST, end=SLOW)
         super().__init__(
             parameters,
@@ -49,7 +49,7 @@ class OneCycleAdamW(AdamW):
         return super().step(closure)
 
 
-def one_cycle(settings: OptimisationSettings) -> Callable[[int], float]:
+def one_cycle(settings: OptimizationSettings) -> Callable[[int], float]:
     """From the step, counted from 0, to its learning rate over the peak.
 
     Raises:
@@ -63,7 +63,7 @@ def one_cycle(settings: OptimisationSettings) -> Callable[[int], float]:
     return _cycle(settings, start=START, peak=1.0, end=END)
 
 
-def _cycle(settings: OptimisationSettings, *, start: float, peak: float, end: float) -> Callable[[int], float]:
+def _cycle(settings: OptimizationSettings, *, start: float, peak: float, end: float) -> Callable[[int], float]:
     top, last = max(0, settings.warmup_steps - 1), settings.steps - 1
 
     def value(step: int) -> float:

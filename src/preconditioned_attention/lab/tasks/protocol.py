@@ -37,8 +37,8 @@ class Splits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimisationSettings:
-    """What a run's configuration says about its optimiser and its learning rate; see ``TrainConfig``."""
+class OptimizationSettings:
+    """What a run's configuration says about its optimizer and its learning rate; see ``TrainConfig``."""
 
     steps: int
     batch_size: int
@@ -92,13 +92,13 @@ class Scored(Protocol):
 
 
 @runtime_checkable
-class Optimised(Protocol):
-    """What a task has besides if its field has optimisers and schedules of its own; others get AdamW and a cosine."""
+class Optimized(Protocol):
+    """What a task has besides if its field has optimizers and schedules of its own; others get AdamW and a cosine."""
 
-    def make_optimizer(self, model: nn.Module, settings: OptimisationSettings) -> Optimizer:
-        """The optimiser of the model's parameters."""
+    def make_optimizer(self, model: nn.Module, settings: OptimizationSettings) -> Optimizer:
+        """The optimizer of the model's parameters."""
 
-    def make_schedule(self, settings: OptimisationSettings) -> Callable[[int], float]:
+    def make_schedule(self, settings: OptimizationSettings) -> Callable[[int], float]:
         """From the step, counted from 0, to its learning rate over ``settings.learning_rate``."""
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .protocol import OptimisationSettings
+from .protocol import OptimizationSettings
 
 
-def triangle(settings: OptimisationSettings, *, start: float, peak: float) -> Callable[[int], float]:
+def triangle(settings: OptimizationSettings, *, start: float, peak: float) -> Callable[[int], float]:
     """From the step, counted from 0, to a factor: from ``start`` up to 1, then down to 0 with the last step.
 
     Args:

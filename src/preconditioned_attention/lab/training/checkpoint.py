@@ -1,7 +1,7 @@
 """Checkpoints: complete or absent.
 
 A checkpoint is written in a folder beside the complete ones, brought to the disk, and only then given its name. Weights
-are in safetensors files; optimiser, schedule, gradient scaler and random states as Accelerate saves them. The sampler
+are in safetensors files; optimizer, schedule, gradient scaler and random states as Accelerate saves them. The sampler
 has no state: the order of the batches is a function of the seed and the step.
 """
 

@@ -79,7 +79,7 @@ class ConditioningLog:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Around one optimiser step; of its micro-steps the first is looked at, if any.
+        """Around one optimizer step; of its micro-steps the first is looked at, if any.
 
         Raises:
             WriteError: the file cannot be written.

@@ -25,8 +25,8 @@ class TrainConfig:
         task_options: options of that task.
         precondition: how attention is preconditioned; None trains the model as it is.
         seed: decides the initial weights, the order of the batches and everything random in the steps.
-        steps: optimiser steps.
-        batch_size: examples per optimiser step, over all processes and accumulated micro-batches together.
+        steps: optimizer steps.
+        batch_size: examples per optimizer step, over all processes and accumulated micro-batches together.
         batch_ramp_steps: the batch grows linearly to that size over this many steps, in as many micro-batches.
         learning_rate: AdamW's learning rate after warm-up.
         weight_decay: AdamW's decoupled weight decay; parameters with fewer than two axes are left out.
@@ -35,7 +35,7 @@ class TrainConfig:
         final_learning_rate: where the cosine ends, and the least that ``milestones`` leave.
         milestones: steps after which the learning rate is a tenth of what it was; they replace the cosine.
         clip_norm: the norm that the whole gradient is clipped to, or None.
-        accumulation_steps: micro-batches per optimiser step.
+        accumulation_steps: micro-batches per optimizer step.
         precision: ``"float32"`` and ``"float64"`` are the type of weights and inputs; ``"bfloat16"`` and
             ``"float16"`` keep float32 weights and compute in automatic mixed precision.
         ema_decay: decay of an exponential moving average of the weights, or None. With one, the averaged weights
@@ -46,7 +46,7 @@ class TrainConfig:
         keep_best: test and return the weights whose evaluation on the validation split had the best metric, the
             earliest of equals, instead of those of the last step.
         workers: processes that load examples ahead; 0 loads them in the process that trains. It changes no number.
-        monitor: what of the model's attention is looked at on the way, every ``monitor.every`` optimiser steps from
+        monitor: what of the model's attention is looked at on the way, every ``monitor.every`` optimizer steps from
             the first on; None: nothing. It changes no number that is trained.
 
     Raises:

@@ -3,7 +3,7 @@
 ::
 
     config.yaml        the run's configuration
-    metrics.jsonl      one line per optimiser step and per evaluation
+    metrics.jsonl      one line per optimizer step and per evaluation
     conditioning.csv   what the monitor saw, one line per matrix, if the run has one
     checkpoints/       step-00000100/ ...: complete ones only
     tensorboard/       the same numbers, where TensorBoard is installed

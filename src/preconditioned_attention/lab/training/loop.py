@@ -31,7 +31,7 @@ from .progress import ProgressLine
 from .report import write_report
 from .result import TrainResult
 from .state import Prepare, TrainState, build_state
-from .step import optimiser_step
+from .step import optimizer_step
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -57,7 +57,7 @@ def train(
         output: the folder for its configuration, metrics, checkpoints, weights and result.
         resume: continue the run in ``output`` from its newest complete checkpoint.
         overwrite: replace the run in ``output``.
-        prepare: called once with the new model before the optimiser exists; returns the model. The default applies
+        prepare: called once with the new model before the optimizer exists; returns the model. The default applies
             ``config.precondition``.
         progress: show a live line on standard error.
 
@@ -166,7 +166,7 @@ def _run(
     while state.step < config.steps:
         try:
             with conditioning.step():
-                record = optimiser_step(state, batches)
+                record = optimizer_step(state, batches)
             log.add("step", record)
             state.accelerator.log({f"train/{name}": record[name] for name in record if name != "step"}, state.step)
             line.step(record)
@@ -229,7 +229,7 @@ def _evaluate(state: TrainState, splits: Splits, log: MetricsLog) -> None:
 
 
 def _save(state: TrainState, folder: RunFolder, log: MetricsLog) -> Path:
-    log.synchronise()  # a checkpoint never knows of steps that the metrics lack
+    log.synchronize()  # a checkpoint never knows of steps that the metrics lack
     return save_checkpoint(state, folder.checkpoints)
 
 

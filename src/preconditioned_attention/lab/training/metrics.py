@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line of numbers per optimiser step and per evaluation."""
+"""metrics.jsonl: one line of numbers per optimizer step and per evaluation."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class MetricsLog:
         except OSError as error:
             raise WriteError(f"{self.path} could not be written at step {values['step']}: {error}") from error
 
-    def synchronise(self) -> None:
+    def synchronize(self) -> None:
         """Return when everything added is on the disk."""
         if self._file is not None:
             os.fsync(self._file.fileno())

@@ -30,7 +30,7 @@ class BatchOrder:
         shuffle: False: the data in its own order, epoch after epoch.
         ramp_steps: over so many steps the global batch grows linearly to ``batch_size``; it is always a multiple of
             processes times micro-batches. 0: it is ``batch_size`` from the first step on.
-        first_step: the optimiser step to begin with.
+        first_step: the optimizer step to begin with.
 
     Raises:
         ValueError: the batch is larger than the dataset, or processes and micro-batches do not divide it.

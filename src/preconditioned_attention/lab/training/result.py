@@ -20,7 +20,7 @@ class TrainResult:
         step: after how many steps the weights that count were reached: all, unless ``config.keep_best`` is set.
         validation: loss and metric of these weights on the validation split.
         test: the same on the test split.
-        losses: the training loss of every optimiser step, resumed parts included.
+        losses: the training loss of every optimizer step, resumed parts included.
         evaluations: the validation metrics during training: ``step`` (steps taken so far), ``loss``, the metric.
         conditioning: what the monitor saw: per recorded ``step`` and ``layer``, the medians that
             ``ConditionMonitor.summary()`` gives; empty without ``config.monitor``.

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..tasks import Batch, Task
 from .best import BestWeights
 from .config import TrainConfig
-from .optimisation import make_optimisation
+from .optimizer import make_optimization
 from .randomness import Stream, derive_seed, seed_all
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Prepare = Callable[[nn.Module], nn.Module]
 
 @dataclass(kw_only=True)
 class TrainState:
-    """A run in progress. ``step`` counts the optimiser steps taken; ``best`` is there with ``config.keep_best``."""
+    """A run in progress. ``step`` counts the optimizer steps taken; ``best`` is there with ``config.keep_best``."""
 
     config: TrainConfig
     task: Task
@@ -62,7 +62,7 @@ class TrainState:
 
 
 def build_state(config: TrainConfig, task: Task, accelerator: Accelerator, prepare: Prepare) -> TrainState:
-    """The state before the first step. ``prepare`` gets the new model before the optimiser exists.
+    """The state before the first step. ``prepare`` gets the new model before the optimizer exists.
 
     Raises:
         TypeError: ``prepare`` returned something else than a model.
@@ -75,7 +75,7 @@ def build_state(config: TrainConfig, task: Task, accelerator: Accelerator, prepa
     average = None
     if config.ema_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    wrapped: tuple[Any, ...] = accelerator.prepare(model, *make_optimisation(model, task, config))
+    wrapped: tuple[Any, ...] = accelerator.prepare(model, *make_optimization(model, task, config))
     return TrainState(
         config=config,
         task=task,

@@ -1,4 +1,4 @@
-"""One optimiser step."""
+"""One optimizer step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .randomness import Stream, derive_seed, seed_all
 from .state import TrainState
 
 
-def optimiser_step(state: TrainState, batches: Iterator[Batch]) -> Record:
+def optimizer_step(state: TrainState, batches: Iterator[Batch]) -> Record:
     """Take one step; the record holds its number from 1, loss, gradient norm, learning rate and seconds.
 
     Raises:

@@ -15,11 +15,11 @@ COLUMN = "input_ids"
 HELD_OUT_EVERY = 1000  # rows: of each run of so many the first validates and the second tests
 
 
-class TokenisedRows(Dataset[Tensor]):
+class TokenizedRows(Dataset[Tensor]):
     """One part of the rows of a data set: ``"train"``, ``"validation"`` or ``"test"``; each row ``(length,)`` tokens.
 
     Args:
-        rows: from :func:`open_tokenised`.
+        rows: from :func:`open_tokenized`.
         part: which rows.
         length: how many tokens every row must have.
 
@@ -51,7 +51,7 @@ class TokenisedRows(Dataset[Tensor]):
         return tokens
 
 
-def open_tokenised(root: Path) -> Any:
+def open_tokenized(root: Path) -> Any:
     """The rows of a folder: what ``save_to_disk`` of ``datasets`` wrote, or ``*.parquet``, also in ``data/``.
 
     Raises:

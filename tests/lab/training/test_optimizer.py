@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from preconditioned_attention.lab.tasks import OptimisationSettings
-from preconditioned_attention.lab.training.optimisation import (
+from preconditioned_attention.lab.tasks import OptimizationSettings
+from preconditioned_attention.lab.training.optimizer import (
     learning_rate_factor,
-    make_optimisation,
+    make_optimization,
     make_optimizer,
     make_scheduler,
 )
@@ -69,25 +69,25 @@ def test_the_schedule_survives_its_state_dict() -> None:
     assert torch.tensor(other.get_last_lr()).isfinite().all()
 
 
-class OwnOptimisation:
+class OwnOptimization:
     """A task that brings what it needs."""
 
     name = "own"
 
-    def make_optimizer(self, model: nn.Module, settings: OptimisationSettings) -> torch.optim.Optimizer:
+    def make_optimizer(self, model: nn.Module, settings: OptimizationSettings) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
 
-    def make_schedule(self, settings: OptimisationSettings) -> Callable[[int], float]:
+    def make_schedule(self, settings: OptimizationSettings) -> Callable[[int], float]:
         return lambda step: 1 - step / settings.steps
 
 
 def test_a_task_brings_its_own() -> None:
     config = toy_config(steps=10, learning_rate=0.5, weight_decay=0.3)
-    optimizer, scheduler = make_optimisation(nn.Linear(2, 2), OwnOptimisation(), config)
+    optimizer, scheduler = make_optimization(nn.Linear(2, 2), OwnOptimization(), config)
     assert isinstance(optimizer, torch.optim.SGD)
     assert optimizer.param_groups[0]["weight_decay"] == 0.3
     optimizer.step()
     scheduler.step()
     assert scheduler.get_last_lr() == [pytest.approx(0.45)]
     with pytest.raises(ValueError, match="task 'own' has a schedule of its own, which milestones do not reach"):
-        make_optimisation(nn.Linear(2, 2), OwnOptimisation(), toy_config(milestones=[3]))
+        make_optimization(nn.Linear(2, 2), OwnOptimization(), toy_config(milestones=[3]))

@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate: AdamW and a cosine, or what a task brings."""
+"""The optimizer and its learning rate: AdamW and a cosine, or what a task brings."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from ..tasks import OptimisationSettings, Optimised, Task
+from ..tasks import OptimizationSettings, Optimized, Task
 from .config import TrainConfig
 
 
-def make_optimisation(model: nn.Module, task: Task, config: TrainConfig) -> tuple[Optimizer, LambdaLR]:
-    """The task's own optimiser and schedule, if it is :class:`Optimised`, or those below.
+def make_optimization(model: nn.Module, task: Task, config: TrainConfig) -> tuple[Optimizer, LambdaLR]:
+    """The task's own optimizer and schedule, if it is :class:`Optimized`, or those below.
 
     Raises:
         ValueError: ``config`` has milestones for a schedule that the task decides.
     """
-    if not isinstance(task, Optimised):
+    if not isinstance(task, Optimized):
         optimizer = make_optimizer(model, config)
         return optimizer, make_scheduler(optimizer, config)
     if config.milestones:
         raise ValueError(f"task {task.name!r} has a schedule of its own, which milestones do not reach; leave them out")
-    fields = dataclasses.fields(OptimisationSettings)
-    settings = OptimisationSettings(**{field.name: getattr(config, field.name) for field in fields})
+    fields = dataclasses.fields(OptimizationSettings)
+    settings = OptimizationSettings(**{field.name: getattr(config, field.name) for field in fields})
     own = task.make_optimizer(model, settings)
     return own, LambdaLR(own, task.make_schedule(settings))
 
@@ -43,7 +43,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
 
 
 def make_scheduler(optimizer: AdamW, config: TrainConfig) -> LambdaLR:
-    """Linear warm-up, then a cosine to ``final_learning_rate``, or steps down; stepped once per optimiser step."""
+    """Linear warm-up, then a cosine to ``final_learning_rate``, or steps down; stepped once per optimizer step."""
     return LambdaLR(optimizer, partial(learning_rate_factor, config=config))
 
 

@@ -1,4 +1,4 @@
-"""timm's optimisers and learning-rate schedules, for the loop that trains."""
+"""timm's optimizers and learning-rate schedules, for the loop that trains."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ..._checks import check_known
 from ..._extras import require
-from .protocol import OptimisationSettings
+from .protocol import OptimizationSettings
 
 # What the run's configuration decides, and schedules that look at metrics.
 _DECIDED = {
@@ -22,7 +22,7 @@ _DECIDED = {
 
 
 def check_optimizer(name: str) -> None:
-    """Raise ``ValueError`` unless timm has an optimiser of this name."""
+    """Raise ``ValueError`` unless timm has an optimizer of this name."""
     check_known("optimizer of timm:", [name], require("timm.optim", extra="vision").list_optimizers())
 
 
@@ -35,8 +35,8 @@ def check_schedule(options: Mapping[str, Any]) -> None:
         raise ValueError(f"schedule: sched must be a function of the step; got {options['sched']!r}")
 
 
-def create_optimizer(name: str, model: nn.Module, settings: OptimisationSettings) -> Optimizer:
-    """timm's optimiser, with no weight decay on vectors and on what the model's ``no_weight_decay`` names."""
+def create_optimizer(name: str, model: nn.Module, settings: OptimizationSettings) -> Optimizer:
+    """timm's optimizer, with no weight decay on vectors and on what the model's ``no_weight_decay`` names."""
     optim = require("timm.optim", extra="vision")
     betas = {"betas": settings.betas} if optim.get_optimizer_info(name).has_betas else {}
     return optim.create_optimizer_v2(
@@ -45,20 +45,20 @@ def create_optimizer(name: str, model: nn.Module, settings: OptimisationSettings
 
 
 def create_schedule(
-    options: Mapping[str, Any], settings: OptimisationSettings, *, steps_per_epoch: int
+    options: Mapping[str, Any], settings: OptimizationSettings, *, steps_per_epoch: int
 ) -> Callable[[int], float]:
     """timm's schedule as a function of the step, from 0: the learning rate over ``settings.learning_rate``.
 
     Args:
         options: of ``create_scheduler_v2``. With ``step_on_epochs``, timm's default, the rate changes once an epoch.
         settings: the run's.
-        steps_per_epoch: optimiser steps in one epoch.
+        steps_per_epoch: optimizer steps in one epoch.
     """
     per_epoch = options.get("step_on_epochs", True)
     unit = steps_per_epoch if per_epoch else 1
     warmup = round(settings.warmup_steps / unit)
     total = -(-settings.steps // unit)
-    # A scheduler writes into an optimiser; this one has nothing else to do.
+    # A scheduler writes into an optimizer; this one has nothing else to do.
     shown = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=settings.learning_rate)
     scheduler, _ = require("timm.scheduler", extra="vision").create_scheduler_v2(
         shown,

@@ -5,15 +5,15 @@ import timm
 import torch
 from torch import nn
 
-from preconditioned_attention.lab.tasks import OptimisationSettings
-from preconditioned_attention.lab.tasks.timm_optimisation import (
+from preconditioned_attention.lab.tasks import OptimizationSettings
+from preconditioned_attention.lab.tasks.timm_optimizer import (
     check_optimizer,
     check_schedule,
     create_optimizer,
     create_schedule,
 )
 
-SETTINGS = OptimisationSettings(
+SETTINGS = OptimizationSettings(
     steps=100,
     batch_size=4,
     learning_rate=1e-3,
@@ -61,7 +61,7 @@ def test_vectors_and_what_the_model_names_do_not_decay() -> None:
     assert all(group["betas"] == (0.8, 0.9) and group["lr"] == 1e-3 for group in optimizer.param_groups)
 
 
-def test_an_optimiser_without_betas() -> None:
+def test_an_optimizer_without_betas() -> None:
     assert create_optimizer("sgd", nn.Linear(2, 2), SETTINGS).param_groups[0]["lr"] == 1e-3
 
 
