@@ -64,5 +64,15 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         condition_number(torch.eye(40), method="lanczos")
 
 
+def test_without_numpy_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(tensor: torch.Tensor) -> None:
+        raise RuntimeError("Numpy is not available")
+
+    monkeypatch.setattr(torch.Tensor, "numpy", unavailable)
+    monkeypatch.setitem(sys.modules, "scipy.linalg", None)
+    with pytest.raises(ImportError, match=r"preconditioned-attention\[train\]"):
+        condition_number(torch.eye(40), method="lanczos")
+
+
 def test_an_empty_batch() -> None:
     assert condition_number(torch.randn(0, 3, 40, 40), method="lanczos").value.shape == (0, 3)

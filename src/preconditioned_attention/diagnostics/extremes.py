@@ -62,8 +62,8 @@ def _extremes(matrix: Tensor) -> tuple[float, float, float, float]:
     if not matrix.any():
         return 0.0, 0.0, 0.0, 0.0
     tall = matrix if matrix.size(0) >= matrix.size(1) else matrix.mT
+    solve = require("scipy.linalg", extra="train").solve_triangular  # before .numpy(), which names no extra
     r = torch.linalg.qr(tall, mode="r").R.cpu().numpy()
-    solve = require("scipy.linalg", extra="train").solve_triangular
     largest, residual = _largest(lambda x: r @ x, lambda x: r.T @ x, len(r))
     arithmetic = rounding * largest
     if abs(r.diagonal()).min() <= arithmetic:  # s_min is not above any diagonal entry of R
