@@ -18,6 +18,7 @@ from .class_names import class_name as class_name
 from .class_names import existing_class
 from .code_texts import reached_from
 from .known_texts import is_read, known_texts, versions_read
+from .unsupported import UnsupportedClass, unsupported_classes
 
 # "other": attention that leaves no rows of heads to equilibrate; its adapters refuse and say why.
 Kind = Literal["softmax", "class", "pooling", "channel", "linear", "other"]
@@ -36,7 +37,6 @@ _ADAPTER_FILES = {
     "transformers.attention_interface": "transformers.modeling_utils",
     "transformers.tables": "transformers.modeling_utils",
     "transformers.hooks": "transformers.modeling_utils",
-    "transformers.unsupported": "transformers.modeling_utils",
     "diffusers.hooks": "diffusers.models",
     "x_transformers.hooks": "x_transformers",
     "open_clip.swaps": "open_clip",
@@ -68,7 +68,7 @@ class Adapter(ABC):
     class; whatever it does, `detach` undoes, bit for bit.
     """
 
-    kind: ClassVar[Kind] = "softmax"
+    kind: Kind = "softmax"
     mechanism: ClassVar[str]
     value_skip: ClassVar[bool] = False  # whether it adds a skip to its output and honours config.placement
     honours_backend: ClassVar[bool] = False  # whether `Preconditioner.attend` computes it, by config.backend
@@ -104,11 +104,12 @@ def _methods_run(cls: type[nn.Module]) -> set[tuple[type, str]]:
 
 
 class Refused(Adapter):
-    """Attention that is known and cannot be converted; subclasses say why."""
+    """An attention class that is recognized and cannot be converted."""
 
-    kind: ClassVar[Kind] = "other"
     mechanism = "none"
-    reason: ClassVar[str]
+
+    def __init__(self, entry: UnsupportedClass) -> None:
+        self.reason, self.kind = entry
 
     def refusal(self, module: nn.Module) -> str:
         """The reason."""
@@ -306,10 +307,19 @@ def find_adapter(module: nn.Module) -> Adapter | None:
     cls = type(module)
     load_adapters()
     for base in cls.__mro__:
-        for adapter in (*_adapters_of_classes.get(base, ()), *_adapters.get(class_name(base), ())):
+        for adapter in _adapters_for(base):
             if adapter.serves(cls, base) and _knows(adapter, module, base):
                 return adapter
     return found_by_look_up(cls)
+
+
+def _adapters_for(cls: type[nn.Module]) -> Iterator[Adapter]:
+    """What is registered for this very class, the one to be tried first at the front."""
+    name = class_name(cls)
+    yield from _adapters_of_classes.get(cls, ())
+    yield from _adapters.get(name, ())
+    if name in unsupported_classes():
+        yield Refused(unsupported_classes()[name])
 
 
 def _knows(adapter: Adapter, module: nn.Module, registered: type[nn.Module]) -> bool:
@@ -385,6 +395,9 @@ def registered_adapters() -> Iterator[tuple[str, Adapter]]:
     for name, adapters in _adapters.items():
         for adapter in adapters:
             yield name, adapter
+    for name, entry in unsupported_classes().items():
+        if name.partition(".")[0] in sys.modules:
+            yield name, Refused(entry)
 
 
 def adapter_libraries() -> tuple[str, ...]:

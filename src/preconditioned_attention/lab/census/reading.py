@@ -123,13 +123,11 @@ def _existing(name: str) -> type | None:
 
 
 def _by_look_up() -> Iterator[Reading]:
-    from ...conversion.adapters.transformers.attention_interface import REFUSED
-
     for file in model_files("transformers"):
         with suppress(ImportError):  # some files need packages of their own
             for cls in module_classes(importlib.import_module(file)):
                 reading = Reading(class_name(cls), cls, by_look_up=True)
-                refused = reading.name in REFUSED or isinstance(find_adapter(cls.__new__(cls)), Refused)
+                refused = isinstance(find_adapter(cls.__new__(cls)), Refused)
                 if not refused and _is_served_by_look_up(reading):
                     yield reading
 

@@ -208,7 +208,8 @@ def _outcome_of_class(entry: CatalogEntry) -> tuple[Outcome, str]:
 
 def _processors(subject: Subject) -> Iterator[Finding]:
     """One finding for every processor of diffusers, which its attention classes leave computing to."""
-    from ...conversion.adapters.diffusers.processors import KNOWN_PROCESSORS, REFUSED_PROCESSORS, is_processor
+    from ...conversion.adapters.diffusers.processors import KNOWN_PROCESSORS, is_processor
+    from ...conversion.adapters.diffusers.unsupported import UNSUPPORTED_PROCESSORS
 
     file = importlib.import_module(subject.name)
     for cls in vars(file).values():
@@ -216,8 +217,8 @@ def _processors(subject: Subject) -> Iterator[Finding]:
             name = class_name(cls)
             if name in KNOWN_PROCESSORS:
                 yield Finding(subject.library, PROCESSORS, name, "exactly")
-            elif name in REFUSED_PROCESSORS:
-                yield Finding(subject.library, PROCESSORS, name, "refused", REFUSED_PROCESSORS[name])
+            elif name in UNSUPPORTED_PROCESSORS:
+                yield Finding(subject.library, PROCESSORS, name, "refused", UNSUPPORTED_PROCESSORS[name])
             else:
                 yield Finding(subject.library, PROCESSORS, name, "unknown", "nobody has read it")
 

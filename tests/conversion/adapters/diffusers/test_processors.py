@@ -15,10 +15,10 @@ import diffusers
 
 from preconditioned_attention.conversion.adapters.diffusers.processors import (
     KNOWN_PROCESSORS,
-    REFUSED_PROCESSORS,
     is_processor,
     processor_refusal,
 )
+from preconditioned_attention.conversion.adapters.diffusers.unsupported import UNSUPPORTED_PROCESSORS
 from preconditioned_attention.conversion.registry import class_name
 from tests.helpers.diffusers_modules import CASES, SINGLE, TRANSPOSED, build, found, normal
 
@@ -69,8 +69,8 @@ def processor_classes() -> dict[str, type]:
 
 
 def test_every_processor_is_known_or_refused() -> None:
-    assert not KNOWN_PROCESSORS & set(REFUSED_PROCESSORS)
-    assert set(processor_classes()) == KNOWN_PROCESSORS | set(REFUSED_PROCESSORS)
+    assert not KNOWN_PROCESSORS & set(UNSUPPORTED_PROCESSORS)
+    assert set(processor_classes()) == KNOWN_PROCESSORS | set(UNSUPPORTED_PROCESSORS)
 
 
 def test_why_a_processor_is_refused() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from timm.layers import attention, attention2d, attention_pool
+from timm.layers import attention2d, attention_pool
 from timm.models import cait, efficientvit_mit, eva, nest, xcit
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ from preconditioned_attention.conversion.convert import attention_sites
 from preconditioned_attention.conversion.registry import class_name, find_adapter, registered_adapters
 from tests.helpers.explicit import relative_error
 from tests.helpers.oracle import compare, jitter_, normalising_inside
-from tests.helpers.timm_cases import CASES, MODELS, REFUSED, Case, rand
+from tests.helpers.timm_cases import CASES, MODELS, Case, rand
 
 ALL = PreconditionConfig(class_attention=True, pooling=True, linear=True)
 
@@ -55,17 +55,6 @@ def test_every_class_of_the_table_is_proved() -> None:
     }
     proved = {class_name(type(case.build())) for case in CASES.values()}
     assert served - proved == {"timm.layers.attention.Attention"}  # proved in test_timm
-
-
-@pytest.mark.parametrize("reason", REFUSED)
-def test_refused_with_the_reason(reason: str) -> None:
-    for build in REFUSED[reason]:
-        holder = nn.Sequential(build(), attention.Attention(12, 3))
-        left_out = precondition_(holder, ALL).left_out
-        assert [entry.status for entry in left_out] == ["unsupported"]
-        assert reason in left_out[0].reason
-        with pytest.raises(ValueError, match="strict=True"):
-            precondition_(nn.Sequential(build(), attention.Attention(12, 3)), ALL, strict=True)
 
 
 def test_a_module_without_the_point_or_the_width_is_refused() -> None:

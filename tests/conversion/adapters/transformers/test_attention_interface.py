@@ -21,8 +21,8 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
-from preconditioned_attention.conversion.adapters.transformers.attention_interface import REFUSED
 from preconditioned_attention.conversion.adapters.transformers.tables import SEEN_BY
+from preconditioned_attention.conversion.adapters.transformers.unsupported import UNSUPPORTED
 from preconditioned_attention.conversion.convert import survey
 from preconditioned_attention.conversion.known_texts import versions_read
 from preconditioned_attention.conversion.model_factory import build_without_weights
@@ -245,12 +245,7 @@ def test_attention_weights_are_those_of_the_plain_model(name: str) -> None:
     assert not torch.equal(converted[1], plain[1])
 
 
-def test_modules_whose_output_is_not_a_heads_rows_are_refused() -> None:
-    for name in REFUSED:
-        module, _, cls = name.rpartition(".")
-        found = getattr(importlib.import_module(module), cls)  # fails if a refused class was renamed
-        assert find_adapter(found.__new__(found)).refusal(found.__new__(found)) == REFUSED[name]
-    assert sum(reason.startswith("normalised already") for reason in REFUSED.values()) == 2
+def test_a_model_of_differential_attention_is_refused() -> None:
     config = transformers.DiffLlamaConfig(**SIZES, num_key_value_heads=2)
     with pytest.raises(ValueError, match=r"nothing to convert[\s\S]*differential attention subtracts"):
         precondition_(transformers.DiffLlamaModel(config))
@@ -433,9 +428,9 @@ def test_every_dispatching_method_is_classified() -> None:
         assert adapter is not None, (module, name)
         calls = found_function_calls(method)
         # several calls: one for flash attention, and one for every part of a packed sequence otherwise
-        if f"{module}.{name}" in REFUSED or isinstance(adapter, Refused):
+        if isinstance(adapter, Refused):
             refused.add(name)
-            assert adapter.refusal(cls.__new__(cls)) == REFUSED.get(f"{module}.{name}", getattr(adapter, "reason", ""))
+            assert adapter.refusal(cls.__new__(cls)) == UNSUPPORTED[f"{module}.{name}"].reason
             counts["refused"] += 1
             continue
         alternatives = "is_flash_attention_requested" in ast.unparse(method)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ....layers import Preconditioner
 from ...mechanisms import Layout, OutputHook, PostHook, PreHook
-from ...registry import HeadShape, Kind, Refused, composites_named, read_int, register_named
+from ...registry import HeadShape, composites_named, read_int, register_named
 from .processors import named, processor_refusal
 
 _MODELS = "diffusers.models."
@@ -257,67 +257,11 @@ class ParallelHooks(ProcessorHooks):
 class PooledHeads(PostHook):
     """One query, the tokens' mean, and no projection: it returns its heads."""
 
-    kind: ClassVar[Kind] = "pooling"
+    kind = "pooling"
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the module's attributes."""
         return HeadShape(read_int(module, "num_heads"), read_int(module, "dim_per_head"))
-
-
-@register_named(_MODELS + "embeddings.HunyuanDiTAttentionPool")
-class FunctionalPooling(Refused):
-    """Hands its projections' weights to a function."""
-
-    reason = "no module sees the heads' outputs: F.multi_head_attention_forward takes the projection's weights"
-
-
-@register_named(
-    _AUTOENCODERS + "rfd4_proteina.RFD4ProteinaPairAttention",
-    _TRANSFORMERS + "krea2.Krea2Attention",
-    _TRANSFORMERS + "rfd4_proteina.RFD4ProteinaPairAttention",
-)
-class GatedEntries(Refused):
-    """A gate for every entry."""
-
-    reason = "a gate multiplies the entries of the heads' outputs before the first module that sees them"
-
-
-@register_named(_TRANSFORMERS + "cosmos.CosmosAttention")
-class TextAndImage(Refused):
-    """Cosmos' cross-attention."""
-
-    reason = "it may sum two attentions, to the text and to an image, before the first module that sees them"
-
-
-@register_named(_AUTOENCODERS + "kl_minimax_h3_audio.MiniMaxH3AudioCausalAttention")
-class AveragedHeads(Refused):
-    """The mean over the heads."""
-
-    reason = "the heads' outputs are averaged before any module sees them"
-
-
-@register_named(_SHARED + "SanaMultiscaleLinearAttention")
-class MultiscaleLinear(Refused):
-    """Linear attention on large maps only."""
-
-    reason = "linear attention of several scales, which on small maps computes another, quadratic form"
-
-
-@register_named(
-    _TRANSFORMERS + "sana_wm.SanaWMBidirectionalGDNAttention",
-    _TRANSFORMERS + "sana_wm.SanaWMBidirectionalGDNCamAttention",
-)
-class GatedDelta(Refused):
-    """No softmax."""
-
-    reason = "a gated delta rule: a recurrent state, and no attention weights times values"
-
-
-@register_named(_TRANSFORMERS + "sana_wm.SanaWMSoftmaxAttention", _TRANSFORMERS + "sana_wm.SanaWMSoftmaxCamAttention")
-class Sizeless(Refused):
-    """Modules without parameters."""
-
-    reason = "only its input tells how wide a head is, and the block mixes what it returns with a camera branch"
 
 
 # Its softmax is over layers; its attention is that of the module that it reaches into, whose projection is hooked.

@@ -14,6 +14,7 @@ import torch
 
 from ...known_texts import is_read, versions_read
 from ...registry import class_name
+from .unsupported import UNSUPPORTED_PROCESSORS
 
 _MODELS = "diffusers.models."
 _SHARED = _MODELS + "attention_processor."
@@ -91,51 +92,6 @@ KNOWN_PROCESSORS = frozenset().union(
     ),
 )
 
-_SUM = "it sums two attentions before the first module that sees them"
-_PERTURBED = "perturbed-attention guidance puts perturbed attention, or none, through the same projections"
-_LINEAR = "linear attention; of diffusers' attention only softmax attention is converted"
-_GATE = "a gate multiplies the entries of the heads' outputs before the first module that sees them"
-
-REFUSED_PROCESSORS = {
-    name: reason
-    for (package, reason), names in {
-        (_SHARED, _SUM): """
-            IPAdapterAttnProcessor IPAdapterAttnProcessor2_0 IPAdapterXFormersAttnProcessor
-            SD3IPAdapterJointAttnProcessor2_0
-            """,
-        (_SHARED, _PERTURBED): """
-            PAGCFGHunyuanAttnProcessor2_0 PAGCFGIdentitySelfAttnProcessor2_0 PAGCFGJointAttnProcessor2_0
-            PAGCFGSanaLinearAttnProcessor2_0 PAGHunyuanAttnProcessor2_0 PAGIdentitySanaLinearAttnProcessor2_0
-            PAGIdentitySelfAttnProcessor2_0 PAGJointAttnProcessor2_0
-            """,
-        (_SHARED, _LINEAR): "SanaLinearAttnProcessor2_0 SanaMultiscaleAttnProcessor2_0",
-        (_SHARED, "it has output projections of its own"): """
-            CustomDiffusionAttnProcessor CustomDiffusionAttnProcessor2_0 CustomDiffusionXFormersAttnProcessor
-            """,
-        (_SHARED, "it returns the heads for the block to sum with another attention's"): "LuminaAttnProcessor2_0",
-        (
-            _MODELS + "autoencoders.",
-            "it averages the heads' outputs before any module sees them",
-        ): "autoencoder_kl_minimax_h3_audio.MiniMaxH3AudioAttnProcessor",
-        (_MODELS + "autoencoders.", _GATE): "autoencoder_rfd4_proteina.RFD4ProteinaPairAttnProcessor",
-        (_TRANSFORMERS + "transformer_", _GATE): "krea2.Krea2AttnProcessor rfd4_proteina.RFD4ProteinaPairAttnProcessor",
-        (_TRANSFORMERS + "transformer_", _LINEAR): "sana_video.SanaLinearAttnProcessor3_0",
-        (_TRANSFORMERS + "transformer_", _PERTURBED): """
-            ltx2.LTX2PerturbedAttnProcessor sana_wm_refiner.SanaWMLTX2PerturbedAttnProcessor
-            """,
-        (_TRANSFORMERS + "transformer_", "it may sum two attentions, to the text and to an image"): (
-            "cosmos.CosmosAttnProcessor2_5"
-        ),
-        (_TRANSFORMERS + "transformer_", "it attends once more to an image prompt, and returns that beside the rest"): (
-            "flux.FluxIPAdapterAttnProcessor"
-        ),
-        (_TRANSFORMERS + "transformer_", "behind the valid tokens it hands queries to the projection, not heads"): (
-            "wan_animate_2.WanAnimate2AttnProcessor"
-        ),
-    }.items()
-    for name in named(package, names)
-}
-
 
 def processor_refusal(processor: object) -> str | None:
     """Why modules with this processor cannot be served, or None."""
@@ -145,8 +101,8 @@ def processor_refusal(processor: object) -> str | None:
         if torch.compiler.is_compiling() or _is_read(cls, cls.__call__):
             return None  # what compiles looked at the text before
         return f"its processor {name}: its code is not that which was read in {versions_read('diffusers')}"
-    if name in REFUSED_PROCESSORS:
-        return f"its processor {name}: {REFUSED_PROCESSORS[name]}"
+    if name in UNSUPPORTED_PROCESSORS:
+        return f"its processor {name}: {UNSUPPORTED_PROCESSORS[name]}"
     return (
         f"its processor {name} is not one that is known to hand one attention's heads, and nothing else, to the "
         "output projections"

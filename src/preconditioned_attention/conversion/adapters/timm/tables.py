@@ -14,7 +14,7 @@ from torch import nn
 
 from ...mechanisms import Layout, PostHook, PreHook
 from ...normalised import normalised_already
-from ...registry import HeadShape, Kind, Refused, class_name, register_named
+from ...registry import HeadShape, Kind, class_name, register_named
 
 _NORMS = ("norm", "post_norm")  # points that are norms of the merged heads
 
@@ -252,68 +252,3 @@ class SimPoolHook(PostHook):
     def shape(self, module: nn.Module) -> HeadShape:
         """From the module's attributes."""
         return HeadShape(_integer(module, "num_heads"), _integer(module, "head_dim"))
-
-
-@register_named("timm.layers.diff_attention.DiffAttention", "timm.models.vision_transformer.DiffParallelScalingBlock")
-class DifferentialAttention(Refused):
-    """Its own norm per head undoes any row scaling."""
-
-    reason = (
-        "normalised already: differential attention normalises every head's rows itself (`sub_norm`), which undoes C"
-    )
-
-
-@register_named("timm.models.mobilevit.LinearSelfAttention")
-class SeparableAttention(Refused):
-    """One context vector for all tokens."""
-
-    reason = "separable linear attention: one context vector gates the values, and there are no heads' outputs"
-
-
-@register_named("timm.models.swiftformer.EfficientAdditiveAttention")
-class AdditiveAttention(Refused):
-    """No product of weights and values."""
-
-    reason = "additive attention: no attention weights times values, so there are no heads' outputs"
-
-
-@register_named("timm.models.csatv2.SpatialTransformerBlock")
-class ScalarAttention(Refused):
-    """Rows of one entry."""
-
-    reason = "scalar attention: rows of one entry; equilibrated, only their sign is left"
-
-
-@register_named("timm.layers.attention2d.MultiQueryAttentionV2")
-class EinsumAttention(Refused):
-    """Projects by an einsum with a parameter."""
-
-    reason = "no module sees the heads' outputs: they are projected by an einsum with a parameter"
-
-
-@register_named("timm.models.mvitv2.MultiScaleAttentionPoolFirst")
-class PoolFirstAttention(Refused):
-    """Adds its query before the projection, and is used by no model of timm."""
-
-    reason = "no module sees the heads' outputs: the pooled query is added to them before the projection"
-
-
-@register_named("timm.models.efficientvim.HSMSSD")
-class StateSpaceMixer(Refused):
-    """A state space model; the softmax is over tokens, for the state's input."""
-
-    reason = "a state space mixer: its softmax weighs what enters the state, and there are no heads' outputs"
-
-
-@register_named("timm.layers.global_context.GlobalContext")
-class GlobalContext(Refused):
-    """A gate for the channels of a convolutional network."""
-
-    reason = "global context: one context vector per image gates the channels, and there are no heads' outputs"
-
-
-@register_named("timm.layers.non_local_attn.BilinearAttnTransform")
-class BilinearTransform(Refused):
-    """Weighs the rows and the columns of every channel's image."""
-
-    reason = "a bilinear transform: weights on both sides of every channel's image, and there are no heads' outputs"

@@ -24,20 +24,7 @@ from ...registry import Adapter, HeadShape, class_name, read_int, register_finde
 from ...saving import describe
 from ...standalone import preconditioned_folder
 from . import sdpa
-
-# Classes that look their function up and whose output is not one head's rows, or normalised: read, and refused.
-REFUSED = {
-    "transformers.models.diffllama.modeling_diffllama.DiffLlamaAttention": (
-        "normalised already: differential attention subtracts two attention outputs and normalises the difference of "
-        "every head"
-    ),
-    "transformers.models.florence2.modeling_florence2.Florence2VisionChannelAttention": (
-        "channel attention whose rows are channels, not tokens"
-    ),
-    "transformers.models.muse_spark.modeling_muse_spark.MuseSparkTextAttention": (
-        "normalised already: an RMS norm of every head's row (`o_norm`) follows at once, which undoes C"
-    ),
-}
+from .unsupported import UNSUPPORTED
 
 _INNER_NORMS = ("attn_sub_norm", "inner_attn_ln")  # what norms of the merged heads are called
 
@@ -53,11 +40,9 @@ class Interface(Adapter):
     honours_backend = True
 
     def refusal(self, module: nn.Module) -> str | None:
-        """Classes that are refused, modules that may go around the look-up, and one head before a norm."""
+        """Modules that may go around the look-up, and one head before a norm."""
         if getattr(module, "reorder_and_upcast_attn", False):
             return "reorder_and_upcast_attn=True computes eager attention without the look-up; set it to False"
-        if class_name(type(module)) in REFUSED:
-            return REFUSED[class_name(type(module))]
         norms = (getattr(module, name, None) for name in _INNER_NORMS)
         shape = self.shape(module)
         return next((why for norm in norms if (why := normalised_already(norm, shape)) is not None), None)
@@ -99,7 +84,7 @@ def find_dispatching(cls: type[nn.Module]) -> Adapter | None:
     reached = reached_from(cls)
     if not _looks_up(reached):
         return None
-    return _INTERFACE if class_name(cls) in REFUSED or is_read_look_up(reached, "transformers") else None
+    return _INTERFACE if class_name(cls) in UNSUPPORTED or is_read_look_up(reached, "transformers") else None
 
 
 @register_likeness

@@ -15,16 +15,13 @@ from torch import nn
 
 from ....layers import Preconditioner
 from ...mechanisms import ClassSwap, PostHook, PreHook, text_digest
-from ...registry import Adapter, HeadShape, class_name, read_int, register_named
+from ...registry import Adapter, HeadShape, class_name, composites_named, read_int, register_named
+from .class_names import qualified
 
 
 def named(entries: str) -> list[str]:
-    """Qualified names from words such as ``"wavlm.WavLMAttention"``, with the file's name between where it differs."""
-    names = []
-    for word in entries.split():
-        *folders, cls = word.split(".")
-        names.append(f"transformers.models.{folders[0]}.modeling_{folders[-1]}.{cls}")
-    return names
+    """Qualified names from short ones."""
+    return [qualified(short) for short in entries.split()]
 
 
 # They return the merged heads, alone or first in a tuple; the projection is in a sibling.
@@ -254,3 +251,23 @@ def _known_swap(module: nn.Module) -> ClassSwap:
     swap = _swap(type(module))
     assert swap is not None, "served only where there is one"
     return swap
+
+
+# Softmax and products for something else: scores or weights without values; scores of a search, a match or a loss;
+# mixtures of layers, experts, embeddings or bins; and models that do one of these beside the attention that they hold.
+COMPOSITES = named(
+    """
+    aria.AriaCrossAttention
+    chmv2.CHMv2FeaturesToDepth conditional_detr.ConditionalDetrMHAttentionMap dab_detr.DabDetrMHAttentionMap
+    detr.DetrMHAttentionMap diffusion_gemma.DiffusionGemmaDecoderModel doge.DogeCDMoE
+    efficientloftr.EfficientLoFTRForKeypointMatching eomt.EomtHungarianMatcher
+    eomt_dinov3.EomtDinov3HungarianMatcher esm.esmfold.EsmForProteinFolding
+    esmfold2.EsmFold2ConfidenceHead esmfold2.EsmFold2LanguageModelEncoder flaubert.FlaubertSQuADHead
+    glm5_next.Glm5NextTextIndexer lightglue.LightGlueMatchAssignmentLayer mask2former.Mask2FormerHungarianMatcher
+    maskformer.MaskFormerDetrMHAttentionMap maskformer.MaskFormerHungarianMatcher
+    oneformer.OneFormerHungarianMatcher tapas.TapasForQuestionAnswering videomt.VideomtHungarianMatcher
+    videoprism.VideoPrismClipModel visual_bert.VisualBertRegionToPhraseAttention xlm.XLMSQuADHead
+    xlnet.XLNetForQuestionAnswering
+    """
+)
+composites_named(*COMPOSITES)

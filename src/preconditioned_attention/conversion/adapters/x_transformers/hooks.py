@@ -11,7 +11,7 @@ from torch import nn
 
 from ....layers import Preconditioner
 from ...mechanisms import Layout, OutputHook, PostHook
-from ...registry import HeadShape, Refused, composites_named, read_int, register_named
+from ...registry import HeadShape, composites_named, read_int, register_named
 
 composites_named(
     "x_transformers.x_transformers.AttentionResidual",  # its softmax is over the layers
@@ -19,13 +19,6 @@ composites_named(
     "x_transformers.x_transformers.DynamicLIMe",  # its softmax is over the layers
     "x_transformers.x_transformers.TransformerWrapper",  # its softmax is over the vocabulary
 )
-
-
-@register_named("x_transformers.attend.Attend")
-class AttendAlone(Refused):
-    """Asked for only where it is not a part of `Attention`."""
-
-    reason = "it computes for an Attention, which is converted as a whole; this one is held by something else"
 
 
 @register_named("x_transformers.x_transformers.Attention")

@@ -1,0 +1,12 @@
+"""x-transformers: attention classes that cannot be converted."""
+
+from __future__ import annotations
+
+from ...unsupported import UnsupportedClass
+
+UNSUPPORTED = {
+    # Looked up only where it is not a part of `Attention`.
+    "x_transformers.attend.Attend": UnsupportedClass(
+        "it computes for an Attention, which is converted as a whole; this one is held by something else"
+    ),
+}
