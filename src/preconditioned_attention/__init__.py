@@ -2,31 +2,35 @@
 
 Source: H. Saratchandran, "Preconditioned Attention: Enhancing Efficiency in Transformers", AISTATS 2026,
 arXiv 2603.27153.
+
+Public names are imported on first use (PEP 562), so that the command line can parse its arguments without torch.
+Programs of `torch.export` that contain operators of this package need `import preconditioned_attention.ops`.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
-from . import layers
 from ._version import __version__
-from .config import PreconditionConfig
-from .conversion import (
-    ConversionReport,
-    check_adapter,
-    is_preconditioned,
-    precondition_,
-    register_adapter,
-    register_posthook,
-    register_prehook,
-    restore_,
-)
-from .diagnostics import ConditionMonitor
-from .flex import preconditioned_flex_attention
-from .functional import preconditioned_attention
-from .ops.equilibrated import equilibrate
-from .varlen import preconditioned_varlen_attention
 
 if TYPE_CHECKING:
+    from . import config, conversion, diagnostics, equilibration, flex, functional, lab, layers, ops, varlen
+    from .config import PreconditionConfig
+    from .conversion import (
+        ConversionReport,
+        check_adapter,
+        is_preconditioned,
+        precondition_,
+        register_adapter,
+        register_posthook,
+        register_prehook,
+        restore_,
+    )
+    from .diagnostics import ConditionMonitor
+    from .flex import preconditioned_flex_attention
+    from .functional import preconditioned_attention
     from .lab.comparison import compare
+    from .ops.equilibrated import equilibrate
+    from .varlen import preconditioned_varlen_attention
 
 __all__ = [
     "ConditionMonitor",
@@ -35,8 +39,11 @@ __all__ = [
     "__version__",
     "check_adapter",
     "compare",
+    "conversion",
+    "diagnostics",
     "equilibrate",
     "is_preconditioned",
+    "lab",
     "layers",
     "precondition_",
     "preconditioned_attention",
@@ -48,11 +55,47 @@ __all__ = [
     "restore_",
 ]
 
+_SUBMODULES = (
+    "config",
+    "conversion",
+    "diagnostics",
+    "equilibration",
+    "flex",
+    "functional",
+    "lab",
+    "layers",
+    "ops",
+    "varlen",
+)
+_DEFINED_IN = {
+    "ConditionMonitor": "diagnostics",
+    "ConversionReport": "conversion",
+    "PreconditionConfig": "config",
+    "check_adapter": "conversion",
+    "compare": "lab.comparison",
+    "equilibrate": "ops.equilibrated",
+    "is_preconditioned": "conversion",
+    "precondition_": "conversion",
+    "preconditioned_attention": "functional",
+    "preconditioned_flex_attention": "flex",
+    "preconditioned_varlen_attention": "varlen",
+    "register_adapter": "conversion",
+    "register_posthook": "conversion",
+    "register_prehook": "conversion",
+    "restore_": "conversion",
+}
+
 
 def __getattr__(name: str) -> object:
-    """Import public names of the lab on first use, so that importing the library does not load it."""
-    if name == "compare":
-        from .lab.comparison import compare
+    """Import a submodule, or the module that defines a public name, on first use."""
+    if name in _SUBMODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_DEFINED_IN[name]}", __name__), name)
+    globals()[name] = value
+    return value
 
-        return compare
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
