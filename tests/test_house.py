@@ -86,13 +86,25 @@ def test_imports_point_one_way(path: Path) -> None:
     assert others <= behind, f"{package} must not import {sorted(others - behind)}"
 
 
-def test_importing_the_library_loads_nothing_of_the_lab() -> None:
-    script = (
-        "import sys, preconditioned_attention; "
-        "print([name for name in sys.modules if name.startswith('preconditioned_attention.lab')])"
+def modules_after(program: str) -> list[str]:
+    """The modules that are loaded when ``program`` has run in a new process."""
+    script = f"import sys\n{program}\nprint('\\n'.join(sys.modules))"
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    loaded = modules_after("import preconditioned_attention")
+    assert "torch" not in loaded
+    ours = [name for name in loaded if name.startswith("preconditioned_attention")]
+    assert set(ours) == {"preconditioned_attention", "preconditioned_attention._version"}
+
+
+def test_public_names_of_the_library_load_nothing_of_the_lab() -> None:
+    loaded = modules_after(
+        "import preconditioned_attention as pa\nfor name in pa.__all__:\n    name == 'compare' or getattr(pa, name)"
     )
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    assert "preconditioned_attention.conversion.convert" in loaded
+    assert [name for name in loaded if name.startswith("preconditioned_attention.lab.")] == []
 
 
 def test_backends_never_import_each_other() -> None:
@@ -132,8 +144,11 @@ def test_public_names() -> None:
         "__version__",
         "check_adapter",
         "compare",
+        "conversion",
+        "diagnostics",
         "equilibrate",
         "is_preconditioned",
+        "lab",
         "layers",
         "precondition_",
         "preconditioned_attention",
@@ -145,6 +160,9 @@ def test_public_names() -> None:
         "restore_",
     ]
     assert all(getattr(pa, name) is not None for name in pa.__all__)
+    assert set(pa.__all__) <= set(dir(pa))
+    with pytest.raises(AttributeError, match="has no attribute 'precondition'"):
+        _ = pa.precondition  # type: ignore[attr-defined]
 
 
 def test_every_test_file_has_its_source() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import config, conversion, diagnostics, equilibration, flex, functional, lab, layers, ops, varlen
+    from . import conversion, diagnostics, lab, layers
     from .config import PreconditionConfig
     from .conversion import (
         ConversionReport,

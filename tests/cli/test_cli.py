@@ -1,9 +1,10 @@
+import json
 import subprocess
 import sys
 
 import pytest
 
-from preconditioned_attention import cli
+from preconditioned_attention import __version__, cli
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,10 +57,69 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_help_needs_no_library() -> None:
-    script = (
-        "import sys; from preconditioned_attention.cli import main; main(['--help']); "
-        "print([name for name in ('tyro', 'accelerate', 'timm') if name in sys.modules])"
-    )
+MISSPELT = {
+    "train": ["digits", "--sead", "3"],
+    "compare": ["digits", "--sead", "3"],
+    "data": ["listops", "--output", "listops", "--sead", "3"],
+    "export": ["run", "--outptu", "folder"],
+    "glue": ["folder", "--root", "data", "--trails", "3"],
+    "inspect": ["test_vit", "--imagse", "folder"],
+    "sweep": ["--jbos", "3"],
+    "support": ["--outptu", "page.md"],
+    "texts": ["timm", "--acept", "Attention"],
+    "bench": ["--secnods", "1"],
+}
+
+
+def run_in_a_new_process(*lines: list[str]) -> list[tuple[int, list[str]]]:
+    """The exit code of each command line, and which heavy libraries are loaded after it."""
+    script = f"""
+import contextlib, io, json, sys
+from preconditioned_attention.cli import main
+heavy = {["torch", "numpy", "rich", "matplotlib", "accelerate", "timm", "transformers"]!r}
+outcomes = []
+for line in {lines!r}:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            code = main(line)
+        except SystemExit as ended:
+            code = ended.code
+    outcomes.append((code, [name for name in heavy if name in sys.modules]))
+print(json.dumps(outcomes))
+"""
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert out.splitlines()[-1] == "[]"
+    return [(code, loaded) for code, loaded in json.loads(out)]
+
+
+def test_help_and_version_load_no_torch() -> None:
+    lines = [["--help"], ["--version"], *([command, "--help"] for command in cli.COMMANDS)]
+    assert run_in_a_new_process(*lines) == [(0, [])] * len(lines)
+
+
+def test_mistakes_load_no_torch() -> None:
+    assert list(MISSPELT) == sorted(MISSPELT, key=list(cli.COMMANDS).index)
+    lines = [["trian"], *([command, *arguments] for command, arguments in MISSPELT.items())]
+    assert run_in_a_new_process(*lines) == [(2, [])] * len(lines)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_a_misspelt_flag_is_named(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, *MISSPELT[command]])
+    assert ended.value.code == 2
+    flag = next(word for word in reversed(MISSPELT[command]) if word.startswith("--"))
+    assert flag in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"precond {__version__}\n"
+
+
+def test_an_installation_without_the_extra_is_told_which(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.delitem(sys.modules, "preconditioned_attention.cli.train", raising=False)
+    assert cli.main(["train", "digits"]) == 2
+    assert "preconditioned-attention[train]" in capsys.readouterr().err

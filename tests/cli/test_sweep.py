@@ -25,7 +25,7 @@ def test_prints_what_was_converted_and_why_not(
 
 def test_says_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(
-        "preconditioned_attention.cli.sweep.installed_libraries", lambda: {"timm": True, "diffusers": False}
+        "preconditioned_attention.lab.census.catalog.installed_libraries", lambda: {"timm": True, "diffusers": False}
     )
     monkeypatch.setattr(sweeping, "subjects", of_small_models)
     assert main(["sweep", "-j", "1"]) == 0

@@ -1,4 +1,7 @@
-"""The command ``precond``: finds the command, prints what went wrong in one line."""
+"""The command ``precond``: dispatch to its commands, exit codes, errors in one line.
+
+Each command's module holds its options, which `tyro` parses, and imports torch and the lab only when it runs.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,22 @@ from pathlib import Path
 
 from .._checks import check_known
 from .._extras import require
+from .._version import __version__
 
 COMMANDS = {
-    "train": "train one arm of a recipe; stops and resumes",
+    "train": "train one arm of a recipe; can be stopped and resumed",
     "compare": "train with and without preconditioning, several seeds, and report the differences",
-    "data": "write data that need no download",
-    "export": "write the model of a run in the form that other libraries read",
+    "data": "write data sets that need no download",
+    "export": "write the model of a finished run in the format of another library",
     "glue": "fine-tune a pretrained model on GLUE, several trials, and report the medians",
-    "inspect": "what a conversion would do to a model of timm or transformers, and how its heads are conditioned",
-    "sweep": "convert every attention of the libraries that are installed, and count",
-    "support": "which attention classes are converted, and how",
-    "texts": "for maintainers: attention classes of a library whose code nobody has read yet",
-    "bench": "time and memory against plain attention, on this machine",
+    "inspect": "list the attention modules of a timm or transformers model and measure their condition numbers",
+    "sweep": "convert every attention class of the installed libraries and count the outcomes",
+    "support": "list the attention classes that are converted, and how",
+    "texts": "for maintainers: print the source of attention classes that has not been reviewed",
+    "bench": "measure time and memory against plain attention on this machine",
 }
-"""The name of a command is that of its module here and of the function in it, or of a dictionary of functions by the
-names of its own commands; the module loads when it is asked for."""
+"""Command name -> its line in the help. The module of the same name here holds a function of the same name, or a
+dictionary of functions if the command has commands of its own."""
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -34,12 +38,15 @@ PACKAGE = Path(__file__).resolve().parents[1]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``precond`` with these arguments (default: the command line's) and return the exit code.
 
-    0 on success, 2 for an error that the user can mend, printed as one line. Any other error keeps its traceback.
+    0 on success, 2 for an error that the user can correct, printed as one line. Any other error keeps its traceback.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(_usage())
         return 0 if given else USER_ERROR
+    if given[0] == "--version":
+        print(f"precond {__version__}")
+        return 0
     try:
         check_known("command", given[:1], COMMANDS)
         _call(given[0], given[1:])
@@ -67,14 +74,14 @@ def _call(command: str, arguments: list[str]) -> None:
 def _usage() -> str:
     lines = (f"  {name:<10}{text}" for name, text in COMMANDS.items())
     return "\n".join(
-        ["usage: precond COMMAND ...", "", *lines, "", "precond COMMAND --help shows a command's options."]
+        ["usage: precond COMMAND ...", "", *lines, "", "precond COMMAND --help shows the options of a command."]
     )
 
 
 def _is_for_user(error: Exception) -> bool:
-    """Whether the user can mend it: files and disks, and what this package raises on purpose.
+    """Whether the user can correct it: errors of files and disks, and those that this package raises on purpose.
 
-    What another library raises is a defect of ours and needs its traceback.
+    An error that another library raises is a defect of this package, and its traceback is needed.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_here = PACKAGE in Path(frames[-1][0].f_code.co_filename).resolve().parents

@@ -7,11 +7,6 @@ from typing import Annotated
 
 import tyro
 
-from ..lab.comparison import compare as run_comparison
-from ..lab.comparison import task_run, task_settings
-from ..lab.tasks import Baselined, make_task
-from .choice import choose_arms, choose_recipe, folder_name
-
 
 def compare(
     recipe: Annotated[str, tyro.conf.Positional],
@@ -27,7 +22,7 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Train with and without preconditioning from the same starts, and report what the difference is.
+    """Train with and without preconditioning from identical weights and batches, and report the differences.
 
     Args:
         recipe: The name of a recipe, or the path of a YAML file.
@@ -42,6 +37,11 @@ def compare(
         resume: Keep the finished runs in the output folder and do the others.
         overwrite: Replace the results in the output folder.
     """
+    from ..lab.comparison import compare as run_comparison
+    from ..lab.comparison import task_run, task_settings
+    from ..lab.tasks import Baselined, make_task
+    from .choice import choose_arms, choose_recipe, folder_name
+
     loaded = choose_recipe(recipe, model=model, preset=preset, task_options=task_options)
     chosen = choose_arms(loaded, arms)
     config = loaded.train if steps is None else loaded.train.with_steps(steps)

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from ..lab.data.digit_scenes import DigitScenes, write_digit_scenes
-from ..lab.data.listops import ListOpsOptions, write_listops
-from ..lab.data.pathfinder import PathfinderOptions, write_pathfinder
+from ._progress import progress
 
 
 def digit_scenes(
@@ -33,6 +26,8 @@ def digit_scenes(
         classes: 1, every digit is a "digit"; or 10.
         image_size: Pixels along a canvas's side.
     """
+    from ..lab.data.digit_scenes import DigitScenes, write_digit_scenes
+
     scenes = DigitScenes(count=count, held_out=held_out, seed=seed, classes=classes, image_size=image_size)
     write_digit_scenes(output, scenes)
     print(f"Written: {count} training, {held_out} validation and {held_out} test scenes in {output}")
@@ -48,8 +43,10 @@ def listops(*, output: Path, count: int = 96_000, held_out: int = 2_000, seed: i
         seed: Everything random.
         jobs: How many processes share the work; the files are the same for any number.
     """
+    from ..lab.data.listops import ListOpsOptions, write_listops
+
     options = ListOpsOptions(count=count, held_out=held_out, seed=seed)
-    with _progress("expressions", sum(options.sizes)) as advance:
+    with progress("expressions", sum(options.sizes)) as advance:
         write_listops(output, options, workers=jobs, on_progress=advance)
     print(f"Written: {count} training, {held_out} validation and {held_out} test expressions in {output}")
 
@@ -64,19 +61,12 @@ def pathfinder(*, output: Path, count: int = 200_000, difficulty: str = "hard", 
         seed: Everything random.
         jobs: How many processes share the work; the files are the same for any number.
     """
+    from ..lab.data.pathfinder import PathfinderOptions, write_pathfinder
+
     options = PathfinderOptions(count=count, difficulty=difficulty, seed=seed)
-    with _progress("images", count) as advance:
+    with progress("images", count) as advance:
         folder = write_pathfinder(output, options, workers=jobs, on_progress=advance)
     print(f"Written: {count} images in {folder}")
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
-    """Yield what advances a bar on the error stream, where it does not mix with the results."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
 
 
 data = {"digit-scenes": digit_scenes, "listops": listops, "pathfinder": pathfinder}

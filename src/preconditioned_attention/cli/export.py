@@ -7,9 +7,6 @@ from typing import Annotated
 
 import tyro
 
-from ..lab.tasks import Exported
-from ..lab.training import load_trained
-
 
 def export(run: Annotated[Path, tyro.conf.Positional], *, output: Path) -> None:
     """Write the model of a finished run, and its tokenizer, into a folder.
@@ -21,6 +18,9 @@ def export(run: Annotated[Path, tyro.conf.Positional], *, output: Path) -> None:
         run: The folder of the run.
         output: The folder to write; it must be empty or not exist.
     """
+    from ..lab.tasks import Exported
+    from ..lab.training import load_trained
+
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output {output} must be an empty folder or not exist")
     task, model = load_trained(run)

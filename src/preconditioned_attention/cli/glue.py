@@ -7,9 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from ..lab.comparison.glue import glue_table, score_glue
 from ..lab.data.glue import GLUE
-from ..lab.reporting import print_table
 
 
 def glue(
@@ -31,5 +29,8 @@ def glue(
         tasks: Which tasks.
         trials: How many seeds of each.
     """
+    from ..lab.comparison.glue import glue_table, score_glue
+    from ..lab.reporting import print_table
+
     print_table(glue_table(score_glue(pretrained, root=root, output=output, tasks=tasks, trials=trials)))
     print(f"Every trial: {output / 'glue.json'}")

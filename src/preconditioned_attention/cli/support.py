@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from .._files import write_atomically
-from ..lab.census.support import census_of, support_page, with_support_matrix
 
 
 def support(*, output: Path | None = None, readme: Path | None = None) -> None:
@@ -16,6 +15,8 @@ def support(*, output: Path | None = None, readme: Path | None = None) -> None:
             has written into it stays.
         readme: A README whose matrix of libraries is to be written anew, between its two markers.
     """
+    from ..lab.census.support import support_page, with_support_matrix
+
     pages = {} if output is None else {output: _kept(output)}
     if readme is not None:
         pages[readme] = with_support_matrix(readme.read_text(encoding="utf-8"))
@@ -28,5 +29,7 @@ def support(*, output: Path | None = None, readme: Path | None = None) -> None:
 
 def _kept(output: Path) -> str:
     """The page, with the section of the census that it had."""
+    from ..lab.census.support import census_of, support_page
+
     census = census_of(output.read_text(encoding="utf-8")) if output.exists() else ""
     return support_page() + (f"\n{census}" if census else "")

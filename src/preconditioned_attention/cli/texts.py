@@ -8,7 +8,6 @@ from typing import Annotated
 import tyro
 
 from .._checks import check_known
-from ..lab.census.reading import readings, record
 
 
 def texts(
@@ -24,6 +23,8 @@ def texts(
         library: Such as transformers, timm or torch.
         accept: Names of classes that you have read, as they are printed; what their heads' rows become has been seen.
     """
+    from ..lab.census.reading import readings, record
+
     unread = {reading.name: reading for reading in readings(library) if not reading.is_known()}
     check_known("class to accept", accept, tuple(unread))
     if accept:

@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from preconditioned_attention.lab.benchmarking import Shape, WrongResultError, measure_shape
+from preconditioned_attention.lab.benchmarking.attention import measure_shape
+from preconditioned_attention.lab.benchmarking.correctness import WrongResultError
+from preconditioned_attention.lab.benchmarking.shapes import Shape
 from preconditioned_attention.ops import flash_cpu
 
 TINY = Shape(name="tiny", batch=1, heads=2, length=9, keys=9, head_dim=8)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from preconditioned_attention.lab.benchmarking import WrongResultError, check_result
+from preconditioned_attention.lab.benchmarking.correctness import WrongResultError, check_result
 from preconditioned_attention.ops import flash_cpu, renormalised
 
 

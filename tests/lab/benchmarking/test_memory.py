@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from preconditioned_attention.lab.benchmarking import keep_memory, saved_bytes
+from preconditioned_attention.lab.benchmarking.memory import keep_memory, saved_bytes
 
 
 def test_counts_shared_storage_once() -> None:
@@ -24,7 +24,7 @@ def test_what_is_freed_stays() -> None:
     """In a process of its own: the setting cannot be taken back."""
     script = """
 import resource, torch
-from preconditioned_attention.lab.benchmarking import keep_memory
+from preconditioned_attention.lab.benchmarking.memory import keep_memory
 print(keep_memory())
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for turn in range(6):

@@ -3,8 +3,9 @@ import timm
 import torch
 from torch import nn
 
-from preconditioned_attention.lab.benchmarking import STEPS, measure_monitor
-from preconditioned_attention.lab.benchmarking.monitoring import _mixed
+from preconditioned_attention.lab.benchmarking.monitoring import _mixed, measure_monitor
+from preconditioned_attention.lab.benchmarking.shapes import MONITORED
+from preconditioned_attention.lab.benchmarking.steps import MODELS
 from preconditioned_attention.lab.benchmarking.timing import Timing
 
 
@@ -13,7 +14,7 @@ def test_times_recorded_and_other_steps(monkeypatch: pytest.MonkeyPatch) -> None
         model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=3)
         return model, lambda model: nn.functional.cross_entropy(model(torch.ones(2, 3, 32, 32)), torch.tensor([0, 1]))
 
-    monkeypatch.setitem(STEPS, next(iter(STEPS)), build)
+    monkeypatch.setitem(MODELS, MONITORED.name, build)
     rows = list(measure_monitor(device="cpu", seconds=0.0))
     candidates = ["no monitor", "not recorded", "every=1", "every=50"]
     assert [(row.measured, row.candidate) for row in rows] == [

@@ -1,7 +1,8 @@
 import csv
 import io
 
-from preconditioned_attention.lab.benchmarking import Row, rows_to_csv
+from preconditioned_attention.lab.benchmarking.attention import Row
+from preconditioned_attention.lab.benchmarking.results import rows_to_csv
 
 
 def test_every_line_says_where_it_comes_from() -> None:

@@ -1,4 +1,4 @@
-from preconditioned_attention.lab.benchmarking import SHAPES
+from preconditioned_attention.lab.benchmarking.shapes import SHAPES
 
 
 def test_names_are_unique_and_the_promised_lengths_are_there() -> None:

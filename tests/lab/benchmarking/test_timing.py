@@ -2,8 +2,8 @@ import time
 
 import pytest
 
-from preconditioned_attention.lab.benchmarking import time_against_first, time_paired
 from preconditioned_attention.lab.benchmarking import timing as timing_module
+from preconditioned_attention.lab.benchmarking.timing import time_against_first, time_paired
 
 
 def test_candidates_take_turns_and_the_first_is_the_reference() -> None:

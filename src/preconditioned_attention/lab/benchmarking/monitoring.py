@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -13,12 +12,9 @@ from ...conversion import precondition_
 from ...diagnostics import ConditionMonitor
 from ...diagnostics.monitor_config import RUN_EVERY
 from .attention import Row
-from .shapes import Shape
-from .steps import STEPS, Loss, make_optimizer, take_step
+from .shapes import MONITORED
+from .steps import MODELS, Loss, make_optimizer, take_step
 from .timing import Timing, time_against_first
-
-# The step of "step-vit-s": a ViT-S/16 on 8 images of 224 x 224.
-MONITORED = dataclasses.replace(next(iter(STEPS)), name="monitor-vit-s")
 
 
 def measure_monitor(*, device: str, seconds: float) -> Iterator[Row]:
@@ -31,7 +27,7 @@ def measure_monitor(*, device: str, seconds: float) -> Iterator[Row]:
     Raises:
         ImportError: timm is not installed.
     """
-    plain, loss = STEPS[next(iter(STEPS))](MONITORED, device)
+    plain, loss = MODELS[MONITORED.name](MONITORED, device)
     converted = copy.deepcopy(plain)
     precondition_(converted, strict=True)
     for name, model in (("plain", plain), ("full", converted)):
@@ -77,7 +73,7 @@ def _mixed(recorded: Timing, other: Timing, share: float) -> Timing:
 
 
 def _row(timing: Timing, *, measured: str, candidate: str) -> Row:
-    shape: Shape = MONITORED
+    shape = MONITORED
     return Row(
         shape=shape.name, batch=shape.batch, heads=shape.heads, length=shape.length, keys=shape.keys,
         head_dim=shape.head_dim, dtype="float32", mode="eager", measured=measured, candidate=candidate,

@@ -1,8 +1,8 @@
-"""The shapes that are measured: what attention looks like in the models that people train and run."""
+"""The attention shapes that are measured, alone, in whole training steps, and with a monitor attached."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +28,17 @@ SHAPES: tuple[Shape, ...] = (
     Shape(name="long-16k", batch=1, heads=1, length=16384, keys=16384, head_dim=64),
     Shape(name="decode", batch=4, heads=12, length=1, keys=2048, head_dim=64, trains=False),
 )
+
+STEPS: tuple[Shape, ...] = (
+    Shape(name="step-vit-s", batch=8, heads=6, length=197, keys=197, head_dim=64),
+    # The models of the ImageNet recipes, in their first stage; DeiT-B is ViT-B.
+    Shape(name="step-vit-b", batch=2, heads=12, length=197, keys=197, head_dim=64),
+    Shape(name="step-swin-b", batch=2, heads=4, length=49, keys=49, head_dim=32),
+    Shape(name="step-xcit-m24", batch=2, heads=8, length=196, keys=196, head_dim=64),
+    Shape(name="step-davit-b", batch=2, heads=4, length=49, keys=49, head_dim=32),
+    Shape(name="step-gpt2", batch=1, heads=12, length=512, keys=512, head_dim=64, is_causal=True),
+)
+"""Whole training steps of models with this attention."""
+
+# The step of "step-vit-s": a ViT-S/16 on 8 images of 224 x 224.
+MONITORED = replace(STEPS[0], name="monitor-vit-s")

@@ -14,7 +14,7 @@ from ...config import PreconditionConfig
 from ...conversion import precondition_
 from .attention import Row, peak_bytes
 from .memory import saved_bytes
-from .shapes import Shape
+from .shapes import MONITORED, STEPS, Shape
 from .timing import time_against_first
 
 Loss = Callable[[nn.Module], Tensor]
@@ -33,35 +33,28 @@ def _gpt2_small(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
     return transformers.GPT2LMHeadModel(config).to(device), lambda model: model(tokens, labels=tokens).loss
 
 
-STEPS: dict[Shape, Callable[[Shape, str], tuple[nn.Module, Loss]]] = {
-    Shape(name="step-vit-s", batch=8, heads=6, length=197, keys=197, head_dim=64): partial(
-        _vision, "vit_small_patch16_224"
-    ),
-    # The models of the ImageNet recipes, in their first stage; DeiT-B is ViT-B.
-    Shape(name="step-vit-b", batch=2, heads=12, length=197, keys=197, head_dim=64): partial(
-        _vision, "vit_base_patch16_224"
-    ),
-    Shape(name="step-swin-b", batch=2, heads=4, length=49, keys=49, head_dim=32): partial(
-        _vision, "swin_base_patch4_window7_224"
-    ),
-    Shape(name="step-xcit-m24", batch=2, heads=8, length=196, keys=196, head_dim=64): partial(
-        _vision, "xcit_medium_24_p16_224"
-    ),
-    Shape(name="step-davit-b", batch=2, heads=4, length=49, keys=49, head_dim=32): partial(_vision, "davit_base"),
-    Shape(name="step-gpt2", batch=1, heads=12, length=512, keys=512, head_dim=64, is_causal=True): _gpt2_small,
+MODELS: dict[str, Callable[[Shape, str], tuple[nn.Module, Loss]]] = {
+    "step-vit-s": partial(_vision, "vit_small_patch16_224"),
+    "step-vit-b": partial(_vision, "vit_base_patch16_224"),
+    "step-swin-b": partial(_vision, "swin_base_patch4_window7_224"),
+    "step-xcit-m24": partial(_vision, "xcit_medium_24_p16_224"),
+    "step-davit-b": partial(_vision, "davit_base"),
+    "step-gpt2": _gpt2_small,
+    MONITORED.name: partial(_vision, "vit_small_patch16_224"),
 }
+"""What builds the model and the loss of a step, by the name of its shape."""
 
 
 def measure_step(shape: Shape, *, device: str, seconds: float) -> Iterator[Row]:
     """Time forward, backward and AdamW of the plain model and of its conversions with both gradients, in float32.
 
     Raises:
-        ValueError: ``shape`` is not one of :data:`STEPS`.
+        ValueError: ``shape`` is not one of ``STEPS``.
         ImportError: the library that has the model is not installed.
     """
     if shape not in STEPS:
         raise ValueError(f"no model for shape {shape.name!r}; there are {', '.join(s.name for s in STEPS)}")
-    plain, loss = STEPS[shape](shape, device)
+    plain, loss = MODELS[shape.name](shape, device)
     models = {"plain": plain}
     for gradient in ("full", "stop"):
         models[gradient] = copy.deepcopy(plain)
