@@ -141,8 +141,8 @@ def test_what_a_module_returns(form: str, extra: bool) -> None:
     {
         "heads": ({"point": "proj", "num_heads": "head"}, r"num_heads='head': Mine has no attribute 'head'.*'heads'\?"),
         "path": ({"point": "proj", "num_heads": "config.n_heads"}, r"SimpleNamespace has no attribute.*'n_head'\?"),
-        "point": ({"point": "project", "num_heads": "heads"}, r"no child at point='project' \(did you mean 'proj'\?\)"),
-        "no module": ({"point": "heads", "num_heads": "heads"}, "no child at point='heads'"),
+        "point": ({"point": "project", "num_heads": "heads"}, r"no child 'project' \(did you mean 'proj'\?\)"),
+        "no module": ({"point": "heads", "num_heads": "heads"}, "no child 'heads'"),
         "float": ({"point": "proj", "num_heads": "config.ratio"}, "is 0.5; a positive integer is wanted"),
         "text": ({"point": "proj", "num_heads": "config.name"}, "is 'own'; a positive integer"),
         "bool": ({"point": "proj", "num_heads": "config.flag"}, "is True; a positive integer"),

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, SupportsIndex, TypeAlias, get_args
+from collections.abc import Sequence
+from typing import ClassVar, get_args
 
 from torch import nn
 
-from .class_names import nearest
+from .head_location import Count, HeadLocation
 from .mechanisms import Form, Layout, PostHook, PreHook
 from .registry import Adapter, HeadShape, Kind, register_adapter
-
-Count: TypeAlias = "int | str | Callable[[nn.Module], int]"
-"""A number, the path of an attribute that holds it (``"config.n_head"``, ``"proj.in_features"``), or a function of the
-module."""
 
 
 def register_prehook(
@@ -75,8 +69,16 @@ def register_prehook(
     points = (point,) if isinstance(point, str) else tuple(point) if isinstance(point, Sequence) else ()
     if not (points and all(isinstance(path, str) and path for path in points)):
         raise TypeError(f"point must be the path of a child, such as 'proj', or several; got {point!r}")
-    declaration = _Declaration("register_prehook", points, num_heads, head_dim, form, interleaved, width)
-    return _registered(classes, declaration, kind, DeclaredPreHook)
+    location = HeadLocation(
+        hook_targets=points,
+        num_heads=num_heads,
+        head_dim=head_dim,
+        form=form,
+        interleaved=interleaved,
+        width=width,
+        source="register_prehook",
+    )
+    return _registered(classes, location, kind, DeclaredPreHook)
 
 
 def register_posthook(
@@ -108,130 +110,52 @@ def register_posthook(
         >>> print(model(*torch.ones(3, 1, 2, 5, 4))[0].norm())
         tensor(3.1623)
     """
-    declaration = _Declaration("register_posthook", (), num_heads, head_dim, form, interleaved, width)
-    return _registered(classes, declaration, kind, DeclaredPostHook)
-
-
-@dataclass(frozen=True)
-class _Declaration:
-    """Where the heads are, as the user said it."""
-
-    call: str
-    points: tuple[str, ...]
-    num_heads: Count | None
-    head_dim: Count | None
-    form: Form
-    interleaved: bool
-    width: Count | None
-
-    def __post_init__(self) -> None:
-        for name in ("num_heads", "head_dim", "width"):
-            _check_count(name, getattr(self, name))
-        told = self.num_heads is not None or self.head_dim is not None
-        # The same rules as for any layout; the numbers are those of a module, which is not there yet.
-        Layout(1 if told else None, self.form, self.interleaved, None if self.width is None else 1)
-
-    def shape(self, module: nn.Module) -> HeadShape:
-        """Heads and their width, as far as the module tells, and held against what the points take."""
-        heads, head_dim = self._number(module, "num_heads"), self._number(module, "head_dim")
-        for where, width in self._merged(module):
-            if heads is not None and head_dim is not None and heads * head_dim != width:
-                more = "; width= says how many of them are attention's" if heads * head_dim < width else ""
-                raise self._error(module, f"{heads} heads of {head_dim} make {heads * head_dim}, {where}{more}")
-            given, name = (heads, "num_heads") if head_dim is None else (head_dim, "head_dim")
-            if given is not None and width % given:
-                raise self._error(module, f"{name}={given} does not divide the {width}, {where}")
-            heads = width // head_dim if heads is None and head_dim else heads
-            head_dim = width // heads if head_dim is None and heads else head_dim
-        return HeadShape(heads, head_dim)
-
-    def layout(self, module: nn.Module) -> Layout:
-        """The layout for a hook of ``module``."""
-        shape = self.shape(module)
-        width = self._number(module, "width")
-        return Layout(shape.head_dim, self.form, self.interleaved, width, shape.num_heads)
-
-    def _merged(self, module: nn.Module) -> list[tuple[str, int]]:
-        """What the merged entries are counted by, and how many they are."""
-        children = [(point, self._child(module, point)) for point in self.points]
-        width = self._number(module, "width")
-        if width is not None:
-            return [("which is width", width)]
-        if self.form not in ("merged", "channels"):
-            return []
-        taken = [(point, _features(child)) for point, child in children]
-        return [(f"which is what {point!r} takes", features) for point, features in taken if features is not None]
-
-    def _child(self, module: nn.Module, point: str) -> nn.Module:
-        try:
-            return module.get_submodule(point)
-        except AttributeError:
-            hint = nearest(point, [path for path, _ in module.named_modules() if path])
-            raise self._error(module, f"it has no child at point={point!r}{hint}") from None
-
-    def _number(self, module: nn.Module, name: str) -> int | None:
-        """The number that the argument ``name`` means for ``module``."""
-        told: Count | None = getattr(self, name)
-        if told is None:
-            return None
-        value: object = told
-        if isinstance(told, str):
-            value = self._attribute(module, name, told)
-        elif callable(told):
-            value = told(module)
-        number = operator.index(value) if isinstance(value, SupportsIndex) and not isinstance(value, bool) else 0
-        if number < 1:
-            raise self._error(module, f"{name}={told!r} is {value!r}; a positive integer is wanted")
-        return number
-
-    def _attribute(self, module: nn.Module, name: str, path: str) -> object:
-        value: object = module
-        for part in path.split("."):
-            if not hasattr(value, part):
-                hint = nearest(part, dir(value))
-                raise self._error(module, f"{name}={path!r}: {type(value).__name__} has no attribute {part!r}{hint}")
-            value = getattr(value, part)
-        return value
-
-    def _error(self, module: nn.Module, what: str) -> ValueError:
-        return ValueError(f"{self.call} does not fit this {type(module).__name__}: {what}")
+    location = HeadLocation(
+        num_heads=num_heads,
+        head_dim=head_dim,
+        form=form,
+        interleaved=interleaved,
+        width=width,
+        source="register_posthook",
+    )
+    return _registered(classes, location, kind, DeclaredPostHook)
 
 
 class DeclaredPreHook(PreHook):
     """A pre-hook where, and as, the user said."""
 
-    declaration: ClassVar[_Declaration]
+    location: ClassVar[HeadLocation]
 
     def shape(self, module: nn.Module) -> HeadShape:
         """What the declaration says about ``module``."""
-        return self.declaration.shape(module)
+        return self.location.shape(module)
 
     def layout(self, module: nn.Module) -> Layout:
         """What the declaration says about ``module``."""
-        return self.declaration.layout(module)
+        return self.location.layout(module)
 
     def points(self, module: nn.Module) -> tuple[str, ...]:
         """The declared children."""
-        return self.declaration.points
+        return self.location.targets(module)
 
 
 class DeclaredPostHook(PostHook):
     """A forward hook, as the user said."""
 
-    declaration: ClassVar[_Declaration]
+    location: ClassVar[HeadLocation]
 
     def shape(self, module: nn.Module) -> HeadShape:
         """What the declaration says about ``module``."""
-        return self.declaration.shape(module)
+        return self.location.shape(module)
 
     def layout(self, module: nn.Module) -> Layout:
         """What the declaration says about ``module``."""
-        return self.declaration.layout(module)
+        return self.location.layout(module)
 
 
 def _registered(
     classes: tuple[type[nn.Module] | str, ...],
-    declaration: _Declaration,
+    location: HeadLocation,
     kind: Kind,
     base: type[DeclaredPreHook] | type[DeclaredPostHook],
 ) -> type[Adapter]:
@@ -239,26 +163,5 @@ def _registered(
     if kind not in kinds:
         raise ValueError(f"kind must be one of {', '.join(map(repr, kinds))}; got {kind!r}")
     # One name for both kinds of hook, so that the last declaration takes the place of the one before.
-    members = {"declaration": declaration, "kind": kind, "__module__": __name__, "__doc__": base.__doc__}
+    members = {"location": location, "kind": kind, "__module__": __name__, "__doc__": base.__doc__}
     return register_adapter(*classes)(type("Declared", (base,), members))
-
-
-def _check_count(name: str, told: object) -> None:
-    number = isinstance(told, int) and not isinstance(told, bool) and told > 0
-    path = isinstance(told, str) and all(told.split("."))
-    if not (told is None or number or path or callable(told)):
-        raise TypeError(
-            f"{name} must be a positive integer, the path of an attribute such as 'num_heads' or 'proj.in_features', "
-            f"or a function of the module; got {told!r}"
-        )
-
-
-def _features(child: nn.Module) -> int | None:
-    """How many features a projection, convolution or norm takes; None where the module does not tell."""
-    first = child[0] if isinstance(child, nn.Sequential) and len(child) else child
-    for name in ("in_features", "in_channels", "normalized_shape", "num_features"):
-        value = getattr(first, name, None)
-        value = value[-1] if isinstance(value, tuple) and value else value
-        if isinstance(value, int):
-            return value
-    return None

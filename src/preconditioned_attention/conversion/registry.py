@@ -30,9 +30,9 @@ _ADAPTER_FILES = {
     "layers.tables": "preconditioned_attention.layers",
     "timm.swaps_attention": "timm.layers",
     "timm.swaps_davit": "timm.models",
-    "timm.tables": "timm.models",
     "timm.swaps_mvitv2": "timm.models",
     "timm.swaps_iformer": "timm.models.iformer",
+    "timm.hooks": "timm.models",
     "torchvision.swaps_swin": "torchvision.models",
     "transformers.attention_interface": "transformers.modeling_utils",
     "transformers.tables": "transformers.modeling_utils",
@@ -72,8 +72,8 @@ class Adapter(ABC):
     mechanism: ClassVar[str]
     value_skip: ClassVar[bool] = False  # whether it adds a skip to its output and honours config.placement
     honours_backend: ClassVar[bool] = False  # whether `Preconditioner.attend` computes it, by config.backend
-    parts: ClassVar[tuple[str, ...]] = ()  # paths inside it that belong to it and are not listed on their own
-    definition: ClassVar[str] = ""  # what counts as a head's output, where that is a choice of ours
+    parts: tuple[str, ...] = ()  # paths inside it that belong to it and are not listed on their own
+    definition: str = ""  # what counts as a head's output, where that is a choice of ours
 
     def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
         """Whether ``cls``, which is ``registered`` or inherits from it, runs the forward that this adapter knows.
@@ -217,12 +217,16 @@ def register_named(*names: str) -> Callable[[AdapterClass], AdapterClass]:
     """
 
     def decorate(adapter: AdapterClass) -> AdapterClass:
-        instance = _instance(adapter)
-        for name in names:
-            _adapters.setdefault(name, []).append(instance)
+        add_adapter(_instance(adapter), *names)
         return adapter
 
     return decorate
+
+
+def add_adapter(adapter: Adapter, *names: str) -> None:
+    """Let ``adapter``, one of this package, convert the classes of these names."""
+    for name in names:
+        _adapters.setdefault(name, []).append(adapter)
 
 
 def _key(target: object) -> type[nn.Module] | str:

@@ -6,7 +6,7 @@ from timm.layers import attention as upstream
 from torch import Tensor, nn
 
 from ....layers import Preconditioner
-from ...mechanisms import ClassSwap, PreHook, text_digest
+from ...mechanisms import ClassSwap, text_digest
 from ...normalised import normalised_already
 from ...registry import HeadShape, read_int, register_named
 
@@ -62,23 +62,6 @@ class AttentionSwap(ClassSwap):
     def refusal(self, module: nn.Module) -> str | None:
         """One head, and a norm."""
         return normalised_already(module.norm, _shape(module))
-
-    def shape(self, module: nn.Module) -> HeadShape:
-        """From the module's attributes."""
-        return _shape(module)
-
-
-@register_named("timm.layers.attention.Attention")
-class AttentionHook(PreHook):
-    """Subclasses that keep the forward, and forwards that are not known: `norm` sees the heads first, always."""
-
-    point = "norm"
-
-    def refusal(self, module: nn.Module) -> str | None:
-        """A version of timm whose attention has no `norm` to hook; one head, and a norm."""
-        if isinstance(getattr(module, "norm", None), nn.Module):
-            return normalised_already(module.norm, _shape(module))
-        return "this timm's Attention has no `norm` module; install timm >= 1.0.16"
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the module's attributes."""

@@ -5,7 +5,7 @@ Two streams at once, convolution heads beside attention heads, images, named tup
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -235,7 +235,7 @@ class DecayingLinear(_OwnShape, PreHook):
 
 class _Defined(_OwnShape, PreHook):
     point = "out_proj"
-    definition: ClassVar[str]
+    definition: str
 
 
 @register_named(*named("autoformer.AutoformerAttention"))

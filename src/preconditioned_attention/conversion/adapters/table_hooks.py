@@ -1,0 +1,84 @@
+"""Adapters that hook classes as the rows of a table say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from ..head_location import HeadLocation
+from ..mechanisms import Layout, PostHook, PreHook
+from ..normalised import normalised_already
+from ..registry import HeadShape, Kind, add_adapter, class_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class HookRow(HeadLocation):
+    """Where the heads' outputs of a class are, and what else its adapter has to know.
+
+    Args:
+        kind, definition, parts: as :class:`Adapter` has them.
+        normalizes: whether the hook target is a norm of the merged heads, which undoes C where there is one head.
+        unsupported_if: a function that says why a module cannot be converted, or None.
+    """
+
+    kind: Kind = "softmax"
+    definition: str = ""
+    parts: tuple[str, ...] = ()
+    normalizes: bool = False
+    unsupported_if: Callable[[nn.Module], str | None] | None = None
+
+    def unsupported_reason(self, module: nn.Module) -> str | None:
+        """Why ``module`` cannot be converted, or None."""
+        reason = None if self.unsupported_if is None else self.unsupported_if(module)
+        if reason is not None:
+            return reason
+        try:
+            shape = self.shape(module)
+        except ValueError as error:
+            return str(error)
+        if self.heads is None and shape.head_dim is None:
+            return f"cannot tell how wide a head of {class_name(type(module))} is"
+        if not self.normalizes:
+            return None
+        norms = (module.get_submodule(target) for target in self.targets(module))
+        return next((why for norm in norms if (why := normalised_already(norm, shape))), None)
+
+
+class TablePreHook(PreHook):
+    """A pre-hook on the hook targets of a row."""
+
+    def __init__(self, row: HookRow) -> None:
+        self.row = row
+        self.kind, self.definition, self.parts = row.kind, row.definition, row.parts
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """A condition of the row that ``module`` meets, or what the row expects and ``module`` lacks."""
+        return self.row.unsupported_reason(module)
+
+    def shape(self, module: nn.Module) -> HeadShape:
+        """As the row says; unknown where the module lacks what the row reads."""
+        try:
+            return self.row.shape(module)
+        except ValueError:
+            return HeadShape(None, None)
+
+    def layout(self, module: nn.Module) -> Layout:
+        """As the row says; any number of heads, where their width is known."""
+        layout = self.row.layout(module)
+        return layout if layout.head_dim is None else replace(layout, num_heads=None)
+
+    def points(self, module: nn.Module) -> tuple[str, ...]:
+        """The hook targets of the row."""
+        return self.row.targets(module)
+
+
+class TablePostHook(TablePreHook, PostHook):
+    """A forward hook on a module that returns its heads' outputs."""
+
+
+def register_table(rows: Mapping[str, HookRow]) -> None:
+    """Let every class be converted as its row says: by pre-hooks, or by a forward hook if it has no hook targets."""
+    for name, row in rows.items():
+        add_adapter(TablePreHook(row) if row.hook_targets else TablePostHook(row), name)
