@@ -12,10 +12,6 @@ def test_defaults_are_the_method() -> None:
         "gain": None,
         "eps": None,
         "placement": "pre_skip",
-        "class_attention": False,
-        "pooling": False,
-        "channel": True,
-        "linear": False,
         "backend": "auto",
     }
 
@@ -28,7 +24,7 @@ def test_frozen_and_keyword_only() -> None:
 
 
 def test_round_trip_through_json() -> None:
-    config = PreconditionConfig(gradient="stop", gain=0.25, eps=1e-6, class_attention=True)
+    config = PreconditionConfig(gradient="stop", gain=0.25, eps=1e-6)
     assert PreconditionConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -43,7 +39,7 @@ def test_round_trip_through_json() -> None:
         ({"eps": "small"}, TypeError, ["eps", "'small'"]),
         ({"gain": True}, TypeError, ["gain", "True"]),
         ({"gain": float("inf")}, ValueError, ["gain", "inf"]),
-        ({"pooling": 1}, TypeError, ["pooling", "1"]),
+        ({"pooling": True}, TypeError, ["pooling"]),
     ],
 )
 def test_bad_values_are_named(options: dict, error: type[Exception], words: list[str]) -> None:
@@ -55,3 +51,13 @@ def test_bad_values_are_named(options: dict, error: type[Exception], words: list
 def test_unknown_option_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"unknown option\(s\) 'gradiant'; the options are gradient, gain"):
         PreconditionConfig.from_dict({"gradiant": "full"})
+
+
+FORMER = {"gradient": "stop", "class_attention": False, "pooling": False, "channel": True, "linear": False}
+
+
+def test_options_of_earlier_versions_are_read_without_what_selected_attention() -> None:
+    assert PreconditionConfig.from_dict(FORMER) == PreconditionConfig(gradient="stop")
+    with pytest.warns(UserWarning, match=r"argument of precondition_ now: pass include=\('softmax', 'pooling'\)"):
+        config = PreconditionConfig.from_dict(FORMER | {"pooling": True, "channel": False})
+    assert config == PreconditionConfig(gradient="stop")

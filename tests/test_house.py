@@ -15,7 +15,18 @@ TESTS = Path(__file__).parent
 
 # Within each list a package may import from those behind it. The library never imports the lab; the command line may
 # import both. `reporting` imports nothing of ours.
-LIBRARY = ["diagnostics", "conversion", "layers", "flex", "functional", "varlen", "ops", "equilibration", "config"]
+LIBRARY = [
+    "diagnostics",
+    "conversion",
+    "layers",
+    "flex",
+    "functional",
+    "varlen",
+    "ops",
+    "equilibration",
+    "selection",
+    "config",
+]
 LAB = ["inspection", "comparison", "recipes", "training", "tasks", "models", "data", "benchmarking", "census"]
 CHAIN = ["cli", *(f"lab.{name}" for name in LAB), *LIBRARY]
 # Private helpers that import nothing of ours but each other.

@@ -1,9 +1,10 @@
-"""The method's options, in one place. Imports nothing of ours."""
+"""`PreconditionConfig`: the options of the method. Imports no other module of this package."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -16,7 +17,10 @@ GRADIENTS: tuple[str, ...] = get_args(Gradient)
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 BACKENDS: tuple[str, ...] = get_args(Backend)
 ROW_BACKENDS = ("auto", "composition")
-"""What `C` can be asked for where a model computes the rows of `A` itself: the others compute attention too."""
+"""The backends that can scale rows of `A` which a model has computed itself: the others compute attention too."""
+
+FORMER_FIELDS = {"class_attention": False, "pooling": False, "channel": True, "linear": False}
+"""Fields of saved configs that selected attention, with their defaults; now `include` of `precondition_`."""
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -50,11 +54,6 @@ class PreconditionConfig:
         placement: for attention that adds a skip to its output (Nystromformer's convolution of the values):
             ``"pre_skip"`` equilibrates before the skip is added, ``"post_skip"`` after. Attention without such a
             skip has one place only, and a conversion that finds no skip refuses ``"post_skip"``.
-        class_attention: also convert attention whose only query is the class token (CaiT, XCiT): one row, whose
-            condition number is 1 by definition.
-        pooling: also convert attention pooling (latent or class queries that pool the tokens).
-        channel: convert attention over channels (XCiT's cross-covariance, DaViT's channel groups); token rows.
-        linear: also convert linear attention that has a per-head output.
         backend: how the function computes; see :func:`preconditioned_attention.preconditioned_attention`. Attention
             that computes its own rows, which are then scaled, takes ``"auto"`` and ``"composition"`` alone.
 
@@ -66,10 +65,6 @@ class PreconditionConfig:
     gain: float | None = None
     eps: float | None = None
     placement: Placement = "pre_skip"
-    class_attention: bool = False
-    pooling: bool = False
-    channel: bool = True
-    linear: bool = False
     backend: Backend = "auto"
 
     def __post_init__(self) -> None:
@@ -81,9 +76,6 @@ class PreconditionConfig:
             raise TypeError(f"gain must be a float (where every head's gain starts) or None; got {self.gain!r}")
         if self.gain is not None and not math.isfinite(self.gain):
             raise ValueError(f"gain must be finite; got {self.gain!r}")
-        for name in ("class_attention", "pooling", "channel", "linear"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False; got {getattr(self, name)!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, ready for JSON or YAML."""
@@ -91,7 +83,20 @@ class PreconditionConfig:
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> PreconditionConfig:
-        """The inverse of :meth:`to_dict`; options left out keep their defaults, unknown ones are an error."""
+        """The inverse of :meth:`to_dict`; options left out keep their defaults, unknown ones are an error.
+
+        Options that were saved while a config had the fields of :data:`FORMER_FIELDS` are read without those, with a
+        warning if they select other attention than `precondition_` does by default.
+        """
+        former = {name: options.get(name, default) for name, default in FORMER_FIELDS.items()}
+        if former != FORMER_FIELDS:
+            include = ("softmax", *(name for name, is_chosen in former.items() if is_chosen))
+            warnings.warn(
+                f"these options also say which attention is converted, which is an argument of precondition_ now: "
+                f"pass include={include!r}",
+                stacklevel=2,
+            )
+        options = {name: value for name, value in options.items() if name not in FORMER_FIELDS}
         known = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(options) - set(known))
         if unknown:

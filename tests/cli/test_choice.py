@@ -23,7 +23,7 @@ def test_a_preset_and_a_short_name() -> None:
 def test_arms_are_the_recipes_or_the_usual_ones() -> None:
     listops, digits = load_recipe("lra/listops"), load_recipe("digits")
     assert list(choose_arms(listops, None)) == ["plain", "pre-skip", "post-skip", "softmax"]
-    assert choose_arms(listops, ("plain", "row-stopgrad", "post-skip"))["post-skip"].placement == "post_skip"
+    assert choose_arms(listops, ("plain", "row-stopgrad", "post-skip"))["post-skip"].config.placement == "post_skip"
     assert list(choose_arms(digits, None)) == ["plain", "row", "row-stopgrad"]
     with pytest.raises(ValueError, match="unknown arm 'softmax'"):
         choose_arms(digits, ("plain", "softmax"))

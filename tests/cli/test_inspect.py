@@ -54,7 +54,7 @@ def test_a_folder_of_transformers_with_a_checkpoint(gpt2: str, capsys: pytest.Ca
 
 
 def test_options_are_asked_for(capsys: pytest.CaptureFixture) -> None:
-    assert main(["inspect", "xcit_nano_12_p16_224", "--class-attention"]) == 0
+    assert main(["inspect", "xcit_nano_12_p16_224", "--include", "softmax", "channel", "class_attention"]) == 0
     out = capsys.readouterr().out
     assert "14 of 14" in out
     assert "cls_attn_blocks.1.attn" in out[out.index("rows x dim") :], "what was asked for is measured too"

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from preconditioned_attention import PreconditionConfig, precondition_, register_adapter, restore_
+from preconditioned_attention import precondition_, register_adapter, restore_
 from preconditioned_attention.conversion import HeadShape, PostHook, bypass, registry
 
 SEQUENCES = torch.randn(3, 5, 16)
@@ -86,7 +86,7 @@ def test_a_fused_layer_is_an_error_at_the_first_pass() -> None:
 @pytest.mark.parametrize("parent", [ByParts, Direct])
 def test_parts_called_alone_are_an_error_at_every_pass(parent: type[nn.Module]) -> None:
     model = nn.Sequential(parent())
-    precondition_(model, PreconditionConfig(channel=True))
+    precondition_(model)
     for _ in range(2):
         with pytest.raises(RuntimeError, match=r"preconditioners of '0\.attn' were not called"):
             model(SEQUENCES)

@@ -268,9 +268,11 @@ def test_a_third_party_adapter_and_the_options_by_kind() -> None:
 
     try:
         model, x = Pool(), torch.randn(2, 5, 8)
-        with pytest.raises(ValueError, match=r"pooling attention; PreconditionConfig\(pooling=True\) converts it"):
+        with pytest.raises(
+            ValueError, match=r"pooling is not included; include=\('softmax', 'channel', 'pooling'\) converts"
+        ):
             precondition_(model)
-        precondition_(model, PreconditionConfig(pooling=True))
+        precondition_(model, include=("pooling",))
         torch.testing.assert_close(model(x).norm(dim=-1), torch.ones(2, 5))
         restore_(model)
         assert is_preconditioned(model) is False

@@ -228,7 +228,7 @@ def test_channel_attention_is_asked_for_by_its_option() -> None:
     cls = make()
     register_prehook(cls, point="proj", num_heads="heads", kind="pooling")
     assert survey(cls()).entries[0].status == "skipped"
-    assert survey(cls(), PreconditionConfig(pooling=True)).entries[0].status == "converted"
+    assert survey(cls(), include=["pooling"]).entries[0].status == "converted"
 
 
 def test_a_subclass_of_an_adapter_of_ones_own_still_works_beside_it() -> None:

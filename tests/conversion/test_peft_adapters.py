@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from preconditioned_attention import PreconditionConfig, precondition_
 from preconditioned_attention.conversion import load_adapter
+from tests.helpers.former import FORMER
 
 TOKENS = torch.arange(10).view(1, 10)
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
@@ -75,6 +76,19 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
         load_adapter(converted(), tmp_path / "plain")
     with pytest.raises(OSError, match="adapter_config"):
         load_adapter(llama(), tmp_path)
+
+
+def test_an_adapter_whose_options_also_selected_attention(tmp_path: Path) -> None:
+    model = lora(converted(gradient="stop"))
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    content = json.loads(path.read_text())
+    content["requires_preconditioned_attention"] = dict.fromkeys(content["requires_preconditioned_attention"], FORMER)
+    path.write_text(json.dumps(content))
+    again = load_adapter(converted(gradient="stop"), tmp_path).eval()
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    with pytest.raises(ValueError, match="was saved with eps=None"):
+        load_adapter(converted(gradient="stop", eps=1e-6), tmp_path)
 
 
 def test_loading_it_rightly_is_silent(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import json
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    Aimv2VisionConfig,
+    Aimv2VisionModel,
     AutoModel,
     AutoModelForCausalLM,
     BloomConfig,
@@ -30,6 +33,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion import from_pretrained
+from tests.helpers.former import FORMER
 
 MARKER = "requires_preconditioned_attention"
 TOKENS = torch.arange(10).view(1, 10)
@@ -126,6 +130,31 @@ def test_folders_of_the_old_form(marker: bool, tmp_path: Path) -> None:
     assert not hasattr(again.config, "preconditioned_attention")
     if marker:
         model.load_state_dict(again.state_dict())
+
+
+@pytest.mark.parametrize("former", [FORMER, FORMER | {"pooling": True, "channel": False}], ids=["defaults", "others"])
+def test_an_entry_whose_options_also_selected_attention(former: dict, tmp_path: Path) -> None:
+    model = gpt2()
+    precondition_(model, PreconditionConfig(gradient="stop"))
+    model.save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda content: content["preconditioned_attention"].update(config=former))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = from_pretrained(AutoModelForCausalLM, tmp_path)
+    assert torch.equal(again(TOKENS).logits, model(TOKENS).logits)
+    assert again.transformer.h[1].attn.preconditioner.config == PreconditionConfig(gradient="stop")
+
+
+def test_pooling_that_was_saved_is_converted_again(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    model = Aimv2VisionModel(Aimv2VisionConfig(**sizes, image_size=8, patch_size=4)).eval()
+    paths = {entry.path for entry in precondition_(model, include="all").converted}
+    model.save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda content: content["preconditioned_attention"].update(config=FORMER | {"pooling": True}))
+    rewrite(tmp_path, lambda content: content["preconditioned_attention"]["config"].update(gradient="full"))
+    again = from_pretrained(Aimv2VisionModel, tmp_path)
+    assert "head" in " ".join(paths)
+    assert {path for path, module in again.named_modules() if "preconditioner" in module._modules} == paths
 
 
 def test_an_old_mark_and_the_configuration_disagree(tmp_path: Path) -> None:

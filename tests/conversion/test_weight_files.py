@@ -10,6 +10,7 @@ from torch import nn
 
 from preconditioned_attention import ConditionMonitor, PreconditionConfig, precondition_
 from preconditioned_attention.conversion import conversion_metadata, load_safetensors, save_safetensors
+from tests.helpers.former import FORMER
 
 X = torch.randn(2, 5, 12)
 
@@ -45,6 +46,20 @@ def test_the_metadata_can_be_read_without_loading(tmp_path: Path) -> None:
     assert set(said) == {"layers.0.self_attn", "layers.1.self_attn"}
     assert PreconditionConfig.from_dict(said["layers.0.self_attn"]) == PreconditionConfig(gain=0.5)
     assert conversion_metadata(plain()) == {}
+
+
+def test_a_file_whose_options_also_selected_attention(tmp_path: Path) -> None:
+    model, said = converted(gradient="stop"), {f"layers.{i}.self_attn": FORMER for i in (0, 1)}
+    metadata = {
+        "preconditioned_attention": json.dumps(said),
+        "preconditioned_attention_marks": json.dumps(list(said)),
+    }
+    safetensors.torch.save_file(dict(model.state_dict()), tmp_path / "m.safetensors", metadata=metadata)
+    again = converted(gradient="stop")
+    load_safetensors(again, tmp_path / "m.safetensors")
+    assert torch.equal(again(X), model(X))
+    with pytest.raises(ValueError, match=r"call precondition_\(model, PreconditionConfig\(gradient='stop', gain=None"):
+        load_safetensors(plain(), tmp_path / "m.safetensors")
 
 
 def test_plain_models_and_files_stay_what_they_were(tmp_path: Path) -> None:

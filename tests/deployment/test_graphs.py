@@ -15,10 +15,10 @@ from torch.fx import GraphModule, symbolic_trace
 from torchvision.models import feature_extraction
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
-from tests.helpers.deployment_models import CONFIG, FAMILIES, Family, assert_is_converted, trained_a_little
+from tests.helpers.deployment_models import FAMILIES, INCLUDE, Family, assert_is_converted, trained_a_little
 from tests.helpers.explicit import relative_error
 
-GAINED = PreconditionConfig(class_attention=True, channel=True, gain=1.5)
+GAINED = PreconditionConfig(gain=1.5)
 
 
 def through_torchvision(model: nn.Module, x: Tensor) -> Tensor:
@@ -148,5 +148,5 @@ def test_a_graph_is_not_converted() -> None:
         restore_(symbolic_trace(FAMILIES["swin"].converted()))
     family = FAMILIES["encoder"]
     graph = symbolic_trace(family.plain())
-    precondition_(graph, CONFIG)
+    precondition_(graph, include=INCLUDE)
     assert_is_converted(graph(family.inputs()), family, within=1e-6)

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torchvision.models import maxvit, swin_transformer, vision_transformer
 
 from preconditioned_attention import PreconditionConfig, layers, precondition_
+from preconditioned_attention.selection import Include
 from tests.helpers.explicit import relative_error
 from tests.helpers.oracle import jitter_
 
 SEED = 0
-CONFIG = PreconditionConfig(class_attention=True, channel=True)
+INCLUDE: Include = ("softmax", "channel", "class_attention")
 
 
 class Encoder(nn.Module):
@@ -69,9 +70,9 @@ class Family:
         torch.manual_seed(SEED)
         return jitter_(self.build().eval())  # small layer scales and zeroed heads would hide attention
 
-    def converted(self, config: PreconditionConfig = CONFIG) -> nn.Module:
+    def converted(self, config: PreconditionConfig | None = None) -> nn.Module:
         model = self.plain()
-        precondition_(model, config, strict=True)
+        precondition_(model, config, include=INCLUDE, strict=True)
         return model
 
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.report import ConversionReport
+from preconditioned_attention.selection import DEFAULT_INCLUDE, Include
 from tests.helpers.explicit import relative_error
 
 PRODUCTS = {"matmul", "__matmul__", "bmm", "einsum"}
@@ -117,7 +118,8 @@ class Proof:
 def compare(
     module: nn.Module,
     *args: Any,
-    config: PreconditionConfig,
+    config: PreconditionConfig | None = None,
+    include: Include = DEFAULT_INCLUDE,
     channels: bool = False,
     reference: Callable[..., Tensor] | None = None,
 ) -> Proof:
@@ -126,7 +128,7 @@ def compare(
     Args:
         module: unconverted attention.
         args: what it is called with.
-        config: for the conversion.
+        config, include: for the conversion.
         channels: whether it is attention over channels.
         reference: ``reference(module, *args)`` where the watching reference does not know the definition.
 
@@ -140,7 +142,7 @@ def compare(
             expected = _output(inside, *args)
     else:
         expected, widths = _output(functools.partial(reference, inside), *args), []
-    report = precondition_(converted, config)
+    report = precondition_(converted, config, include=include)
     error = relative_error(_output(converted, *args), expected)
     restore_(converted)
     assert type(converted) is type(module)

@@ -10,11 +10,12 @@ from torch import nn
 from preconditioned_attention import PreconditionConfig
 from preconditioned_attention.lab.comparison import Plan, Prepare, RunMetrics
 from preconditioned_attention.lab.comparison.records import RunRecord
+from preconditioned_attention.lab.training.arms import Arm
 
-ARMS: dict[str, PreconditionConfig | None] = {
+ARMS: dict[str, Arm | None] = {
     "plain": None,
-    "row": PreconditionConfig(),
-    "row-stopgrad": PreconditionConfig(gradient="stop"),
+    "row": Arm(),
+    "row-stopgrad": Arm(PreconditionConfig(gradient="stop")),
 }
 LOSSES = [2.0 / (1 + step / 4) for step in range(40)]
 
@@ -24,7 +25,7 @@ def tiny_model() -> nn.Module:
 
 
 def arm_of(prepare: Prepare) -> str:
-    return next(name for name, config in ARMS.items() if config == prepare.config)
+    return next(name for name, arm in ARMS.items() if arm == prepare.arm)
 
 
 def conditioning(scale: float = 1.0) -> list[dict[str, Any]]:

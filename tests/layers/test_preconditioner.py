@@ -228,6 +228,14 @@ def test_copies_and_pickles() -> None:
         assert other.config == c.config
 
 
+def test_a_module_pickled_with_options_that_selected_attention() -> None:
+    c = Preconditioner(PreconditionConfig(gradient="stop"))
+    vars(c.config).update(class_attention=False, pooling=True, channel=True, linear=False)
+    again = pickle.loads(pickle.dumps(c))
+    assert again.config == PreconditionConfig(gradient="stop")
+    assert "pooling" not in again.config.to_dict()
+
+
 def test_a_gain_that_is_offloaded_comes_in_for_the_call() -> None:
     q, config = torch.randn(2, 3, 5, 4), PreconditionConfig(gain=0.5)
     c = Preconditioner(config, num_heads=3)

@@ -6,9 +6,8 @@ import dataclasses
 
 from .._checks import check_known
 from .._yaml import parse_yaml
-from ..config import PreconditionConfig
 from ..lab.recipes import Recipe, load_recipe
-from ..lab.training import ARMS
+from ..lab.training import ARMS, Arm
 
 
 def choose_recipe(
@@ -32,7 +31,7 @@ def choose_recipe(
     return dataclasses.replace(loaded, train=dataclasses.replace(loaded.train, task_options=options))
 
 
-def choose_arms(recipe: Recipe, names: tuple[str, ...] | None) -> dict[str, PreconditionConfig | None]:
+def choose_arms(recipe: Recipe, names: tuple[str, ...] | None) -> dict[str, Arm | None]:
     """The arms of these names, from the recipe's and the usual ones; the recipe's if ``names`` is None.
 
     Raises:

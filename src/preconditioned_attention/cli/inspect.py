@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from .._files import write_atomically
-from ..config import PreconditionConfig
+from ..selection import DEFAULT_INCLUDE, check_include
 
 if TYPE_CHECKING:
     from ..lab.inspection import Inputs, Inspection
@@ -25,9 +25,7 @@ def inspect(
     text: Path | None = None,
     compare_init: bool = False,
     output: Path = Path("inspect.html"),
-    class_attention: bool = False,
-    pooling: bool = False,
-    linear: bool = False,
+    include: tuple[str, ...] = DEFAULT_INCLUDE,
 ) -> None:
     """List every attention in a model of timm or transformers, run it once, and show how its heads are conditioned.
 
@@ -40,9 +38,7 @@ def inspect(
         text: A text file to show the model.
         compare_init: Show random initialisation beside the checkpoint.
         output: The page to write.
-        class_attention: Ask for attention whose only query is the class token.
-        pooling: Ask for attention pooling.
-        linear: Ask for linear attention that has a per-head output.
+        include: The kinds of attention to look at: softmax, class_attention, pooling, channel, linear; or all.
     """
     if compare_init and checkpoint is None:
         raise ValueError("--compare-init shows random initialisation beside a checkpoint: give --checkpoint too")
@@ -51,9 +47,8 @@ def inspect(
     from ..lab.inspection.conversion_table import conversion_table
     from ..lab.reporting import print_table
 
-    config = PreconditionConfig(class_attention=class_attention, pooling=pooling, linear=linear)
     empty = build_without_weights(model)
-    report = survey(empty, config)
+    report = survey(empty, include=check_include("all" if include == ("all",) else include))
     if not report.entries:
         print(f"{model}: no module seems to compute attention.")
         return

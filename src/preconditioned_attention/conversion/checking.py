@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ..config import PreconditionConfig
 from ..equilibration import default_eps, row_norms
 from ..layers import Preconditioner
+from ..selection import DEFAULT_INCLUDE, Include
 from .convert import is_preconditioned, precondition_, restore_, survey
 from .guard import guard, unguard
 from .observed import as_arguments
@@ -92,7 +93,13 @@ class AdapterCheck:
         )
 
 
-def check_adapter(model: nn.Module, inputs: Any, config: PreconditionConfig | None = None) -> AdapterCheck:
+def check_adapter(
+    model: nn.Module,
+    inputs: Any,
+    config: PreconditionConfig | None = None,
+    *,
+    include: Include = DEFAULT_INCLUDE,
+) -> AdapterCheck:
     """Convert a copy of ``model``, run it on ``inputs``, and prove that its adapters do what they should.
 
     1. With `C` taken out, the converted model computes what the plain one does, and the rows that reach `C` are rows
@@ -109,7 +116,8 @@ def check_adapter(model: nn.Module, inputs: Any, config: PreconditionConfig | No
         model: a plain model that holds the attention, or is it.
         inputs: what it is called with: a tensor, a tuple of positional or a mapping of keyword arguments. Rows that are
             all alike prove little: let them be random.
-        config: the options to convert with; attention that is converted only when an option asks for it needs one.
+        config: the options to convert with.
+        include: the kinds of attention to convert, as :func:`precondition_` takes them.
 
     Returns:
         What was proven, and of each module what could not be: attention inside a kernel that PyTorch does not know is
@@ -144,19 +152,19 @@ def check_adapter(model: nn.Module, inputs: Any, config: PreconditionConfig | No
     """
     if is_preconditioned(model):
         raise ValueError("model is preconditioned already; check_adapter takes it plain: call restore_(model) first")
-    return _Check(model, inputs, PreconditionConfig() if config is None else config).result()
+    return _Check(model, inputs, PreconditionConfig() if config is None else config, include).result()
 
 
 class _Check:
-    def __init__(self, model: nn.Module, inputs: Any, config: PreconditionConfig) -> None:
-        self.config = config
+    def __init__(self, model: nn.Module, inputs: Any, config: PreconditionConfig, include: Include) -> None:
+        self.config, self.include = config, include
         self.args, self.kwargs = as_arguments(inputs)
         try:
             self.model = copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"check_adapter works on a copy, and this model cannot be copied: {error}") from error
         self.model.eval()  # on its own, for some models have a `train` that returns nothing
-        self.seen = survey(self.model, config, example_inputs=inputs)
+        self.seen = survey(self.model, config, include=include, example_inputs=inputs)
         self.entries = {entry.path: entry for entry in self.seen.converted}
 
     def result(self) -> AdapterCheck:
@@ -169,7 +177,7 @@ class _Check:
             raise ValueError("the model returns no floating-point tensor, alone or in tuples, lists or dictionaries")
         if not all(bool(out.isfinite().all()) for out in plain):
             raise VerificationError("the plain model's output is not finite for these inputs; give it others")
-        precondition_(self.model, self.config)
+        precondition_(self.model, self.config, include=self.include)
         rows = self._check_rows(plain, products)
         converted = self._check_what_leaves()
         verify(self._sites(), self.model, self.args, self.kwargs)

@@ -11,26 +11,18 @@ from torch import nn
 
 from ..config import ROW_BACKENDS, PreconditionConfig
 from ..layers import Preconditioner
+from ..selection import DEFAULT_INCLUDE, KINDS, AttentionKind, Include, check_include
 from .bypass import release, watch
 from .detection import computes_attention
 from .guard import guard, unguard
 from .made_class import changed_class, unknown_reason
 from .observed import as_arguments, observe, uncovered
 from .own_forward import follow_class, is_compiled, kept_forward, own_forward_refusal, own_forwards
-from .registry import Adapter, HeadShape, Kind, class_name, find_adapter, has_namesake, is_composite, why_unread
+from .registry import Adapter, HeadShape, class_name, find_adapter, has_namesake, is_composite, why_unread
 from .report import ConversionEntry, ConversionReport, Status
 from .twins import hold_apart, hold_as_ever
 
 FilterFn = Callable[[nn.Module, str], bool]
-
-# The option that asks for a kind of attention; softmax attention needs none.
-KIND_OPTIONS: dict[Kind, str] = {
-    "class": "class_attention",
-    "pooling": "pooling",
-    "channel": "channel",
-    "linear": "linear",
-}
-
 
 # Who converted what: another adapter may have been registered since. A copy's is looked up.
 _converted_by: weakref.WeakKeyDictionary[nn.Module, Adapter] = weakref.WeakKeyDictionary()
@@ -49,6 +41,7 @@ def precondition_(
     model: nn.Module,
     config: PreconditionConfig | None = None,
     *,
+    include: Include = DEFAULT_INCLUDE,
     filter_fn: FilterFn | None = None,
     strict: bool = False,
     marker: bool = True,
@@ -63,7 +56,11 @@ def precondition_(
     Args:
         model: any module that holds attention modules, or is one.
         config: the method's options; None is the paper's method.
-        filter_fn: ``filter_fn(module, path)`` is asked for every attention that could be converted; False skips it.
+        include: the kinds of attention to convert, or ``"all"``: ``"softmax"``; ``"class_attention"``, whose only query
+            is the class token (CaiT, XCiT), so that its one row has condition number 1 by definition; ``"pooling"``
+            (latent or class queries that pool the tokens); ``"channel"``, attention over channels with rows of tokens
+            (XCiT's cross-covariance, DaViT's channel groups); ``"linear"`` attention that has an output per head.
+        filter_fn: called as ``filter_fn(module, path)`` for every known attention; where it is False, that is skipped.
         strict: raise, before anything is changed, if an attention would be left out that nobody asked to leave out.
             Without ``example_inputs`` it sees modules that an adapter knows, and others whose code, as far as it can
             be read, names an attention function or takes a softmax and a product.
@@ -83,7 +80,7 @@ def precondition_(
     """
     config = PreconditionConfig() if config is None else config
     _check_arguments(model, config, filter_fn)
-    sites = _survey_all(model, config, filter_fn, example_inputs)
+    sites = _survey_all(model, config, check_include(include), filter_fn, example_inputs)
     report = ConversionReport(tuple(site.entry for site in sites), weakref.ref(model))
     _check_plan(report, sites, config, strict)
     chosen = [site for site in sites if site.entry.status == "converted"]
@@ -94,11 +91,15 @@ def precondition_(
 
 
 def survey(
-    model: nn.Module, config: PreconditionConfig | None = None, *, example_inputs: object = None
+    model: nn.Module,
+    config: PreconditionConfig | None = None,
+    *,
+    include: Include = DEFAULT_INCLUDE,
+    example_inputs: object = None,
 ) -> ConversionReport:
     """What :func:`precondition_` would do to ``model``: its report, and nothing changed."""
     config = PreconditionConfig() if config is None else config
-    sites = _survey_all(model, config, None, example_inputs)
+    sites = _survey_all(model, config, check_include(include), None, example_inputs)
     return ConversionReport(tuple(site.entry for site in sites), weakref.ref(model))
 
 
@@ -148,9 +149,9 @@ def preconditioned_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def attention_sites(model: nn.Module, config: PreconditionConfig) -> list[tuple[str, nn.Module, Adapter]]:
-    """``(path, module, adapter)`` of every attention that ``config`` would convert, for those who only look."""
-    sites = _survey(model, config, None)
+def attention_sites(model: nn.Module) -> list[tuple[str, nn.Module, Adapter]]:
+    """``(path, module, adapter)`` of every attention that can be converted."""
+    sites = _survey(model, PreconditionConfig(), KINDS, None)
     return [(s.entry.path, s.module, s.adapter) for s in sites if s.adapter and s.entry.status == "converted"]
 
 
@@ -241,10 +242,14 @@ def _attends(graph: torch.fx.GraphModule) -> bool:
 
 
 def _survey_all(
-    model: nn.Module, config: PreconditionConfig, filter_fn: FilterFn | None, example_inputs: object
+    model: nn.Module,
+    config: PreconditionConfig,
+    include: tuple[AttentionKind, ...],
+    filter_fn: FilterFn | None,
+    example_inputs: object,
 ) -> list[_Site]:
     """What the classes tell and, where there are inputs, what a run shows besides; in the model's order."""
-    sites = list(_survey(model, config, filter_fn))
+    sites = list(_survey(model, config, include, filter_fn))
     if example_inputs is None:
         return sites
     seen = uncovered(model, observe(model, *as_arguments(example_inputs)), [site.entry for site in sites])
@@ -260,7 +265,9 @@ def _is_compiled(module: nn.Module) -> bool:
     return whole or any(is_compiled(forward) for forward in own_forwards(module))
 
 
-def _survey(model: nn.Module, config: PreconditionConfig, filter_fn: FilterFn | None) -> Iterator[_Site]:
+def _survey(
+    model: nn.Module, config: PreconditionConfig, include: tuple[AttentionKind, ...], filter_fn: FilterFn | None
+) -> Iterator[_Site]:
     """Every attention in the model, with the decision about it."""
     parts: set[str] = set()
     for path, module in model.named_modules():
@@ -269,7 +276,7 @@ def _survey(model: nn.Module, config: PreconditionConfig, filter_fn: FilterFn | 
         adapter = find_adapter(module)
         if adapter is not None:
             parts.update(f"{path}.{part}" if path else part for part in adapter.parts)
-            yield _known_site(path, module, adapter, config, filter_fn)
+            yield _known_site(path, module, adapter, config, include, filter_fn)
         elif not is_composite(module) and ((unread := why_unread(module)) or computes_attention(module)):
             reason = unknown_reason(type(module), unread)
             if has_namesake(module):
@@ -278,18 +285,22 @@ def _survey(model: nn.Module, config: PreconditionConfig, filter_fn: FilterFn | 
 
 
 def _known_site(
-    path: str, module: nn.Module, adapter: Adapter, config: PreconditionConfig, filter_fn: FilterFn | None
+    path: str,
+    module: nn.Module,
+    adapter: Adapter,
+    config: PreconditionConfig,
+    include: tuple[AttentionKind, ...],
+    filter_fn: FilterFn | None,
 ) -> _Site:
     shape = adapter.shape(module)
-    option = KIND_OPTIONS.get(adapter.kind)
     refusal = own_forward_refusal(module) or adapter.refusal(module)
     status: Status
     if filter_fn is not None and not filter_fn(module, path):
         status, reason = "skipped", "left out by filter_fn"
     elif refusal is not None:
         status, reason = "unsupported", refusal
-    elif option is not None and not getattr(config, option):
-        status, reason = "skipped", f"{adapter.kind} attention; PreconditionConfig({option}=True) converts it"
+    elif adapter.kind not in include:
+        status, reason = "skipped", f"{adapter.kind} is not included; include={(*include, adapter.kind)!r} converts it"
     elif config.backend not in ROW_BACKENDS and not adapter.honours_backend:
         status = "unsupported"
         reason = f"backend={config.backend!r} computes attention, and this class keeps its own and has its rows scaled"
@@ -331,7 +342,7 @@ def _check_plan(report: ConversionReport, sites: list[_Site], config: Preconditi
         seen = f"what was seen:\n{report}" if report.entries else "no module of it seems to compute attention"
         raise ValueError(
             f"nothing to convert in this model; {seen}\n"
-            "Make the class that computes attention known (register_prehook, register_adapter), or change the options"
+            "Make the class that computes attention known (register_prehook, register_adapter), or change include"
         )
     if strict and report.left_out:
         raise ValueError(f"strict=True, and some attention would be left out; nothing was changed.\n{report}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, get_args
+from typing import ClassVar
 
 from torch import nn
 
+from ..config import check_choice
+from ..selection import KINDS, AttentionKind
 from .head_location import Count, HeadLocation
 from .mechanisms import Form, Layout, PostHook, PreHook
-from .registry import Adapter, HeadShape, Kind, register_adapter
+from .registry import Adapter, HeadShape, register_adapter
 
 
 def register_prehook(
@@ -20,7 +22,7 @@ def register_prehook(
     form: Form = "merged",
     interleaved: bool = False,
     width: Count | None = None,
-    kind: Kind = "softmax",
+    kind: AttentionKind = "softmax",
 ) -> type[Adapter]:
     """Let `precondition_` convert attention classes by a forward pre-hook on the child that sees the heads' outputs.
 
@@ -38,8 +40,8 @@ def register_prehook(
             ``"split"``: ``(..., H, N, d)``; ``"tokens"``: ``(..., N, H, d)``.
         interleaved: merged entry by entry (``d`` before ``H``) and not head by head.
         width: how many of the merged entries are attention's, where others follow; None: all.
-        kind: of attention: ``"softmax"``, or ``"class"``, ``"pooling"``, ``"channel"``, ``"linear"``, for which
-            `PreconditionConfig` has an option.
+        kind: of attention: ``"softmax"``, ``"class_attention"``, ``"pooling"``, ``"channel"`` or ``"linear"``; the
+            argument ``include`` of `precondition_` selects by it.
 
     Returns:
         The adapter that was made and registered.
@@ -88,7 +90,7 @@ def register_posthook(
     form: Form = "merged",
     interleaved: bool = False,
     width: Count | None = None,
-    kind: Kind = "softmax",
+    kind: AttentionKind = "softmax",
 ) -> type[Adapter]:
     """:func:`register_prehook` for modules that return the heads' outputs, alone or first in a tuple.
 
@@ -156,12 +158,10 @@ class DeclaredPostHook(PostHook):
 def _registered(
     classes: tuple[type[nn.Module] | str, ...],
     location: HeadLocation,
-    kind: Kind,
+    kind: AttentionKind,
     base: type[DeclaredPreHook] | type[DeclaredPostHook],
 ) -> type[Adapter]:
-    kinds = [name for name in get_args(Kind) if name != "other"]
-    if kind not in kinds:
-        raise ValueError(f"kind must be one of {', '.join(map(repr, kinds))}; got {kind!r}")
+    check_choice("kind", kind, KINDS)
     # One name for both kinds of hook, so that the last declaration takes the place of the one before.
     members = {"location": location, "kind": kind, "__module__": __name__, "__doc__": base.__doc__}
     return register_adapter(*classes)(type("Declared", (base,), members))

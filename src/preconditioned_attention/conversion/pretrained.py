@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from .._extras import require
-from ..config import PreconditionConfig
 from ..layers import Preconditioner
 from ..layers.mark import is_current, read_mark
+from ..selection import split_options
 from .convert import FilterFn, precondition_, preconditioned_modules
 from .registry import find_adapter
 
@@ -102,8 +102,9 @@ def _attach(model: nn.Module, entry: dict[str, Any]) -> None:
     for path, own in options.items():
         chosen = {other for other, others in options.items() if others == own}
         if path == min(chosen):
-            config = PreconditionConfig.from_dict(own["config"])
-            precondition_(model, config, filter_fn=_is_one_of(chosen), marker=own["marker"])
+            config, _ = split_options(own["config"])
+            # The entry lists its modules, of whatever kind.
+            precondition_(model, config, include="all", filter_fn=_is_one_of(chosen), marker=own["marker"])
     if "attachments" not in entry:  # written while a mark was three integers
         for _, module in preconditioned_modules(model):
             _expect_old_mark(module.get_submodule("preconditioner"))

@@ -9,19 +9,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeGuard, TypeVar
+from typing import ClassVar, Literal, TypeAlias, TypeGuard, TypeVar
 
 from torch import nn
 
 from ..layers import Preconditioner
+from ..selection import AttentionKind
 from .class_names import class_name as class_name
 from .class_names import existing_class
 from .code_texts import reached_from
 from .known_texts import is_read, known_texts, versions_read
 from .unsupported import UnsupportedClass, unsupported_classes
 
-# "other": attention that leaves no rows of heads to equilibrate; its adapters refuse and say why.
-Kind = Literal["softmax", "class", "pooling", "channel", "linear", "other"]
+Kind: TypeAlias = AttentionKind | Literal["other"]
+"""``"other"``: attention that has no rows of heads to equilibrate; its adapters refuse it with a reason."""
 
 # Adapter file -> the module without which no model can hold a class of that library. The file is imported once
 # that module is there, so that converting a timm model never imports transformers.

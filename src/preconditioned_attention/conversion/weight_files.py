@@ -16,6 +16,7 @@ from torch import nn
 from .._extras import require
 from .._files import publish
 from ..layers import Preconditioner
+from ..selection import split_options
 from .convert import preconditioned_modules
 
 CONFIG_ENTRY = "preconditioned_attention"
@@ -143,7 +144,8 @@ def check_alike(saved: dict[str, dict[str, Any]], own: dict[str, dict[str, Any]]
         if name not in own:
             raise ValueError(
                 f"{path} was saved with {name!r} preconditioned ({len(saved)} modules in all), and the model's is "
-                f"plain; call precondition_(model, PreconditionConfig.from_dict({saved[name]!r})) before loading"
+                f"plain; call precondition_(model, {split_options(saved[name])[0]!r}) before loading, with "
+                "include='all' if that leaves it plain"
             )
         if name not in saved:
             raise ValueError(f"{path} was saved with {name!r} plain, and the model's is preconditioned; leave it out")

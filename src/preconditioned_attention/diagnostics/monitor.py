@@ -13,15 +13,12 @@ import torch
 from torch import nn
 
 from .._compiler import break_graph_at
-from ..config import PreconditionConfig
 from ..conversion.convert import attach_all, attention_sites, detach, preconditioned_modules, refuse_compiled
 from ..conversion.registry import Adapter
 from .monitor_config import MonitorConfig
 from .monitor_file import RecordFile, process_path
 from .monitor_probe import LayerObserver, make_probe
 from .monitor_records import Observation, Record, measure, summarise
-
-_ALL_KINDS = PreconditionConfig(class_attention=True, pooling=True, linear=True)
 
 
 class ConditionMonitor:
@@ -179,7 +176,7 @@ class ConditionMonitor:
         return own
 
     def _plain_sites(self) -> list[tuple[str, nn.Module, Adapter]]:
-        sites = attention_sites(self.model, _ALL_KINDS)
+        sites = attention_sites(self.model)
         return [site for site in sites if not hasattr(site[1], "preconditioner")]
 
     def _before_pass(self, model: nn.Module, args: tuple[Any, ...]) -> None:

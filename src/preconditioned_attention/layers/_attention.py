@@ -19,8 +19,7 @@ class AttentionLayer(nn.Module):
     """Base of the layers. A preconditioned one has a child named ``preconditioner``, a plain one has no such child.
 
     Which of the two a layer is is looked up when it runs, so that `precondition_` and `restore_` may add and remove
-    the child. The options of :class:`PreconditionConfig` that pick what a conversion converts (``class_attention``,
-    ``pooling``, ``channel``, ``linear``) say nothing here: a layer is preconditioned because it is built so.
+    the child.
 
     Args:
         dim: width of the input and of the output.

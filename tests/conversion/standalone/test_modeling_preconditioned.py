@@ -34,6 +34,7 @@ from preconditioned_attention.conversion import Layout
 from preconditioned_attention.conversion.standalone import modeling_preconditioned as standalone
 from preconditioned_attention.equilibration import equilibrate_by_formula
 from preconditioned_attention.layers import Preconditioner
+from tests.helpers.former import FORMER
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
 TEXT = {**SIZES, "vocab_size": 50, "max_position_embeddings": 16}
@@ -197,7 +198,7 @@ def test_what_cannot_be_described_asks_for_the_package(elsewhere: dict) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 def test_rows_and_gradients(gradient: str, dtype: torch.dtype) -> None:
     """Against the reference, over rows whose squares overflow or vanish, and zero rows."""
-    options = {"gradient": gradient, "placement": "pre_skip", "eps": None, "gain": 1.0}
+    options = FORMER | {"gradient": gradient, "gain": 1.0}
     c = standalone.Preconditioner(options, {"num_heads": 3}, True, torch.empty(0, dtype=dtype))
     sizes = {torch.float16: [1.0, 1e-3, 3e4, 0.0], torch.float32: [1.0, 1e-30, 1e30, 0.0]}
     scales = torch.tensor(sizes.get(dtype, [1.0, 1e-200, 1e200, 0.0]), dtype=dtype)

@@ -105,7 +105,7 @@ def test_classes_that_look_their_attention_up_are_listed(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("name", "status", "option"),
+    ("name", "status", "include"),
     [
         ("layers.attention.Attention", "converted", ""),
         ("models.cait.ClassAttn", "converted", "class_attention"),
@@ -114,9 +114,9 @@ def test_classes_that_look_their_attention_up_are_listed(monkeypatch: pytest.Mon
     ],
 )
 @pytest.mark.usefixtures("registered_only")
-def test_what_it_says_of_some_classes(name: str, status: str, option: str) -> None:
+def test_what_it_says_of_some_classes(name: str, status: str, include: str) -> None:
     (row,) = [row for row in supported_classes() if (row.library, row.name) == ("timm", name)]
-    assert (row.status, row.option) == (status, option)
+    assert (row.status, row.include) == (status, include)
     assert row.remark or status == "converted"
 
 

@@ -131,7 +131,7 @@ def test_fairness_holds_across_a_resume(tmp_path):
 
     def other_model(prepare: Prepare, seed: int, learning_rate: float):
         prepare(torch.nn.TransformerEncoderLayer(16, 2, 8, batch_first=True))
-        return run(Prepare(prepare.config), seed, learning_rate)
+        return run(Prepare(prepare.arm), seed, learning_rate)
 
     with pytest.raises(KeyboardInterrupt):
         quietly(interrupted, tmp_path)

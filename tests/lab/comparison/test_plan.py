@@ -2,6 +2,7 @@ import pytest
 
 from preconditioned_attention import PreconditionConfig
 from preconditioned_attention.lab.comparison import Plan, RunKey
+from preconditioned_attention.lab.training.arms import Arm
 from tests.helpers.synthetic_runs import ARMS
 
 
@@ -33,7 +34,7 @@ def test_description_changes_with_everything_that_changes_a_run():
     assert base == make_plan(seeds=[0, 1, 2]).describe(key)
     assert base != make_plan(settings={"steps": 3}).describe(key)
     assert base != make_plan(metric="loss").describe(key)
-    assert base != make_plan(arms=ARMS | {"row": PreconditionConfig(eps=1e-3)}).describe(key)
+    assert base != make_plan(arms=ARMS | {"row": Arm(PreconditionConfig(eps=1e-3))}).describe(key)
     assert base != make_plan(variants={"row": {"depth": 2}}).describe(key)
     assert base == make_plan(variants={"row-stopgrad": {"depth": 2}}, baselines={"majority": 0.1}).describe(key)
 
@@ -41,8 +42,8 @@ def test_description_changes_with_everything_that_changes_a_run():
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"arms": {"row": PreconditionConfig()}}, ValueError, "arms must hold 'plain'"),
-        ({"arms": {"plain": PreconditionConfig()}}, ValueError, "arms must hold 'plain'"),
+        ({"arms": {"row": Arm()}}, ValueError, "arms must hold 'plain'"),
+        ({"arms": {"plain": Arm()}}, ValueError, "arms must hold 'plain'"),
         ({"arms": {"plain": None, "../up": None}}, ValueError, "arms: a name"),
         ({"arms": {"plain": None, "other": "full"}}, TypeError, r"arms\['other'\]"),
         ({"arms": ["plain"]}, TypeError, "arms must map"),

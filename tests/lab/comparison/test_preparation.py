@@ -9,6 +9,7 @@ from torch import nn
 from preconditioned_attention import PreconditionConfig, is_preconditioned
 from preconditioned_attention.lab.comparison import Prepare
 from preconditioned_attention.lab.comparison.preparation import hash_random_state, hash_weights, random_state_kept
+from preconditioned_attention.lab.training.arms import Arm
 from tests.helpers.synthetic_runs import tiny_model
 
 
@@ -18,7 +19,7 @@ def draw() -> tuple[float, float, float]:
 
 def test_the_arm_is_applied_and_the_model_returned():
     model = tiny_model()
-    assert Prepare(PreconditionConfig())(model) is model
+    assert Prepare(Arm())(model) is model
     assert is_preconditioned(model)
     plain = tiny_model()
     Prepare(None)(plain)
@@ -27,22 +28,22 @@ def test_the_arm_is_applied_and_the_model_returned():
 
 def test_arms_leave_weights_and_random_state_equal():
     prepared = []
-    for config in (None, PreconditionConfig(), PreconditionConfig(gain=0.5)):
+    for arm in (None, Arm(), Arm(PreconditionConfig(gain=0.5))):
         torch.manual_seed(3)
-        prepare = Prepare(config)
+        prepare = Prepare(arm)
         prepare(tiny_model())
         prepared.append((prepare.weights, prepare.random_states, torch.rand(4).tolist()))
     assert prepared[0] == prepared[1] == prepared[2]
 
 
 def test_random_numbers_drawn_by_a_conversion_are_taken_back(monkeypatch):
-    monkeypatch.setattr("preconditioned_attention.lab.comparison.preparation.precondition_", lambda *_: draw())
+    monkeypatch.setattr(Arm, "apply", lambda *_: draw())
     outcomes = []
-    for config in (None, PreconditionConfig()):
+    for arm in (None, Arm()):
         random.seed(0)
         np.random.seed(0)
         torch.manual_seed(0)
-        Prepare(config)(tiny_model())
+        Prepare(arm)(tiny_model())
         outcomes.append(draw())
     assert outcomes[0] == outcomes[1]
 

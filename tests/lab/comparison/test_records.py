@@ -8,6 +8,8 @@ import pytest
 from preconditioned_attention import PreconditionConfig
 from preconditioned_attention.lab.comparison import Plan, RunKey, RunMetrics
 from preconditioned_attention.lab.comparison.records import RunRecord, RunStore, to_json
+from preconditioned_attention.lab.training import Arm
+from tests.helpers.former import FORMER
 from tests.helpers.synthetic_runs import ARMS, conditioning, make_records
 
 PLAN = Plan(arms=ARMS, seeds=(0,), learning_rates=(1e-3,))
@@ -18,10 +20,14 @@ def open_store(folder: Path, plan: Plan = PLAN, *, resume: bool = False, overwri
 
 
 def some_record() -> RunRecord:
+    return make_all()[0]
+
+
+def make_all() -> list[RunRecord]:
     reported = {"validation": 0.1, "test": 1 / 3, "losses": [1.0, 0.5], "conditioning": conditioning(), "remark": "x"}
     metrics = RunMetrics.from_returned(reported, metric="accuracy")
     records = make_records(PLAN, {(key.arm, key.seed, key.learning_rate): metrics for key in PLAN.run_keys()})
-    return next(iter(records.values()))
+    return list(records.values())
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):
@@ -71,6 +77,20 @@ def test_resuming_another_comparison_is_refused(tmp_path, other):
     open_store(tmp_path).write(some_record())
     with pytest.raises(FileExistsError, match="another comparison"):
         open_store(tmp_path, other, resume=True)
+
+
+def test_runs_whose_options_also_selected_attention_are_resumed(tmp_path):
+    record = next(r for r in make_all() if r.key.arm == "row-stopgrad")
+    open_store(tmp_path).write(record)
+    (path,) = (tmp_path / "runs").glob("*.json")
+    values = json.loads(path.read_text())
+    values["description"]["config"] = FORMER
+    path.write_text(json.dumps(values))
+    assert open_store(tmp_path, resume=True).records == {record.key: record}
+    values["description"]["config"] = FORMER | {"channel": False}
+    path.write_text(json.dumps(values))
+    with pytest.raises(FileExistsError, match="another comparison"):
+        open_store(tmp_path, resume=True)
 
 
 def test_seeds_and_rates_may_be_added(tmp_path):
@@ -133,7 +153,7 @@ def test_an_earlier_comparison_resumes_under_the_present_names_of_its_arms(tmp_p
 def test_a_plan_may_use_a_former_name(tmp_path):
     write_earlier(tmp_path)
     plan = Plan(
-        arms={"plain": None, "row-stop": PreconditionConfig(gradient="stop")}, seeds=(0,), learning_rates=(1e-3,)
+        arms={"plain": None, "row-stop": Arm(PreconditionConfig(gradient="stop"))}, seeds=(0,), learning_rates=(1e-3,)
     )
     assert list(open_store(tmp_path, plan, resume=True).records) == [RunKey(0, 1e-3, "row-stop")]
 

@@ -29,7 +29,7 @@ class TextOf(HTMLParser):
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory) -> Comparison:
     def fails_once(prepare, seed, learning_rate):
-        if prepare.config == ARMS["row-stopgrad"] and (seed, learning_rate) == (2, 1e-2):
+        if prepare.arm == ARMS["row-stopgrad"] and (seed, learning_rate) == (2, 1e-2):
             raise MemoryError("out of <memory>")
         return run(prepare, seed, learning_rate)
 

@@ -28,10 +28,10 @@ def summaries() -> dict[str, ArmSummary]:
         "total_steps": (50, 50),
     }
     return {
-        "plain": ArmSummary(name="plain", config=None, failures=(), test=(0.7, 0.8), steps=(50, 49), **common),
+        "plain": ArmSummary(name="plain", arm=None, failures=(), test=(0.7, 0.8), steps=(50, 49), **common),
         "row": ArmSummary(
             name="row",
-            config=ARMS["row"],
+            arm=ARMS["row"],
             failures=(Failure(RunKey(7, 1e-2, "row"), "no memory"),),
             test=(0.71, 0.83),
             difference=paired_difference((0.71, 0.83), (0.7, 0.8)),
@@ -63,7 +63,7 @@ def test_results_hold_means_interval_steps_and_time(summaries):
 
 
 def test_a_failed_arm_has_a_row_of_its_own(summaries):
-    failed = ArmSummary(name="row", config=None, rates=summaries["row"].rates, failures=())
+    failed = ArmSummary(name="row", arm=None, rates=summaries["row"].rates, failures=())
     row = results_table(PLAN, summaries | {"row": failed}).rows[1]
     assert row == ("row", "failed", "–", "–", "–", "–", "–", "–")
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from preconditioned_attention import ConditionMonitor, PreconditionConfig, is_preconditioned
+from preconditioned_attention import ConditionMonitor, is_preconditioned
 from preconditioned_attention.lab.comparison import Prepare, compare, task_run, task_settings
 from preconditioned_attention.lab.comparison.task_run import look_inside
 from preconditioned_attention.lab.tasks import TASKS, Digits
-from preconditioned_attention.lab.training import TrainConfig, train
+from preconditioned_attention.lab.training import Arm, TrainConfig, train
 
 OPTIONS = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
 CONFIG = TrainConfig(
@@ -20,8 +20,8 @@ CONFIG = TrainConfig(
 
 
 def test_numbers_are_those_of_the_training_itself(tmp_path):
-    metrics = task_run(CONFIG)(Prepare(PreconditionConfig()), 5, 1e-3)
-    config = dataclasses.replace(CONFIG, seed=5, learning_rate=1e-3, precondition=PreconditionConfig())
+    metrics = task_run(CONFIG)(Prepare(Arm()), 5, 1e-3)
+    config = dataclasses.replace(CONFIG, seed=5, learning_rate=1e-3, precondition=Arm())
     expected = train(config, tmp_path / "run", progress=False)
     assert metrics.losses == expected.losses
     assert metrics.validation == expected.validation["accuracy"]
@@ -103,7 +103,7 @@ def test_divergence_is_told_without_the_temporary_folder(tmp_path):
 
 def test_nothing_is_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    prepare = Prepare(PreconditionConfig())
+    prepare = Prepare(Arm())
     seen = []
 
     def watching(model: nn.Module) -> nn.Module:

@@ -23,11 +23,11 @@ def judge(
     failures = tuple(
         Failure(RunKey(seed, rate, "arm"), "loss is nan") for seed in seeds[:failed] for rate in plan.learning_rates
     )
-    common = {"rates": rates, "config": None, "validation": test, "learning_rate": 1e-3, "bracketed": bracketed}
+    common = {"rates": rates, "arm": None, "validation": test, "learning_rate": 1e-3, "bracketed": bracketed}
     plain = ArmSummary(name="plain", failures=(), test=base, **common)
     arm = ArmSummary(name="arm", failures=failures, test=test, difference=paired_difference(test, base), **common)
     if failed:
-        arm = ArmSummary(name="arm", config=None, rates=rates, failures=failures)
+        arm = ArmSummary(name="arm", arm=None, rates=rates, failures=failures)
     return give_verdicts(plan, {"plain": plain, "arm": arm})["arm"]
 
 
@@ -112,7 +112,7 @@ def test_reference_is_only_described():
     rates = (RateSummary(1e-3, (0.5,), ()),)
     plain = ArmSummary(
         name="plain",
-        config=None,
+        arm=None,
         rates=rates,
         failures=(),
         learning_rate=1e-3,
@@ -129,10 +129,10 @@ def test_reference_is_only_described():
 def test_without_the_reference_nothing_is_measured():
     plan = Plan(arms={"plain": None, "arm": None}, seeds=(0,), learning_rates=(1e-3,))
     failure = Failure(RunKey(0, 1e-3, "plain"), "no memory")
-    plain = ArmSummary(name="plain", config=None, rates=(RateSummary(1e-3, (), (0,)),), failures=(failure,))
+    plain = ArmSummary(name="plain", arm=None, rates=(RateSummary(1e-3, (), (0,)),), failures=(failure,))
     arm = ArmSummary(
         name="arm",
-        config=None,
+        arm=None,
         rates=(RateSummary(1e-3, (0.5,), ()),),
         failures=(),
         learning_rate=1e-3,
@@ -159,7 +159,7 @@ def test_arms_stand_beside_predictors_without_a_model(higher_is_better):
     summaries = {
         name: ArmSummary(
             name=name,
-            config=None,
+            arm=None,
             rates=(),
             failures=(),
             validation=test,

@@ -2,8 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from preconditioned_attention import PreconditionConfig
 from preconditioned_attention.lab.recipes import CompareSection, load_recipe, recipe_names
 from preconditioned_attention.lab.tasks import make_task
+from preconditioned_attention.lab.training import Arm
+from preconditioned_attention.selection import KINDS
 
 GOOD = """
 train: {task: digits, steps: 10, batch_size: 4, learning_rate: 1e-3}
@@ -28,6 +31,17 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert (recipe.name, recipe.train.learning_rate) == ("mine", 1e-3)
     assert recipe.compare == CompareSection(seeds=(0, 1), learning_rates=(1e-3, 3e-3))
     assert load_recipe(str(path)) == recipe
+
+
+def test_arms_say_what_they_include(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    arms = "arms: {plain: null, all: {gain: 1.0, include: all}, former: {gradient: stop, pooling: true}}"
+    path.write_text(GOOD.replace("[1e-3, 3e-3]", f"[1e-3, 3e-3], {arms}"))
+    assert load_recipe(path).compare.arms == {
+        "plain": None,
+        "all": Arm(PreconditionConfig(gain=1.0), KINDS),
+        "former": Arm(PreconditionConfig(gradient="stop"), ("softmax", "pooling", "channel")),
+    }
 
 
 def test_unknown_names_and_missing_files(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from preconditioned_attention import PreconditionConfig, precondition_
+from preconditioned_attention import precondition_
 from preconditioned_attention.lab.recipes import load_recipe
 from preconditioned_attention.lab.tasks import ImageClassification, make_task
-from preconditioned_attention.lab.training import TrainConfig, train
+from preconditioned_attention.lab.training import Arm, TrainConfig, train
 from preconditioned_attention.lab.training.randomness import seed_all
 from tests.helpers.image_trees import WNIDS, write_folders, write_tars, write_torchvision
 
@@ -286,7 +286,7 @@ def test_a_preconditioned_run_from_plain_weights_warns(folders: Path, tmp_path: 
     config = TrainConfig(
         task="image-classification",
         task_options=options,
-        precondition=PreconditionConfig(),
+        precondition=Arm(),
         steps=1,
         batch_size=4,
         learning_rate=1e-3,

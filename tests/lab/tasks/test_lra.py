@@ -4,13 +4,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from preconditioned_attention import PreconditionConfig
 from preconditioned_attention.lab.recipes import load_recipe
 from preconditioned_attention.lab.tasks import ListOps
 from preconditioned_attention.lab.tasks.lra import lookup_accuracy
 from preconditioned_attention.lab.tasks.one_cycle import OneCycleAdamW
 from preconditioned_attention.lab.tasks.protocol import OptimizationSettings
-from preconditioned_attention.lab.training import train
+from preconditioned_attention.lab.training import Arm, train
 
 SMALL = {
     "count": 60,
@@ -90,7 +89,7 @@ def test_three_steps_of_the_full_size_recipe(tmp_path: Path) -> None:
         task_options=options,
         batch_size=2,
         precision="float32",
-        precondition=PreconditionConfig(),
+        precondition=Arm(),
         evaluate_every=None,
     )
     result = train(config, tmp_path / "run", progress=False)

@@ -5,12 +5,13 @@ import pytest
 
 from preconditioned_attention.config import PreconditionConfig
 from preconditioned_attention.diagnostics import MonitorConfig
-from preconditioned_attention.lab.training import TrainConfig
+from preconditioned_attention.lab.training import Arm, TrainConfig
+from tests.helpers.former import FORMER
 from tests.helpers.toy_task import toy_config
 
 FULL = {
     "task_options": {"hidden": 4},
-    "precondition": PreconditionConfig(gradient="stop", gain=0.5),
+    "precondition": Arm(PreconditionConfig(gradient="stop", gain=0.5)),
     "seed": 3,
     "weight_decay": 0,
     "betas": [0.8, 0.95],
@@ -36,6 +37,14 @@ def test_round_trips(options: dict[str, Any]) -> None:
     config = toy_config(**options)
     assert TrainConfig.from_dict(config.to_dict()) == config
     assert TrainConfig.from_yaml(config.to_yaml()) == config
+
+
+@pytest.mark.parametrize("former", [{}, {"pooling": True, "channel": False}], ids=["defaults", "others"])
+def test_a_file_whose_options_also_selected_attention(former: dict[str, bool]) -> None:
+    lines = [f"  {name}: {str(value).lower()}" for name, value in (FORMER | former).items() if value is not None]
+    text = "\n".join(["precondition:", *lines, "task: digits", "steps: 2", "batch_size: 4", "learning_rate: 0.1"])
+    include = ("softmax", "pooling") if former else ("softmax", "channel")
+    assert TrainConfig.from_yaml(text).precondition == Arm(PreconditionConfig(gradient="stop"), include)
 
 
 def test_everything_is_covered_by_the_round_trip() -> None:
@@ -91,7 +100,7 @@ def test_values_that_cannot_be(changes: dict[str, Any], message: str) -> None:
     [
         ({"task": None}, "task must be the name of a task"),
         ({"task_options": [1]}, "task_options must be a mapping"),
-        ({"precondition": "row"}, "precondition must be a PreconditionConfig or None"),
+        ({"precondition": "row"}, "precondition must be an Arm or None"),
         ({"steps": 1.5}, "steps must be an integer"),
         ({"learning_rate": "fast"}, "learning_rate must be a number"),
         ({"betas": 0.9}, "betas must be two numbers"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from preconditioned_attention import PreconditionConfig, is_preconditioned
-from preconditioned_attention.lab.training import TrainConfig, load_trained, train
+from preconditioned_attention.lab.training import Arm, TrainConfig, load_trained, train
 
 CONFIG = TrainConfig(
     task="digits",
@@ -13,7 +13,7 @@ CONFIG = TrainConfig(
     steps=2,
     batch_size=8,
     learning_rate=1e-3,
-    precondition=PreconditionConfig(gradient="stop"),
+    precondition=Arm(PreconditionConfig(gradient="stop")),
 )
 
 

@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from ...conversion.convert import KIND_OPTIONS
 from ...conversion.registry import Adapter, Refused, adapter_libraries, registered_adapters
+from ...selection import DEFAULT_INCLUDE
 from .catalog import CatalogEntry, attention_classes, model_files
 
 _INTRODUCTION = """\
@@ -19,7 +19,8 @@ _INTRODUCTION = """\
 
 Written by `precond support --output docs/support.md` from the registry of adapters, for the libraries that were
 installed; a test compares the two. A class that is not here is found all the same, by the code that its forward runs,
-and listed in the report as unknown. *Option* is the field of `PreconditionConfig` that has to be True.
+and listed in the report as unknown. *Include* is what `include` of `precondition_` has to hold, where it does not by
+default.
 """
 
 MATRIX_BEGINS = "<!-- Written by `precond support --readme README.md`; a test compares. -->"
@@ -48,7 +49,7 @@ class SupportedClass:
         status: ``"converted"`` or ``"refused"``.
         kind: of attention.
         mechanism: how it is converted; several if what serves depends on the installed version or on a subclass.
-        option: the option that asks for it, or empty.
+        include: what ``include`` of `precondition_` has to hold for it, or empty if it does by default.
         remark: what counts as a head's output where that is a choice, or why it is refused.
     """
 
@@ -57,7 +58,7 @@ class SupportedClass:
     status: str
     kind: str
     mechanism: str
-    option: str
+    include: str
     remark: str
 
 
@@ -95,14 +96,13 @@ def _supported(name: str, adapters: list[Adapter]) -> SupportedClass:
     first = adapters[0]
     library, _, rest = name.partition(".")
     refused = isinstance(first, Refused)
-    default = {"channel": ""}  # asked for unless it is switched off
     return SupportedClass(
         library=library,
         name=rest,
         status="refused" if refused else "converted",
         kind=first.kind,
         mechanism="" if refused else ", otherwise ".join(dict.fromkeys(a.mechanism for a in adapters)),
-        option="" if refused else default.get(first.kind, KIND_OPTIONS.get(first.kind, "")),
+        include="" if refused or first.kind in DEFAULT_INCLUDE else first.kind,
         remark=first.reason if isinstance(first, Refused) else first.definition,
     )
 
@@ -117,10 +117,10 @@ def _sections(classes: tuple[SupportedClass, ...]) -> Iterator[str]:
         own = [row for row in classes if row.library == library]
         converted = sum(row.status == "converted" for row in own)
         yield f"## {library}\n\n{converted} classes converted, {len(own) - converted} refused.\n"
-        yield "| class | status | kind | how | option | remark |\n|---|---|---|---|---|---|"
+        yield "| class | status | kind | how | include | remark |\n|---|---|---|---|---|---|"
         for row in own:
-            option = f"`{row.option}`" if row.option else ""
-            cells = (f"`{row.name}`", row.status, row.kind, row.mechanism, option, row.remark)
+            include = f"`{row.include}`" if row.include else ""
+            cells = (f"`{row.name}`", row.status, row.kind, row.mechanism, include, row.remark)
             yield f"| {' | '.join(cells)} |".replace("|  |", "| |").replace("|  |", "| |")
         yield ""
 
@@ -155,12 +155,12 @@ def with_support_matrix(text: str) -> str:
 
 def _matrix(classes: tuple[SupportedClass, ...]) -> Iterator[str]:
     """A line for every library."""
-    yield "| library | attention classes converted | of these by option | refused, with the reason | how |"
+    yield "| library | attention classes converted | of these not by default | refused, with the reason | how |"
     yield "|---|---|---|---|---|"
     for library in sorted({row.library for row in classes}):
         own = [row for row in classes if row.library == library]
         converted = [row for row in own if row.status == "converted"]
-        by_option = sum(bool(row.option) for row in converted)
+        not_by_default = sum(bool(row.include) for row in converted)
         ways = Counter(row.mechanism.partition(",")[0] for row in converted).most_common()
         how = ", ".join(f"{way} ({number})" for way, number in ways)
-        yield f"| {library} | {len(converted)} | {by_option} | {len(own) - len(converted)} | {how} |"
+        yield f"| {library} | {len(converted)} | {not_by_default} | {len(own) - len(converted)} | {how} |"

@@ -1,6 +1,6 @@
 """The sweep: what a conversion does to every attention of the libraries that are installed.
 
-Models of timm and torchvision are built without weights, converted with every option on and restored. Of the other
+Models of timm and torchvision are built without weights, converted with `include="all"` and restored. Of the other
 libraries, whose models need a configuration each, every class of every model file is looked at.
 """
 
@@ -17,13 +17,11 @@ import torch
 from torch import nn
 
 from ..._extras import require
-from ...config import PreconditionConfig
 from ...conversion.convert import precondition_, restore_, survey
 from ...conversion.registry import class_name, find_adapter
 from ...conversion.report import ConversionEntry
 from .catalog import CatalogEntry, attention_classes, installed_libraries, model_files
 
-EVERYTHING = PreconditionConfig(class_attention=True, pooling=True, linear=True)
 SOFTMAX = "models with softmax attention"
 OTHER = "models with other attention"
 WITHOUT = "models without attention"
@@ -120,10 +118,12 @@ def _in_model(subject: Subject) -> Iterator[Finding]:
     """One finding for the softmax attention of a model and one for the rest, if there is any."""
     model = _build(subject)
     kinds = {path: getattr(find_adapter(module), "kind", None) for path, module in model.named_modules()}
-    report = survey(model, EVERYTHING)
+    report = survey(model, include="all")
     if report.converted:
         _convert_and_restore(model)
-    softmax = [entry for entry in report.entries if kinds[entry.path] in ("softmax", "class", "pooling", None)]
+    softmax = [
+        entry for entry in report.entries if kinds[entry.path] in ("softmax", "class_attention", "pooling", None)
+    ]
     others = [entry for entry in report.entries if entry not in softmax]
     for what, entries in ((SOFTMAX, softmax), (OTHER, others)):
         if entries:
@@ -166,7 +166,7 @@ def _convert_and_restore(model: nn.Module) -> None:
         RuntimeError: restored, the model has other classes, hooks or keys than before.
     """
     before = _anatomy(model)
-    precondition_(model, EVERYTHING)
+    precondition_(model, include="all")
     restore_(model)
     if _anatomy(model) != before:
         raise RuntimeError("restored, the model is not what it was")

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..._extras import require
 from ...config import PreconditionConfig
-from ..training.arms import ARMS
+from ..training.arms import ARMS, Arm
 from ..training.randomness import seed_all
 from .metrics import RunMetrics
 from .plan import Plan, RunKey
@@ -30,7 +30,7 @@ def compare(
     *,
     learning_rates: Sequence[float],
     output: Path | str,
-    arms: Mapping[str, PreconditionConfig | None] = ARMS,
+    arms: Mapping[str, Arm | PreconditionConfig | None] = ARMS,
     seeds: Sequence[int] = (0, 1, 2),
     metric: str = "accuracy",
     higher_is_better: bool = True,
@@ -54,7 +54,7 @@ def compare(
             optimiser, trains, and returns :class:`RunMetrics` or a mapping with ``"validation"`` and ``"test"``.
         learning_rates: the grid, the same for every arm; three or more can show whether it is wide enough.
         output: the folder for the runs, ``results.json``, ``report.html`` and the plots.
-        arms: name to config; must hold ``"plain"``: None.
+        arms: name to config, or to an :class:`Arm` with a selection of its own; must hold ``"plain"``: None.
         seeds: two or more give intervals; two say little.
         metric: what ``validation`` and ``test`` are.
         higher_is_better: False for a loss or an error.
@@ -74,7 +74,9 @@ def compare(
         FileExistsError: ``output`` holds other results. OSError: it cannot be written to.
         ImportError: the extra ``train`` is missing (before anything runs).
     """
-    plan = Plan(arms, seeds, learning_rates, metric, higher_is_better, settings or {}, variants or {}, baselines or {})
+    plan = Plan(
+        _as_arms(arms), seeds, learning_rates, metric, higher_is_better, settings or {}, variants or {}, baselines or {}
+    )
     _check_surroundings(run)
     store = RunStore(Path(output), plan, resume=resume, overwrite=overwrite)
     for key in _with_progress(plan, store, verbose=verbose):
@@ -124,6 +126,13 @@ def _with_progress(plan: Plan, store: RunStore, *, verbose: bool) -> Iterator[Ru
             progress.update(bar, description=key.stem)
             yield key
             progress.advance(bar)
+
+
+def _as_arms(arms: Any) -> Any:
+    """Each config as an arm; the plan checks the rest."""
+    if not isinstance(arms, Mapping):
+        return arms
+    return {name: Arm(arm) if isinstance(arm, PreconditionConfig) else arm for name, arm in arms.items()}
 
 
 def _run_once(run: Run, plan: Plan, key: RunKey) -> RunRecord:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..._checks import check_integer, check_number
-from ...config import PreconditionConfig
+from ..training.arms import Arm
 
 REFERENCE = "plain"
 
@@ -33,7 +33,7 @@ class Plan:
     """A comparison, as data.
 
     Args:
-        arms: name to config; ``"plain"`` (None: the model as it is) must be among them, the others are measured
+        arms: name to arm; ``"plain"`` (None: the model as it is) must be among them, the others are measured
             against it.
         seeds: different whole numbers, at least 0; kept as a tuple.
         learning_rates: different positive numbers; kept as a tuple in ascending order.
@@ -48,7 +48,7 @@ class Plan:
         ValueError, TypeError: an argument cannot be used; the message names it.
     """
 
-    arms: Mapping[str, PreconditionConfig | None]
+    arms: Mapping[str, Arm | None]
     seeds: Sequence[int]
     learning_rates: Sequence[float]
     metric: str = "accuracy"
@@ -78,14 +78,14 @@ class Plan:
 
     def describe(self, key: RunKey) -> dict[str, Any]:
         """Everything that decides what the run ``key`` computes, as plain values: equal for equal runs only."""
-        config = self.arms[key.arm]
+        arm = self.arms[key.arm]
         variant = {"variant": dict(self.variants[key.arm])} if key.arm in self.variants else {}
         return {
             **variant,
             "arm": key.arm,
             "seed": key.seed,
             "learning_rate": key.learning_rate,
-            "config": None if config is None else config.to_dict(),
+            "config": None if arm is None else arm.to_dict(),
             "metric": self.metric,
             "settings": json.loads(json.dumps(self.settings)),
         }
@@ -93,13 +93,13 @@ class Plan:
 
 def _check_arms(arms: object) -> None:
     if not isinstance(arms, Mapping):
-        raise TypeError(f"arms must map names to PreconditionConfig or None; got {type(arms).__name__}")
-    for name, config in arms.items():
+        raise TypeError(f"arms must map names to an Arm, a PreconditionConfig or None; got {type(arms).__name__}")
+    for name, arm in arms.items():
         # The name becomes part of a file name.
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
             raise ValueError(f"arms: a name is made of letters, digits and '_.+-'; got {name!r}")
-        if config is not None and not isinstance(config, PreconditionConfig):
-            raise TypeError(f"arms[{name!r}] must be a PreconditionConfig or None; got {type(config).__name__}")
+        if arm is not None and not isinstance(arm, Arm):
+            raise TypeError(f"arms[{name!r}] must be an Arm, a PreconditionConfig or None; got {type(arm).__name__}")
     if REFERENCE not in arms or arms[REFERENCE] is not None:
         raise ValueError(f"arms must hold {REFERENCE!r}: None, what the others are measured against; got {[*arms]}")
 

@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from ..._extras import require
-from ...config import PreconditionConfig
-from ...conversion import precondition_
+from ..training.arms import Arm
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -60,12 +59,12 @@ class Prepare:
     so that what follows (batches, dropout) is the same in every arm.
 
     Args:
-        config: the arm; None leaves the model as it is.
+        arm: None leaves the model as it is.
         options: the arm's variant of the task, for ``run`` to build the model by; empty in most arms.
     """
 
-    def __init__(self, config: PreconditionConfig | None, options: Mapping[str, Any] | None = None) -> None:
-        self.config = config
+    def __init__(self, arm: Arm | None, options: Mapping[str, Any] | None = None) -> None:
+        self.arm = arm
         self.options = dict(options or {})
         self.weights: list[str] = []
         self.random_states: list[str] = []
@@ -79,8 +78,8 @@ class Prepare:
         if not isinstance(model, nn.Module):
             raise TypeError(f"prepare takes the model, an nn.Module; got {type(model).__name__}")
         self.weights.append(hash_weights(model))
-        if self.config is not None:
+        if self.arm is not None:
             with random_state_kept():
-                precondition_(model, self.config)
+                self.arm.apply(model)
         self.random_states.append(hash_random_state())
         return model

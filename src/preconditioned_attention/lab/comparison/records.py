@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..._files import write_atomically
-from ...config import PreconditionConfig
-from ..training.arms import FORMER_NAMES
+from ..training.arms import FORMER_NAMES, Arm
 from .metrics import RunMetrics
 from .plan import Plan, RunKey
 
@@ -89,7 +88,7 @@ def _update_description(description: dict[str, Any], plan: Plan) -> dict[str, An
     return {
         **description,
         "arm": arm if arm in plan.arms else FORMER_NAMES.get(arm, arm),
-        "config": None if config is None else PreconditionConfig.from_dict(config).to_dict(),
+        "config": None if config is None else Arm.from_dict(config).to_dict(),
     }
 
 

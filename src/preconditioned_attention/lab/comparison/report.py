@@ -71,6 +71,9 @@ class Comparison:
     def _arm_to_dict(self, name: str) -> dict[str, Any]:
         summary, verdict = dataclasses.asdict(self.summaries[name]), self.verdicts[name]
         summary["rates"] = [{**dataclasses.asdict(rate), "mean": rate.mean} for rate in self.summaries[name].rates]
+        arm = self.plan.arms[name]
+        summary = {"config": None if arm is None else arm.to_dict(), **summary}
+        del summary["arm"]
         return {**summary, "outcome": verdict.outcome.name.lower(), "verdict": list(verdict.sentences)}
 
 

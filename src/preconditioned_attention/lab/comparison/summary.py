@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...config import PreconditionConfig
+from ..training.arms import Arm
 from .metrics import RunMetrics
 from .plan import REFERENCE, Plan, RunKey
 from .records import RunRecord
@@ -41,7 +41,7 @@ class ArmSummary:
 
     Args:
         name: the arm.
-        config: None for the reference.
+        arm: None for the reference.
         rates: every learning rate, ascending.
         failures: the runs that failed, at any learning rate.
         learning_rate: the rate with the best mean validation metric (the smaller of equals).
@@ -56,7 +56,7 @@ class ArmSummary:
     """
 
     name: str
-    config: PreconditionConfig | None
+    arm: Arm | None
     rates: tuple[RateSummary, ...]
     failures: tuple[Failure, ...]
     learning_rate: float | None = None
@@ -114,14 +114,14 @@ def _summarise_arm(
     failures = tuple(Failure(record.key, record.reason or "") for record in mine if not record.finished)
     chosen = choose_rate(rates, higher_is_better=plan.higher_is_better)
     if chosen is None:
-        return ArmSummary(name=name, config=plan.arms[name], rates=rates, failures=failures)
+        return ArmSummary(name=name, arm=plan.arms[name], rates=rates, failures=failures)
     usable = [rate.learning_rate for rate in rates if rate.mean is not None]
     test = tuple(run.test for run in runs)
     comparable = bool(reference) and name != REFERENCE
     times = [run.seconds_per_step for run in runs if run.seconds_per_step is not None]
     return ArmSummary(
         name=name,
-        config=plan.arms[name],
+        arm=plan.arms[name],
         rates=rates,
         failures=failures,
         learning_rate=chosen.learning_rate,

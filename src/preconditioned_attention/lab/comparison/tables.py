@@ -148,8 +148,8 @@ def failures_table(summaries: Summaries) -> Table | None:
 def arms_table(plan: Plan) -> Table:
     """What each arm is."""
     rows = []
-    for name, config in plan.arms.items():
-        options = "the model as it is" if config is None else _options(config.to_dict())
+    for name, arm in plan.arms.items():
+        options = "the model as it is" if arm is None else _options(arm.to_dict())
         variant = f"; task: {_options(plan.variants[name])}" if name in plan.variants else ""
         rows.append((name, options + variant))
     return Table(title="Arms", columns=("arm", "options"), rows=tuple(rows), text_columns=2)

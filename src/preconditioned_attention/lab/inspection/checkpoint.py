@@ -109,11 +109,8 @@ def _convert_as_marked(model: nn.Module, found: dict[str, Tensor], path: Path) -
         gradient=first.gradient,
         placement=first.placement,
         gain=1.0 if has_gain else None,
-        class_attention=True,
-        pooling=True,
-        linear=True,
     )
-    precondition_(model, config, filter_fn=lambda module, name: name in marks)
+    precondition_(model, config, include="all", filter_fn=lambda module, name: name in marks)
     return f"trained with preconditioned attention in {len(marks)} layers, which is how it is run"
 
 

@@ -23,6 +23,7 @@ from ..._extras import require
 from ..._files import publish, write_atomically
 from ...config import PreconditionConfig
 from ...layers import MultiheadAttention, Preconditioner
+from ...selection import split_options
 
 NORM_EPS = 1e-12
 INITIAL_STD = 0.02
@@ -187,7 +188,7 @@ def load_crammed_bert(folder: Path, *, dropout: float = 0.0) -> CrammedBert:
         raise ValueError(f"{path} must describe a crammed BERT (model_type {MODEL_TYPE!r}), as its export writes it")
     sizes, options = content["sizes"], content["preconditioned_attention"]
     check_known(f"size in {path}:", sizes, [field.name for field in dataclasses.fields(CrammedBertConfig)])
-    precondition = None if options is None else PreconditionConfig.from_dict(options)
+    precondition = None if options is None else split_options(options)[0]
     model = CrammedBert(CrammedBertConfig(**{**sizes, "dropout": dropout}), precondition=precondition)
     weights = require("safetensors.torch", extra="train").load_file(str(folder / WEIGHTS_FILE))
     if options is not None and content.get("marker", True) and not any(key.endswith(_MARK) for key in weights):

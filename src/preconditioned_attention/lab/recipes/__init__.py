@@ -11,8 +11,7 @@ from typing import Any
 
 from ..._checks import check_integer, check_known, check_number
 from ..._yaml import parse_yaml
-from ...config import PreconditionConfig
-from ..training.arms import ARMS
+from ..training.arms import ARMS, Arm
 from ..training.config import TrainConfig
 
 __all__ = ["CompareSection", "Recipe", "load_recipe", "recipe_names"]
@@ -35,7 +34,7 @@ class CompareSection:
 
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    arms: Mapping[str, PreconditionConfig | None] = field(default_factory=lambda: dict(ARMS))
+    arms: Mapping[str, Arm | None] = field(default_factory=lambda: dict(ARMS))
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -115,7 +114,7 @@ def _parse(name: str, text: str, *, source: str) -> Recipe:
     if missing:
         raise ValueError(f"section 'compare' of {source} lacks {', '.join(missing)}")
     if isinstance(compare.get("arms"), dict):
-        arms = {arm: options and PreconditionConfig.from_dict(options) for arm, options in compare["arms"].items()}
+        arms = {arm: options and Arm.from_dict(options) for arm, options in compare["arms"].items()}
         compare = {**compare, "arms": arms}
     return Recipe(name=name, train=TrainConfig.from_dict(train), compare=CompareSection(**compare))
 

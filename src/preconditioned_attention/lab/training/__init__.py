@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..._environment import describe_environment
-from .arms import ARMS
+from .arms import ARMS, Arm
 from .config import TrainConfig
 from .errors import NonFiniteError, WriteError
 from .loop import train
@@ -12,6 +12,7 @@ from .trained import load_trained
 
 __all__ = [
     "ARMS",
+    "Arm",
     "NonFiniteError",
     "TrainConfig",
     "TrainResult",

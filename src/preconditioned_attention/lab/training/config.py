@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 
 from ..._checks import check_integer, check_known, check_number
 from ..._yaml import format_yaml, parse_yaml
-from ...config import PreconditionConfig, check_choice
+from ...config import check_choice
 from ...diagnostics import MonitorConfig
+from .arms import Arm
 
 Precision = Literal["float32", "float64", "bfloat16", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -23,7 +24,7 @@ class TrainConfig:
     Args:
         task: a name in :data:`preconditioned_attention.lab.tasks.TASKS`.
         task_options: options of that task.
-        precondition: how attention is preconditioned; None trains the model as it is.
+        precondition: what the model is converted with; None trains it as it is.
         seed: decides the initial weights, the order of the batches and everything random in the steps.
         steps: optimizer steps.
         batch_size: examples per optimizer step, over all processes and accumulated micro-batches together.
@@ -55,7 +56,7 @@ class TrainConfig:
 
     task: str
     task_options: dict[str, Any] = field(default_factory=dict)
-    precondition: PreconditionConfig | None = None
+    precondition: Arm | None = None
     seed: int = 0
     steps: int
     batch_size: int
@@ -90,8 +91,8 @@ class TrainConfig:
             raise TypeError(f"task must be the name of a task; got {self.task!r}")
         if not isinstance(self.task_options, Mapping):
             raise TypeError(f"task_options must be a mapping of the task's options; got {self.task_options!r}")
-        if self.precondition is not None and not isinstance(self.precondition, PreconditionConfig):
-            raise TypeError(f"precondition must be a PreconditionConfig or None; got {self.precondition!r}")
+        if self.precondition is not None and not isinstance(self.precondition, Arm):
+            raise TypeError(f"precondition must be an Arm or None; got {self.precondition!r}")
         if self.monitor is not None and not isinstance(self.monitor, MonitorConfig):
             raise TypeError(f"monitor must be a MonitorConfig or None; got {self.monitor!r}")
         object.__setattr__(self, "task_options", dict(self.task_options))
@@ -159,7 +160,8 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values, ready for JSON or YAML."""
-        return {**dataclasses.asdict(self), "betas": list(self.betas), "milestones": list(self.milestones)}
+        lists = {"betas": list(self.betas), "milestones": list(self.milestones)}
+        return {**dataclasses.asdict(self), **lists, "precondition": self.precondition and self.precondition.to_dict()}
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> TrainConfig:
@@ -180,7 +182,7 @@ class TrainConfig:
             raise ValueError(f"training option(s) missing: {', '.join(missing)}")
         values = dict(options)
         if isinstance(values.get("precondition"), Mapping):
-            values["precondition"] = PreconditionConfig.from_dict(values["precondition"])
+            values["precondition"] = Arm.from_dict(values["precondition"])
         if isinstance(values.get("monitor"), Mapping):
             values["monitor"] = MonitorConfig.from_dict(values["monitor"])
         return cls(**values)

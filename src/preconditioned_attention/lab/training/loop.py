@@ -14,7 +14,7 @@ from torch import nn
 from ..._environment import describe_environment
 from ..._extras import require
 from ..._files import write_atomically
-from ...conversion import is_preconditioned, precondition_
+from ...conversion import is_preconditioned
 from ..tasks import Described, Illustrated, Pretrained, Quoted, Splits, make_task
 from .best import better
 from .checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint, save_weights
@@ -101,7 +101,7 @@ def train(
 
 def _precondition(model: nn.Module, *, config: TrainConfig) -> nn.Module:
     if config.precondition is not None:
-        precondition_(model, config.precondition)
+        config.precondition.apply(model)
     return model
 
 

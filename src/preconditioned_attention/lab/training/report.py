@@ -29,7 +29,7 @@ def write_report(result: TrainResult, folder: RunFolder) -> None:
 def build_run_page(result: TrainResult) -> Page:
     """Metrics, pictures, settings."""
     config = result.config
-    arm = "plain" if config.precondition is None else f"preconditioned, gradient {config.precondition.gradient}"
+    arm = "plain" if config.precondition is None else f"preconditioned, gradient {config.precondition.config.gradient}"
     sections = [Section("Metrics", (_metrics_table(result),))]
     if result.pictures:
         sections.append(Section("Pictures", (Figures(tuple(result.pictures.values())),)))

@@ -7,7 +7,6 @@ from pathlib import Path
 from torch import nn
 
 from ..._extras import require
-from ...conversion import precondition_
 from ..tasks import Task, make_task
 from .config import TrainConfig
 from .folder import RunFolder
@@ -29,6 +28,6 @@ def load_trained(path: Path) -> tuple[Task, nn.Module]:
     task = make_task(config.task, config.task_options)
     model = task.build_model()
     if config.precondition is not None:
-        precondition_(model, config.precondition)
+        config.precondition.apply(model)
     require("safetensors.torch", extra="train").load_model(model, str(folder.weights))
     return task, model.eval()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from preconditioned_attention import PreconditionConfig, precondition_, restore_
+from preconditioned_attention import precondition_, restore_
 from tests.helpers.explicit import diagonal_product, relative_error
 from tests.helpers.oracle import jitter_, normalising_inside
 
@@ -36,7 +36,7 @@ def check(name: str) -> None:
     plain = run()
     with normalising_inside(module, type(module), channels=name in TRANSPOSED) as widths:
         expected = run()
-    report = precondition_(module, PreconditionConfig(pooling=True), strict=True)
+    report = precondition_(module, include=("softmax", "pooling"), strict=True)
     (entry,) = report.entries
     assert set(widths) == {entry.head_dim}
     assert relative_error(run(), expected) <= (1e-5 if name in SINGLE else 1e-10)

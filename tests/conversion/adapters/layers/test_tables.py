@@ -40,10 +40,10 @@ def tokens() -> Tensor:
 @every_layer
 @pytest.mark.parametrize("options", [{}, {"gradient": "stop"}, {"gain": 0.5}], ids=str)
 def test_a_converted_layer_is_the_one_built_so(build: Callable[..., nn.Module], options: dict) -> None:
-    config = PreconditionConfig(linear=True, **options)
+    config = PreconditionConfig(**options)
     model, x = built(build, None), tokens()
     plain, keys = model(x), list(model.state_dict())
-    report = precondition_(model, config)
+    report = precondition_(model, config, include="all")
     (entry,) = report.entries
     assert (entry.status, entry.mechanism, entry.num_heads, entry.head_dim) == ("converted", "child module", 3, 4)
     direct = built(build, config)
@@ -59,12 +59,12 @@ def test_a_converted_layer_is_the_one_built_so(build: Callable[..., nn.Module], 
 def test_a_layer_that_was_built_preconditioned(build: Callable[..., nn.Module]) -> None:
     model, plain, x = built(build, PreconditionConfig()), built(build, None), tokens()
     with pytest.raises(ValueError, match=r"already preconditioned: '0'\. Call restore_\(model\) first"):
-        precondition_(model, PreconditionConfig(linear=True))
+        precondition_(model, include="all")
     assert restore_(model) == 1
     assert not is_preconditioned(model)
     assert torch.equal(model(x), plain(x))
     assert model.state_dict().keys() == plain.state_dict().keys()
-    precondition_(model, PreconditionConfig(linear=True, gradient="stop"))
+    precondition_(model, PreconditionConfig(gradient="stop"), include="all")
     assert is_preconditioned(model)
 
 
@@ -89,9 +89,9 @@ def test_placement_concerns_nystrom_with_its_skip() -> None:
         precondition_(built(LAYERS["multihead"], None), config)
 
 
-def test_options_pick_channel_and_linear_attention() -> None:
+def test_include_picks_channel_and_linear_attention() -> None:
     model = nn.ModuleDict({name.replace(" ", "_"): build(precondition=None) for name, build in LAYERS.items()})
-    report = precondition_(model, PreconditionConfig(channel=False))
+    report = precondition_(model, include=["softmax"])
     status = {entry.path: entry.status for entry in report.entries}
     skipped = {path for path, state in status.items() if state == "skipped"}
     assert skipped == {"cross-covariance", "channel_group", "linear"}

@@ -13,7 +13,7 @@ from open_clip import modified_resnet, transformer
 
 from preconditioned_attention.conversion.adapters.open_clip import swaps as adapter
 
-POOLING = PreconditionConfig(pooling=True)
+POOLING = ("softmax", "pooling")
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_attention_pooling(training: bool) -> None:
     module = jitter_(modified_resnet.AttentionPool2d(3, 12, 3, 7)).double().train(training)
     x = torch.randn(2, 12, 3, 3, dtype=torch.float64)
     plain = module(x)
-    with pytest.raises(ValueError, match="pooling=True"):
+    with pytest.raises(ValueError, match=r"include=\('softmax', 'channel', 'pooling'\)"):
         precondition_(module)
-    precondition_(module, POOLING, strict=True)
+    precondition_(module, include=POOLING, strict=True)
     assert module(x).shape == plain.shape
     assert relative_error(module(x), pool_by_hand(module, x)) <= 1e-12
     assert relative_error(plain, module(x)) > 1e-3
@@ -64,7 +64,7 @@ def test_attention_pooling(training: bool) -> None:
 
 def test_whole_towers() -> None:
     resnet = jitter_(modified_resnet.ModifiedResNet([1, 1, 1, 1], 8, 8, image_size=32, width=4), 0.05).double().eval()
-    report = precondition_(resnet, POOLING, strict=True)
+    report = precondition_(resnet, include=POOLING, strict=True)
     report.verify(torch.randn(1, 3, 32, 32, dtype=torch.float64))
     options = {"scale_attn_inner": True, "qk_norm": True}
     custom = transformer.VisionTransformer(

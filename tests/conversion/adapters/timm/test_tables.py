@@ -14,8 +14,6 @@ from tests.helpers.explicit import relative_error
 from tests.helpers.oracle import compare, jitter_, normalising_inside
 from tests.helpers.timm_cases import CASES, MODELS, Case, rand
 
-ALL = PreconditionConfig(class_attention=True, pooling=True, linear=True)
-
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
@@ -27,16 +25,21 @@ def test_against_attention_that_normalises_inside(case: Case, training: bool) ->
     for fused in (True, False) if hasattr(module, "fused_attn") else (None,):
         if fused is not None:
             module.fused_attn = fused
-        proof = compare(module, *inputs, config=ALL, channels=adapter.kind == "channel", reference=case.reference)
+        proof = compare(module, *inputs, include="all", channels=adapter.kind == "channel", reference=case.reference)
         assert proof.error <= 1e-10
         assert proof.effect > 1e-3
         (entry,) = proof.report.entries
         assert (entry.status, entry.class_name) == ("converted", class_name(type(module)))
         assert case.reference or proof.widths == {entry.head_dim}
         # A gain is one number per head, so it fails where the number of heads is wrong.
-        with_gain = PreconditionConfig(class_attention=True, pooling=True, linear=True, gain=1.0)
+        with_gain = PreconditionConfig(gain=1.0)
         gained = compare(
-            module, *inputs, config=with_gain, channels=adapter.kind == "channel", reference=case.reference
+            module,
+            *inputs,
+            config=with_gain,
+            include="all",
+            channels=adapter.kind == "channel",
+            reference=case.reference,
         )
         assert gained.error <= 1e-10
 
@@ -44,7 +47,7 @@ def test_against_attention_that_normalises_inside(case: Case, training: bool) ->
 def test_multi_query_attention_by_einsum() -> None:
     module = jitter_(attention2d.MultiQueryAttention2d(12, 10, num_heads=3, value_dim=6).double())
     module.einsum = True
-    assert compare(module, rand(2, 12, 4, 4), config=ALL).error <= 1e-10
+    assert compare(module, rand(2, 12, 4, 4), include="all").error <= 1e-10
 
 
 def test_every_class_of_the_table_is_proved() -> None:
@@ -95,7 +98,7 @@ def test_reparameterisation_keeps_it(name: str) -> None:
     holder.eval()
     x = CASES[name].inputs()[0].float()
     plain = holder(x)
-    precondition_(holder, ALL)
+    precondition_(holder, include="all")
     expected = holder(x)
     fused = timm.models.reparameterize_model(holder, inplace=True)(x)
     assert relative_error(fused, expected) <= 1e-5
@@ -105,10 +108,9 @@ def test_reparameterisation_keeps_it(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_whole_models(name: str) -> None:
-    config = PreconditionConfig(class_attention=True, pooling=True)
     model = jitter_(timm.create_model(name).double(), 0.02)
     model.eval()
-    sites = attention_sites(model, config)
+    sites = [site for site in attention_sites(model) if site[2].kind != "linear"]
     channel = [type(module) for _, module, adapter in sites if adapter.kind == "channel"]
     token = [type(module) for _, module, adapter in sites if adapter.kind != "channel"]
     x = rand(1, *model.default_cfg["input_size"])
@@ -116,7 +118,7 @@ def test_whole_models(name: str) -> None:
         plain = model(x)
         with normalising_inside(model, *token) as rows, normalising_inside(model, *channel, channels=True) as more:
             inside = model(x)
-        report = precondition_(model, config)
+        report = precondition_(model, include=("softmax", "class_attention", "pooling", "channel"))
         assert len(report.converted) == len(sites) == len(rows + more)
         assert relative_error(model(x), inside) <= 1e-10
         assert relative_error(plain, inside) > 1e-6

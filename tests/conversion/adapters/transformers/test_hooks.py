@@ -328,9 +328,9 @@ def test_gemma3n_audio() -> None:
 @pytest.mark.parametrize("train", [False, True])
 def test_aimv2_pooling(train: bool) -> None:
     module = made("aimv2.Aimv2AttentionPoolingHead", config()).train(train)
-    with pytest.raises(ValueError, match=r"pooling attention; PreconditionConfig\(pooling=True\) converts it"):
+    with pytest.raises(ValueError, match=r"include=\('softmax', 'channel', 'pooling'\) converts it"):
         precondition_(module)
-    proof = compare(module, KEY, config=PreconditionConfig(pooling=True))
+    proof = compare(module, KEY, include=["pooling"])
     assert proof.error <= 1e-12
     assert proof.effect > 1e-3
     assert proof.widths == {8}
@@ -347,7 +347,7 @@ def test_pair_pooling_by_hand() -> None:
         return inside.out_proj(diagonal_product((scores.softmax(dim=-1)[..., None] * x).sum(dim=-2)))
 
     # theirs takes the softmax in float32
-    proof = compare(module, pairs_BNNP, mask, config=PreconditionConfig(pooling=True), reference=reference)
+    proof = compare(module, pairs_BNNP, mask, include=["pooling"], reference=reference)
     assert proof.error <= 1e-6
     assert proof.effect > 1e-3
 
@@ -463,10 +463,10 @@ def test_minimax_with_linear_attention() -> None:
         out = normalised((q @ k.mT * decay @ v).transpose(1, 2).flatten(2))
         return inside.out_proj(inside.output_gate(x).sigmoid() * inside.norm(out))
 
-    proof = compare(module, KEY, (None, None), None, config=PreconditionConfig(linear=True), reference=reference)
+    proof = compare(module, KEY, (None, None), None, include=["linear"], reference=reference)
     assert proof.error <= 1e-6, "the decays are in float32"
     assert proof.effect > 1e-3
-    report = precondition_(model, PreconditionConfig(linear=True), strict=True)
+    report = precondition_(model, include=["softmax", "linear"], strict=True)
     assert len(report.converted) == 2
     report.verify(**given)
 

@@ -37,7 +37,7 @@ _PROJ_2D = HookRow(hook_targets=("proj",), num_heads="num_heads", head_dim="dim_
 _O_PROJ_2D = HookRow(hook_targets=("o_proj",), num_heads="num_heads", head_dim="head_dim", form="channels")
 _POOL_2D = HookRow(hook_targets=("pool",), num_heads="num_heads", head_dim="dim_head_v", form="channels")
 # One query per sample: the class token, or the one that pools the tokens.
-_CLASS = HookRow(hook_targets=("proj",), num_heads="num_heads", kind="class")
+_CLASS = HookRow(hook_targets=("proj",), num_heads="num_heads", kind="class_attention")
 _DROP = HookRow(  # the projection is not called for pre_logits
     hook_targets=("drop",), num_heads="num_heads", head_dim="head_dim", kind="pooling"
 )
@@ -140,7 +140,7 @@ _ROWS = {
     "models.vision_transformer_sam.Attention": _PROJ_HEAD_DIM,
     "models.volo.Attention": _PROJ,
     "models.volo.ClassAttention": HookRow(
-        hook_targets=("proj",), num_heads="num_heads", head_dim="head_dim", kind="class"
+        hook_targets=("proj",), num_heads="num_heads", head_dim="head_dim", kind="class_attention"
     ),
     "models.volo.OutlookAttention": HookRow(
         hook_targets=("proj",),
