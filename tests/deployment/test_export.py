@@ -1,12 +1,14 @@
-"""`torch.export`, and what those do who lower its programs: decompositions, dynamic shapes, a file."""
+"""`torch.export`: the recorded operators, decompositions, dynamic shapes, files."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from preconditioned_attention import PreconditionConfig
+from preconditioned_attention import PreconditionConfig, preconditioned_varlen_attention
 from tests.helpers.deployment_models import FAMILIES, LANGUAGE, assert_is_converted
 from tests.helpers.explicit import relative_error
 
@@ -69,6 +71,27 @@ def test_a_file_that_runs_without_our_classes(tmp_path: Path) -> None:
     family = FAMILIES["torchvision swin"]
     torch.export.save(torch.export.export(family.converted(), (family.inputs(),)), tmp_path / "model.pt2")
     assert_is_converted(torch.export.load(tmp_path / "model.pt2").module()(family.inputs()), family)
+
+
+class Packed(nn.Module):
+    """Sequences packed end to end, which run by an operator of this package on the CPU."""
+
+    def forward(self, rows: Tensor, offsets: Tensor) -> Tensor:
+        return preconditioned_varlen_attention(rows, rows, rows, offsets, offsets, 4, 4)
+
+
+def test_a_file_with_an_operator_of_ours_runs_where_ops_is_imported(tmp_path: Path) -> None:
+    inputs = torch.randn(7, 2, 16), torch.tensor([0, 3, 7], dtype=torch.int32)
+    torch.export.save(torch.export.export(Packed(), inputs), tmp_path / "model.pt2")
+    torch.save((inputs, Packed()(*inputs)), tmp_path / "expected.pt")
+    script = f"""
+import preconditioned_attention.ops
+import torch
+inputs, expected = torch.load({str(tmp_path / "expected.pt")!r})
+program = torch.export.load({str(tmp_path / "model.pt2")!r})
+torch.testing.assert_close(program.module()(*inputs), expected)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_fused_kernel_cannot_be_exported() -> None:
