@@ -1,4 +1,4 @@
-"""Checks of single values for the dataclasses that people fill in: runs, tasks, recipes."""
+"""Checks of single values, for the dataclasses of runs, tasks and recipes that users write."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_number(
 
 
 def check_known(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ``ValueError`` if a name in ``given`` is not ``known``; the message holds the nearest one and all."""
+    """Raise ``ValueError`` if a name in ``given`` is not ``known``; the message gives the nearest one and all."""
     names = list(known)
     unknown = [name for name in given if name not in names]
     if not unknown:

@@ -1,4 +1,4 @@
-"""Where numbers come from: versions, hardware, date."""
+"""Versions, hardware and date, recorded with every result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _version(package: str) -> str | None:
 
 
 def _cpu_model() -> str:
-    """The name of the processor; Linux keeps it in a file, elsewhere Python knows what there is to know."""
+    """The name of the processor: from /proc/cpuinfo on Linux, elsewhere from the `platform` module."""
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text().splitlines():

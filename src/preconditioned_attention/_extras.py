@@ -1,4 +1,4 @@
-"""Optional dependencies: imported where they are used, and named by the extra that brings them."""
+"""Imports of optional dependencies, with an error that names the extra to install."""
 
 from __future__ import annotations
 

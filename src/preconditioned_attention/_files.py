@@ -1,4 +1,4 @@
-"""Giving finished files and folders their names."""
+"""Atomic file and folder writes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``: a reader, also after a kill, finds the old content or the new, never a part.
+    """Write ``text`` to ``path`` so that a reader, also after a crash, finds the old content or the new, never a part.
 
     Raises:
         OSError: it could not be written; ``path`` is as it was.
@@ -22,16 +22,16 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Rename a finished file or folder; everything in it is on the disk before it has its name."""
+    """Rename a finished file or folder to ``path``, after everything in it was flushed to the disk."""
     for child in sorted(temporary.rglob("*"), reverse=True) if temporary.is_dir() else ():
-        _synchronise(child)
-    _synchronise(temporary)
+        _flush_to_disk(child)
+    _flush_to_disk(temporary)
     temporary.replace(path)
-    _synchronise(path.parent)
+    _flush_to_disk(path.parent)
 
 
-def _synchronise(path: Path) -> None:
-    if os.name == "nt":  # Windows opens no folders; the rename is all or nothing there too
+def _flush_to_disk(path: Path) -> None:
+    if os.name == "nt":  # Windows cannot open folders; its rename is atomic without
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

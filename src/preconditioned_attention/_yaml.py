@@ -1,4 +1,4 @@
-"""YAML in and out, with the errors a person needs to mend the file."""
+"""Reading and writing YAML, with errors that name the file."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 from ._extras import require
 
-# YAML 1.1, which PyYAML reads, takes 1e-3 for text because it has no point; people write learning rates that way.
+# YAML 1.1, which PyYAML implements, reads 1e-3 as a string because it has no decimal point.
 _FLOAT_WITHOUT_POINT = re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$")
 
 
 def parse_yaml(text: str, *, source: str) -> dict[str, Any]:
-    """The mapping that ``text`` holds. ``source`` names it in errors.
+    """Parse ``text`` as a mapping. ``source`` names it in errors.
 
     Raises:
-        ValueError: the text is not YAML, or holds something else than a mapping.
+        ValueError: the text is not YAML, or not a mapping.
     """
     yaml = require("yaml", extra="train")
     try:
@@ -34,7 +34,7 @@ def format_yaml(content: dict[str, Any]) -> str:
 
 
 def _with_floats(base: type) -> Any:
-    """A loader or dumper that also takes 1e-3 for a number: the one reads it, the other quotes text of that form."""
+    """A loader that also reads 1e-3 as a number, or a dumper that quotes strings of that form."""
     extended = type(base.__name__, (base,), {})
     extended.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT_WITHOUT_POINT, list("-+0123456789"))  # type: ignore[attr-defined]
     return extended

@@ -21,14 +21,14 @@ def bench(
     modes: tuple[str, ...] = MODES,
     seconds: float = 5.0,
 ) -> None:
-    """Time and memory against scaled_dot_product_attention, paired and interleaved, correctness first.
+    """Measure time and memory, alternating with scaled_dot_product_attention, after checking the results.
 
     Args:
         output: The folder for bench.csv and bench.png.
-        shapes: Which shapes and training steps; all by default.
-        dtypes: Which dtypes of the shapes; training steps are in float32.
+        shapes: The attention shapes and training steps to measure.
+        dtypes: The dtypes of the attention shapes; training steps are in float32.
         modes: Eager, compiled, or both.
-        seconds: How long each measurement takes turns, at least seven of them.
+        seconds: How long each measurement lasts; at least seven repetitions are made.
     """
     check_known("shape", shapes, NAMES)
     check_known("dtype", dtypes, DTYPES)

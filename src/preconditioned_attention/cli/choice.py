@@ -1,4 +1,4 @@
-"""Which recipe the commands ``train`` and ``compare`` are asked for."""
+"""The recipe and the arms named by the arguments of ``train`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def choose_recipe(
         task_options: ``NAME=VALUE`` each, the value in YAML; they replace the recipe's.
 
     Raises:
-        ValueError: no recipe has that name, or a task option has another form.
+        ValueError: no recipe has that name, or a task option is not NAME=VALUE.
     """
     name = recipe if model is None else f"{recipe}/{model}"
     loaded = load_recipe(name if preset is None else f"{name}-{preset}")
@@ -32,7 +32,7 @@ def choose_recipe(
 
 
 def choose_arms(recipe: Recipe, names: tuple[str, ...] | None) -> dict[str, Arm | None]:
-    """The arms of these names, from the recipe's and the usual ones; the recipe's if ``names`` is None.
+    """The arms of these names, of the recipe or the default ones; all of the recipe's if ``names`` is None.
 
     Raises:
         ValueError: there is no such arm.
@@ -43,7 +43,7 @@ def choose_arms(recipe: Recipe, names: tuple[str, ...] | None) -> dict[str, Arm 
 
 
 def folder_name(recipe: Recipe) -> str:
-    """The recipe's name, fit for the name of one folder."""
+    """The recipe's name without slashes, for the name of a folder."""
     return recipe.name.replace("/", "-")
 
 

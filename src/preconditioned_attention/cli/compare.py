@@ -1,4 +1,4 @@
-"""``precond compare``: every arm, seed and learning rate of a recipe."""
+"""``precond compare``: train every arm, seed and learning rate of a recipe and compare the arms."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def compare(
         model: Picks RECIPE/MODEL among recipes that come as a family, such as digits with --model xcit.
         preset: Picks RECIPE-PRESET, such as the size for two CPU cores of listops with --preset cpu.
         task_options: Replace options of the recipe's task, such as root=/data/imagenet num_classes=100.
-        arms: Which arms, the recipe's if not given; plain is needed, the others are measured against it.
+        arms: The arms, by default the recipe's; plain must be among them, the others are compared with it.
         output: The folder to write; by default runs/compare-RECIPE.
         seeds: Replace the recipe's seeds.
         learning_rates: Replace the recipe's grid; each arm's rate is chosen on the validation split.

@@ -1,4 +1,4 @@
-"""``precond data DATASET``: write data that need no download."""
+"""``precond data DATASET``: write a data set that needs no download."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def digit_scenes(
         output: The folder to write; it must not exist.
         count: Training scenes.
         held_out: Validation scenes, and as many test scenes.
-        seed: Everything random.
+        seed: The seed of everything random.
         classes: 1, every digit is a "digit"; or 10.
         image_size: Pixels along a canvas's side.
     """
@@ -40,8 +40,8 @@ def listops(*, output: Path, count: int = 96_000, held_out: int = 2_000, seed: i
         output: The folder to write; it must not exist.
         count: Training expressions.
         held_out: Validation expressions, and as many test expressions.
-        seed: Everything random.
-        jobs: How many processes share the work; the files are the same for any number.
+        seed: The seed of everything random.
+        jobs: The number of worker processes; the files do not depend on it.
     """
     from ..lab.data.listops import ListOpsOptions, write_listops
 
@@ -55,11 +55,11 @@ def pathfinder(*, output: Path, count: int = 200_000, difficulty: str = "hard", 
     """Pathfinder32 of the Long Range Arena, in the layout of its release.
 
     Args:
-        output: The folder that holds the difficulties; the one that is written must not be there.
+        output: The folder that holds a folder per difficulty; the one to write must not exist.
         count: Images.
         difficulty: easy, intermediate or hard: paths of 6, 9 or 14 dashes.
-        seed: Everything random.
-        jobs: How many processes share the work; the files are the same for any number.
+        seed: The seed of everything random.
+        jobs: The number of worker processes; the files do not depend on it.
     """
     from ..lab.data.pathfinder import PathfinderOptions, write_pathfinder
 

@@ -1,4 +1,4 @@
-"""``precond export``: a trained model in the form that other libraries read."""
+"""``precond export``: write a trained model in the format of another library."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def export(run: Annotated[Path, tyro.conf.Positional], *, output: Path) -> None:
     """Write the model of a finished run, and its tokenizer, into a folder.
 
     A GPT-2 becomes a folder of transformers: a plain one is read by from_pretrained, a preconditioned one by
-    preconditioned_attention.conversion.from_pretrained. A crammed BERT's folder is what the task glue begins with.
+    preconditioned_attention.conversion.from_pretrained. The folder of a crammed BERT is what precond glue starts from.
 
     Args:
         run: The folder of the run.

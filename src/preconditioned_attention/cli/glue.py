@@ -20,14 +20,14 @@ def glue(
 ) -> None:
     """Fine-tune on every task with the published settings, and print the median of the trials.
 
-    Trials that are finished in the output folder are kept, so a killed command goes on where it was.
+    Finished trials in the output folder are kept, so a command that was stopped continues.
 
     Args:
         pretrained: A folder that precond export wrote for a run of a recipe such as bert/crammed.
         root: The folder that holds GLUE: the release's CoLA/train.tsv and so on, or the hub's cola/train-*.parquet.
         output: The folder for the runs and glue.json.
-        tasks: Which tasks.
-        trials: How many seeds of each.
+        tasks: The tasks.
+        trials: The number of seeds per task.
     """
     from ..lab.comparison.glue import glue_table, score_glue
     from ..lab.reporting import print_table

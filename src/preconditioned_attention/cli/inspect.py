@@ -1,4 +1,4 @@
-"""``precond inspect``: what a conversion would do to a model, and how well conditioned its heads are."""
+"""``precond inspect``: the attention modules of a model, what a conversion does to them, their condition numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def inspect(
     output: Path = Path("inspect.html"),
     include: tuple[str, ...] = DEFAULT_INCLUDE,
 ) -> None:
-    """List every attention in a model of timm or transformers, run it once, and show how its heads are conditioned.
+    """List every attention module of a timm or transformers model, run it once, and measure condition numbers per head.
 
     Nothing is downloaded: without a checkpoint the weights are random, without images or text the input is generated.
 

@@ -1,4 +1,4 @@
-"""``precond support``: which attention classes are converted, and how."""
+"""``precond support``: the table of attention classes that are converted, and how."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from .._files import write_atomically
 
 
 def support(*, output: Path | None = None, readme: Path | None = None) -> None:
-    """Write the table of supported attention classes as Markdown, from the registry.
+    """Write the table of supported attention classes, taken from the registry, as Markdown.
 
     Args:
         output: The file to write; without it, and without a README, the table is printed. A section that `make census`
             has written into it stays.
-        readme: A README whose matrix of libraries is to be written anew, between its two markers.
+        readme: A README whose table of libraries, between its two markers, is replaced.
     """
     from ..lab.census.support import support_page, with_support_matrix
 

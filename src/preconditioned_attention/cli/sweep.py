@@ -15,13 +15,13 @@ def sweep(
     *,
     jobs: Annotated[int, tyro.conf.arg(aliases=["-j"])] = 2,
 ) -> None:
-    """Convert every attention of every library that is installed, without weights, and print what became of it.
+    """Convert every attention class of the installed libraries, without weights, and print the outcomes.
 
-    The exit code is 1 if any attention is unknown, or softmax attention of timm or torchvision is not converted.
+    The exit code is 1 if a class is unknown, or softmax attention of timm or torchvision is not converted.
 
     Args:
         libraries: The libraries to sweep; all that are installed if none is named.
-        jobs: How many processes share the work.
+        jobs: The number of worker processes.
     """
     from ..lab.census import catalog, tables
     from ..lab.census import sweep as sweeping

@@ -1,4 +1,4 @@
-"""``precond texts``: for maintainers, the code of attention classes that nobody has read yet, and its record."""
+"""``precond texts``: for maintainers, the source of attention classes that has not been reviewed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def texts(
     *,
     accept: tuple[str, ...] = (),
 ) -> None:
-    """Print the code of the classes of a library, as installed, that an adapter serves only once it was read.
+    """Print the source of attention classes of an installed library that no maintainer has reviewed yet.
 
-    The exit code is 1 if any is left. What is accepted is recorded in this package's table of known texts.
+    The exit code is 1 if any is left. Accepted classes are recorded in this package's table of known sources.
 
     Args:
-        library: Such as transformers, timm or torch.
-        accept: Names of classes that you have read, as they are printed; what their heads' rows become has been seen.
+        library: The library, such as transformers, timm or torch.
+        accept: Classes, named as they are printed, that you have reviewed, including what happens to the rows of their heads.
     """
     from ..lab.census.reading import readings, record
 

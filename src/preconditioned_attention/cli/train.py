@@ -1,4 +1,4 @@
-"""``precond train``: one run."""
+"""``precond train``: one run of a recipe."""
 
 from __future__ import annotations
 
