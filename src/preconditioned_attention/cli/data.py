@@ -22,7 +22,7 @@ def digit_scenes(
         output: The folder to write; it must not exist.
         count: Training scenes.
         held_out: Validation scenes, and as many test scenes.
-        seed: The seed of everything random.
+        seed: The random seed.
         classes: 1, every digit is a "digit"; or 10.
         image_size: Pixels along a canvas's side.
     """
@@ -40,7 +40,7 @@ def listops(*, output: Path, count: int = 96_000, held_out: int = 2_000, seed: i
         output: The folder to write; it must not exist.
         count: Training expressions.
         held_out: Validation expressions, and as many test expressions.
-        seed: The seed of everything random.
+        seed: The random seed.
         jobs: The number of worker processes; the files do not depend on it.
     """
     from ..lab.data.listops import ListOpsOptions, write_listops
@@ -58,7 +58,7 @@ def pathfinder(*, output: Path, count: int = 200_000, difficulty: str = "hard", 
         output: The folder that holds a folder per difficulty; the one to write must not exist.
         count: Images.
         difficulty: easy, intermediate or hard: paths of 6, 9 or 14 dashes.
-        seed: The seed of everything random.
+        seed: The random seed.
         jobs: The number of worker processes; the files do not depend on it.
     """
     from ..lab.data.pathfinder import PathfinderOptions, write_pathfinder

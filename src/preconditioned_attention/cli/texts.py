@@ -21,7 +21,7 @@ def texts(
 
     Args:
         library: The library, such as transformers, timm or torch.
-        accept: Classes, named as they are printed, that you have reviewed, including what happens to the rows of their heads.
+        accept: Names, as printed, of classes that you have reviewed, including what happens to the rows of heads.
     """
     from ..lab.census.reading import readings, record
 
