@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from ...layers import Preconditioner
 from ..head_location import HeadLocation
-from ..mechanisms import Layout, PostHook, PreHook
+from ..mechanisms import Layout, OutputHook, PostHook, PreHook
 from ..normalised import normalised_already
 from ..registry import HeadShape, Kind, add_adapter, class_name
 
@@ -20,6 +21,7 @@ class HookRow(HeadLocation):
     Args:
         kind, definition, parts: as :class:`Adapter` has them.
         normalizes: whether the hook target is a norm of the merged heads, which undoes C where there is one head.
+        output_of: path of the child that returns the heads' outputs, if there are no hook targets; empty: the module.
         unsupported_if: a function that says why a module cannot be converted, or None.
     """
 
@@ -27,6 +29,7 @@ class HookRow(HeadLocation):
     definition: str = ""
     parts: tuple[str, ...] = ()
     normalizes: bool = False
+    output_of: str = ""
     unsupported_if: Callable[[nn.Module], str | None] | None = None
 
     def unsupported_reason(self, module: nn.Module) -> str | None:
@@ -75,10 +78,30 @@ class TablePreHook(PreHook):
 
 
 class TablePostHook(TablePreHook, PostHook):
-    """A forward hook on a module that returns its heads' outputs."""
+    """A forward hook on a module that returns the heads' outputs."""
+
+
+class TableChildHook(TablePostHook):
+    """A forward hook on a child that returns the heads' outputs."""
+
+    def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
+        """Hook the child."""
+        hook = OutputHook(preconditioner, self.layout(module))
+        module.get_submodule(self.row.output_of).register_forward_hook(hook)
+
+    def detach(self, module: nn.Module) -> None:
+        """Remove the hook."""
+        super().detach(module.get_submodule(self.row.output_of))
+
+
+def adapter_of(row: HookRow) -> TablePreHook:
+    """The adapter for a row: a pre-hook if there are hook targets, otherwise a forward hook."""
+    if row.hook_targets:
+        return TablePreHook(row)
+    return TableChildHook(row) if row.output_of else TablePostHook(row)
 
 
 def register_table(rows: Mapping[str, HookRow]) -> None:
-    """Let every class be converted as its row says: by pre-hooks, or by a forward hook if it has no hook targets."""
+    """Let every class be converted as its row says."""
     for name, row in rows.items():
-        add_adapter(TablePreHook(row) if row.hook_targets else TablePostHook(row), name)
+        add_adapter(adapter_of(row), name)

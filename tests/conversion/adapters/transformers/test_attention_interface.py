@@ -21,7 +21,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
-from preconditioned_attention.conversion.adapters.transformers.tables import SEEN_BY
+from preconditioned_attention.conversion.adapters.transformers.tables import HOOKS
 from preconditioned_attention.conversion.adapters.transformers.unsupported import UNSUPPORTED
 from preconditioned_attention.conversion.convert import survey
 from preconditioned_attention.conversion.known_texts import versions_read
@@ -452,7 +452,7 @@ def test_every_dispatching_method_is_classified() -> None:
         "MuseSparkTextAttention",
     }
     assert goes_around == {"GPT2Attention", "DecisionTransformerGPT2Attention"}
-    assert hooked == {name.rpartition(".")[2] for name, points in SEEN_BY.items() if points == ("o_proj",)}
+    assert hooked == {name.rpartition(".")[2] for name, row in HOOKS.items() if row.hook_targets == ("o_proj",)}
     print(f"transformers {transformers.__version__}, dispatching methods:", dict(counts))
     if transformers.__version__ == "5.23.0":
         assert counts == {"exact": 443, "refused": 2}

@@ -5,12 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
-from preconditioned_attention.conversion.adapters.transformers.tables import (
-    DEFORMABLE,
-    RETURNED,
-    SEEN_BY,
-    SWAPPED,
-)
+from preconditioned_attention.conversion.adapters.transformers.tables import HOOKS, SINGLE_HEAD_CLASSES
 from preconditioned_attention.conversion.registry import class_name
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 from tests.helpers.oracle import compare, jitter_, normalising_inside
@@ -27,6 +22,31 @@ from tests.helpers.transformers_modules import (
 )
 from tests.helpers.transformers_own_cases import OWN
 
+DEFORMABLE = [
+    name
+    for name, row in HOOKS.items()
+    if name.endswith("DeformableAttention") and row.hook_targets  # those that return their heads are in test_hooks
+]
+IN_TEST_HOOKS = {
+    class_name(attention_class(name))
+    for name in (
+        "aimv2.Aimv2AttentionPoolingHead",
+        "autoformer.AutoformerAttention",
+        "big_bird.BigBirdAttention",
+        "bigbird_pegasus.BigBirdPegasusEncoderAttention",
+        "convbert.ConvBertSelfAttention",
+        "d_fine.DFineMultiscaleDeformableAttention",
+        "deimv2.Deimv2MultiscaleDeformableAttention",
+        "esm.esmfold.EsmFoldInvariantPointAttention",
+        "esmfold2.EsmFold2RowAttentionPooling",
+        "gemma3n.Gemma3nAudioAttention",
+        "ibert.IBertSelfAttention",
+        "informer.InformerProbSparseAttention",
+        "minimax.MiniMaxLightningAttention",
+        "mra.MraSelfAttention",
+        "squeezebert.SqueezeBertSelfAttention",
+    )
+}
 BY_HAND = {"wavlm", "nystromformer", "longformer", "led"}  # the watching oracle does not follow these
 SLICE = ["deberta-v2", "falcon", "levit", "xlnet"]
 REST = sorted(set(OWN) - BY_HAND - set(SLICE))
@@ -47,9 +67,9 @@ def test_more_tiny_models(name: str) -> None:
 def test_every_class_of_the_tables_is_in_some_test() -> None:
     tested = {class_name(attention_class(name)) for name in MODULES}
     tested |= {class_name(type(module)) for case in OWN.values() for module in case.build().modules()}
-    own = ("Flash", "BiMultiHead", "GlobalLocal", "VitsAttention", "NeighborhoodAttention")
-    by_their_own_tests = {*DEFORMABLE, *(name for name in [*SEEN_BY, *RETURNED] if any(part in name for part in own))}
-    assert {*RETURNED, *SEEN_BY, *DEFORMABLE, *SWAPPED["swaps_xlnet"]} - by_their_own_tests <= tested
+    parts = ("Flash", "BiMultiHead", "GlobalLocal", "VitsAttention", "NeighborhoodAttention")
+    by_their_own_tests = {*DEFORMABLE, *(name for name in HOOKS if any(part in name for part in parts))}
+    assert set(HOOKS) - by_their_own_tests - IN_TEST_HOOKS <= tested
 
 
 @pytest.mark.slow
@@ -122,7 +142,7 @@ GONE = {"transformers.models.gptj.modeling_gptj.GPTJFlashAttention2"}
 
 def test_every_name_of_the_tables_exists() -> None:
     """Fails when a new transformers renames a class: it would be left out silently."""
-    for name in [*RETURNED, *SEEN_BY, *DEFORMABLE, *(name for names in SWAPPED.values() for name in names)]:
+    for name in [*HOOKS, *SINGLE_HEAD_CLASSES]:
         module, _, cls = name.rpartition(".")
         if name in GONE:
             continue

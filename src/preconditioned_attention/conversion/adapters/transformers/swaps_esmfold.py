@@ -1,18 +1,17 @@
-"""transformers: three attention classes of protein models that gate their heads before any module sees them.
-
-Imported by `tables` when a model holds one of them. Each replacement was written against one text of the
-method that it stands in for; any other text is not served.
-"""
+"""transformers: ESMFold, whose attention gates its heads before any module sees them."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers.models.esm import modeling_esmfold as esmfold
-from transformers.models.esmfold2 import modeling_esmfold2 as esmfold2
 
 from ....layers import Preconditioner
-from .tables import KnownSwap
+from ...registry import HeadShape, register_named
+from ..known_text_swap import KnownTextSwap
+from .head_shapes import heads_of
 
 
 class PreconditionedEsmFoldAttention(esmfold.EsmFoldAttention):
@@ -47,55 +46,27 @@ class PreconditionedEsmFoldSelfAttention(esmfold.EsmFoldSelfAttention):
         return self.o_proj(merged), weights.permute(0, 3, 1, 2)
 
 
-class PreconditionedMSAPairWeightedAveraging(esmfold2.EsmFold2MSAPairWeightedAveraging):
-    """ESMFold2's attention over an alignment, whose weights come from pairs of tokens."""
-
-    preconditioner: Preconditioner
-
-    def forward(self, msa_states: Tensor, pair_states: Tensor, pair_attention_mask: Tensor) -> Tensor:
-        """As upstream: (B, N, M, E) in and out, pairs (B, N, N, P) and their mask (B, N, N)."""
-        states = self.norm_single(msa_states)
-        scores = self.bias_proj(self.bias_norm(pair_states))
-        scores = scores.masked_fill(~pair_attention_mask.unsqueeze(-1), torch.finfo(scores.dtype).min)
-        weights = scores.softmax(dim=-2, dtype=torch.float32).to(scores.dtype)
-        values, gate = (
-            layer(states).unflatten(-1, (self.num_attention_heads, -1)) for layer in (self.v_proj, self.gate_proj)
-        )
-        rows = torch.einsum("bijh,bjmhd->bmhid", weights, values)
-        merged = self.preconditioner(rows).permute(0, 3, 1, 2, 4) * gate.sigmoid()
-        return self.o_proj(merged.flatten(-2))
-
-
-class EsmFoldSwap(KnownSwap):
-    """ESMFold, pairs."""
+@register_named("transformers.models.esm.modeling_esmfold.EsmFoldAttention")
+class EsmFoldSwap(KnownTextSwap):
+    """Along the rows and columns of the pair representation."""
 
     original = esmfold.EsmFoldAttention
     replacement = PreconditionedEsmFoldAttention
-    method = "forward"
-    known = "dadea9145299f780"
+    methods: ClassVar = {"forward": "dadea9145299f780"}  # transformers 5.23.0
+
+    def shape(self, module: nn.Module) -> HeadShape:
+        """From the module's attributes."""
+        return heads_of(module)
 
 
-class EsmFoldSelfSwap(KnownSwap):
-    """ESMFold, sequence."""
+@register_named("transformers.models.esm.modeling_esmfold.EsmFoldSelfAttention")
+class EsmFoldSelfSwap(KnownTextSwap):
+    """Over the sequence."""
 
     original = esmfold.EsmFoldSelfAttention
     replacement = PreconditionedEsmFoldSelfAttention
-    method = "forward"
-    known = "c2aca621d8bc6516"
+    methods: ClassVar = {"forward": "c2aca621d8bc6516"}  # transformers 5.23.0
 
-
-class MSASwap(KnownSwap):
-    """ESMFold2, alignment."""
-
-    original = esmfold2.EsmFold2MSAPairWeightedAveraging
-    replacement = PreconditionedMSAPairWeightedAveraging
-    method = "forward"
-    known = "36fc00e42016254f"
-
-
-_SWAPS: tuple[KnownSwap, ...] = (EsmFoldSwap(), EsmFoldSelfSwap(), MSASwap())
-
-
-def find(cls: type[nn.Module]) -> KnownSwap | None:
-    """The swap that serves ``cls``, or None."""
-    return next((swap for swap in _SWAPS if swap.serves(cls, swap.original)), None)
+    def shape(self, module: nn.Module) -> HeadShape:
+        """From the module's attributes."""
+        return heads_of(module)

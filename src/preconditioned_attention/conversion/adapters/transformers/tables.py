@@ -1,273 +1,283 @@
-"""transformers: the attention classes that do not look their function up in `ALL_ATTENTION_FUNCTIONS`.
+"""transformers: where the heads' outputs are in the attention classes that do not use `ALL_ATTENTION_FUNCTIONS`.
 
-Two tables say where each of them shows its heads' outputs: in what it returns, or to the child that sees them first.
-Gates, norms and projections come after that place. Classes that show them in a form of their own are in
-`hooks`, those that are refused in `unsupported`. Six show them to no module at all; their
-replacements are in `swaps_xlnet` and `swaps_esmfold`, imported only when a model holds one of them.
+A class returns them, merged and alone or first in a tuple, or calls a child, the hook target, with them; gates, norms
+and projections come after that. Classes that no hook reaches are in the files of swaps.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import ClassVar
+from typing import Any
 
 from torch import nn
 
-from ....layers import Preconditioner
-from ...mechanisms import ClassSwap, PostHook, PreHook, text_digest
-from ...registry import Adapter, HeadShape, class_name, composites_named, read_int, register_named
+from ..table_hooks import HookRow
 from .class_names import qualified
+from .head_shapes import heads_of
 
 
-def named(entries: str) -> list[str]:
-    """Qualified names from short ones."""
-    return [qualified(short) for short in entries.split()]
+def _before(*hook_targets: str, **options: Any) -> HookRow:
+    """Several hook targets where several streams leave one attention."""
+    return HookRow(hook_targets=hook_targets, heads=heads_of, **options)
 
 
-# They return the merged heads, alone or first in a tuple; the projection is in a sibling.
-RETURNED = named(
-    """
-    big_bird.BigBirdSelfAttention bigbird_pegasus.BigBirdPegasusSelfAttention blip.blip_text.BlipTextSelfAttention
-    bros.BrosSelfAttention canine.CanineSelfAttention clap.ClapAudioSelfAttention cvt.CvtSelfAttention
-    data2vec.data2vec_vision.Data2VecVisionSelfAttention data2vec.data2vec_vision.Data2VecVisionSdpaSelfAttention
-    deberta.DisentangledSelfAttention deberta_v2.DisentangledSelfAttention dinat.NeighborhoodAttention
-    donut.donut_swin.DonutSwinSelfAttention
-    flava.FlavaSelfAttention git.GitSelfAttention glpn.GLPNEfficientSelfAttention layoutlmv2.LayoutLMv2SelfAttention
-    layoutlmv3.LayoutLMv3SelfAttention led.LEDEncoderSelfAttention longformer.LongformerSelfAttention
-    lxmert.LxmertAttention maskformer.maskformer_swin.MaskFormerSwinSelfAttention
-    megatron_bert.MegatronBertSelfAttention mobilevit.MobileViTSelfAttention perceiver.PerceiverSelfAttention
-    pp_doclayout_v2.PPDocLayoutV2ReadingOrderSelfAttention pvt.PvtEfficientSelfAttention rembert.RemBertSelfAttention
-    roformer.RoFormerSelfAttention sew_d.DisentangledSelfAttention
-    superglue.SuperGlueSelfAttention swin2sr.Swin2SRSelfAttention swinv2.Swinv2SelfAttention tapas.TapasSelfAttention
-    timesformer.TimesformerSelfAttention vilt.ViltSelfAttention visual_bert.VisualBertSelfAttention
-    """
-)
-
-# The child, or children where several streams leave one attention, that see the merged heads first.
-SEEN_BY: dict[str, tuple[str, ...]] = {
-    name: tuple(points.split())
-    for points, entries in {
-        "activation": "levit.LevitAttention levit.LevitAttentionSubsample",
-        "attention_out": "cpmant.CpmAntAttention",
-        "c_proj": "imagegpt.ImageGPTAttention openai.Attention",
-        "dense": """
-            bloom.BloomAttention falcon.FalconAttention falcon.FalconFlashAttention2
-            gpt_neox_japanese.GPTNeoXJapaneseAttention tvp.TvpAttention
-            """,
-        "linear_out": "fastspeech2_conformer.FastSpeech2ConformerAttention",
-        # Dispatching classes that now and then take a function past the look-up.
-        "o_proj": """
-            edgetam.EdgeTamAttention edgetam_video.EdgeTamVideoAttention sam2.Sam2Attention
-            sam2_video.Sam2VideoAttention sam3.Sam3Attention sam3_lite_text.Sam3LiteTextAttention
-            sam3_tracker.Sam3TrackerAttention sam3_tracker_video.Sam3TrackerVideoAttention
-            """,
-        "output": "kosmos2_5.Kosmos2_5VisionAttention",
-        "post": "gemma4.Gemma4AudioAttention",
-        "post_proj": "funnel.FunnelRelMultiheadAttention",
-        "to_out": """
-            evolla.EvollaSequenceCompressorAttention granite_speech.GraniteSpeechConformerAttention
-            granite_speech_plus.GraniteSpeechPlusConformerAttention
-            """,
-        "to_out.0": "qwen2_5_omni.DiTAttention",
-        "o": "longt5.LongT5LocalAttention longt5.LongT5TransientGlobalAttention mpnet.MPNetSelfAttention",
-        "out_lin": "flaubert.MultiHeadAttention xlm.MultiHeadAttention",
-        "out_proj": """
-            bark.BarkSelfAttention bark.BarkSelfFlashAttention2 clvp.ClvpSelfAttention codegen.CodeGenAttention
-            dab_detr.DetrAttention evolla.EvollaSequenceAlignerCrossAttention fsmt.Attention
-            gpt_neo.GPTNeoSelfAttention gpt_neo.GPTNeoFlashAttention2
-            gptj.GPTJAttention gptj.GPTJFlashAttention2 grounding_dino.GroundingDinoMultiheadAttention
-            groupvit.GroupViTAttention led.LEDDecoderAttention mask2former.Mask2FormerAttention
-            mm_grounding_dino.MMGroundingDinoMultiheadAttention mpt.MptAttention mvp.MvpAttention
-            omdet_turbo.OmDetTurboMultiheadAttention oneformer.OneFormerAttention
-            pegasus_x.PegasusXGlobalLocalAttention prophetnet.ProphetNetAttention
-            prophetnet.ProphetNetNgramSelfAttention speecht5.SpeechT5Attention
-            table_transformer.TableTransformerAttention trocr.TrOCRAttention vits.VitsAttention xglm.XGLMAttention
-            zoedepth.ZoeDepthMultiheadAttention
-            """,
-        "out_vision_proj out_text_proj": """
-            grounding_dino.GroundingDinoBiMultiHeadAttention mm_grounding_dino.MMGroundingDinoBiMultiHeadAttention
-            """,
-        "output_proj": "dab_detr.DabDetrAttention",
-        "proj": """
-            deepseek_ocr2.DeepseekOcr2SamVisionAttention deepseek_ocr2.DeepseekOcr2SamVisionSdpaAttention
-            got_ocr2.GotOcr2VisionAttention hiera.HieraMaskUnitAttention mgp_str.MgpstrAttention
-            oneformer.OneFormerTextMapperAttention pp_formulanet.PPFormulaNetVisionAttention
-            pvt_v2.PvtV2SelfAttention sam.SamVisionAttention sam.SamVisionSdpaAttention sam_hq.SamHQVisionAttention
-            sam_hq.SamHQVisionSdpaAttention
-            seggpt.SegGptAttention slanext.SLANeXtVisionAttention unlimited_ocr.UnlimitedOcrSamVisionAttention
-            unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention vitdet.VitDetAttention
-            """,
-        "projection": "blip.BlipAttention",
-    }.items()
-    for name in named(entries)
-} | {"transformers.models.idefics.perceiver.IdeficsPerceiverAttention": ("output_proj",)}
-
-# Deformable attention, whose merged rows go to `output_proj`.
-DEFORMABLE = named(
-    """
-    deformable_detr.DeformableDetrMultiscaleDeformableAttention
-    grounding_dino.GroundingDinoMultiscaleDeformableAttention lw_detr.LwDetrMultiscaleDeformableAttention
-    mask2former.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention
-    mm_grounding_dino.MMGroundingDinoMultiscaleDeformableAttention
-    omdet_turbo.OmDetTurboMultiscaleDeformableAttention
-    oneformer.OneFormerPixelDecoderEncoderMultiscaleDeformableAttention
-    rf_detr.RfDetrMultiscaleDeformableAttention rt_detr.RTDetrMultiscaleDeformableAttention
-    pp_doclayout_v2.PPDocLayoutV2MultiscaleDeformableAttention
-    pp_doclayout_v3.PPDocLayoutV3MultiscaleDeformableAttention
-    pp_doclayout_v4.PPDocLayoutV4MultiscaleDeformableAttention rt_detr_v2.RTDetrV2MultiscaleDeformableAttention
-    """
-)
-
-# File of replacements -> the classes that it replaces.
-SWAPPED = {
-    "swaps_xlnet": named("nystromformer.NystromformerSelfAttention wavlm.WavLMAttention xlnet.XLNetRelativeAttention"),
-    "swaps_esmfold": named(
-        "esm.esmfold.EsmFoldAttention esm.esmfold.EsmFoldSelfAttention esmfold2.EsmFold2MSAPairWeightedAveraging"
-    ),
-}
-
-_NUM_HEADS = (
-    *("num_attention_heads", "num_heads", "n_heads", "n_head", "num_attn_heads", "attention_heads", "heads"),
-    "no_heads",
-)
-# `values_head_dim` and its like before `head_dim`: what counts is the width of the output.
-_HEAD_DIM = (
-    *("attention_head_size", "values_head_dim", "v_channels_per_head", "key_value_proj_dim", "d_head", "dim_head"),
-    *("head_dim", "head_width", "c_hidden"),
-)
-_WIDTH = ("out_dim_projection", "embed_dim", "d_model", "inner_dim", "hidden_size", "split_size")
+def _width_of_all_heads(module: nn.Module) -> int:
+    shape = heads_of(module)
+    return (shape.num_heads or 0) * (shape.head_dim or 0)
 
 
-def own_shape(module: nn.Module) -> HeadShape:
-    """From the attribute names in use across these classes, or their configurations; or a projection's width."""
-    source = module if read_int(module, *_NUM_HEADS) else getattr(module, "config", None)
-    num_heads, head_dim, width = (read_int(source, *names) for names in (_NUM_HEADS, _HEAD_DIM, _WIDTH))
-    if width is None:
-        projections = (getattr(module, name, None) for name in ("proj", "qkv", "to_out"))
-        width = next((found for p in projections if (found := read_int(p, "in_features"))), None)
-    if head_dim is None and num_heads and width:
-        head_dim = width // num_heads
-    return HeadShape(num_heads, head_dim)
+def _width_of_scalars(module: Any) -> int:
+    width: int = module.num_heads * module.hidden_dim
+    return width
 
 
-@register_named(*RETURNED)
-class ReturnedHeads(PostHook):
-    """Classes that return the merged heads."""
-
-    def shape(self, module: nn.Module) -> HeadShape:
-        """From the module's attributes."""
-        return own_shape(module)
+def _single_head_projection(module: nn.Module) -> tuple[str, ...]:
+    return ("proj_out",) if isinstance(getattr(module, "proj_out", None), nn.Conv1d | nn.Conv2d) else ("proj",)
 
 
-@register_named(*SEEN_BY)
-class ProjectedHeads(PreHook):
-    """Classes that hand the merged heads to a child."""
-
-    def points(self, module: nn.Module) -> tuple[str, ...]:
-        """From the table."""
-        names = (class_name(base) for base in type(module).__mro__)
-        return next(SEEN_BY[name] for name in names if name in SEEN_BY)
-
-    def shape(self, module: nn.Module) -> HeadShape:
-        """From the module's attributes."""
-        return own_shape(module)
-
-    def refusal(self, module: nn.Module) -> str | None:
-        """Bloom's exact emulation of tensor parallelism, which reads the projection's weight itself."""
-        if getattr(module, "slow_but_exact", False) and getattr(module, "pretraining_tp", 1) > 1:
-            return "pretraining_tp > 1 with slow_but_exact=True goes around `dense`; set slow_but_exact to False"
-        return None
-
-
-@register_named(*DEFORMABLE)
-class DeformableHeads(PreHook):
-    """Deformable attention."""
-
-    point = "output_proj"
-    definition = "the sum of the values sampled for a query, weighted by a softmax"
-
-    def shape(self, module: nn.Module) -> HeadShape:
-        """From the module's attributes."""
-        return own_shape(module)
-
-
-class KnownSwap(ClassSwap):
-    """A class swap for one text of one method."""
-
-    method: ClassVar[str]  # what the replacement stands in for
-    known: ClassVar[str]  # digest of its text in transformers 5.23.0
-
-    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
-        """The exact class, if upstream's method is the one that is known."""
-        return super().serves(cls, registered) and text_digest(getattr(self.original, self.method)) == self.known
-
-    def shape(self, module: nn.Module) -> HeadShape:
-        """From the module's attributes."""
-        return own_shape(module)
-
-
-class Swapped(Adapter):
-    """Classes that need a replacement, whose file is imported when a model holds one."""
-
-    mechanism = "class swap"
-
-    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
-        """Whether there is a replacement for ``cls``, or ``cls`` is one."""
-        return _swap(cls) is not None
-
-    def shape(self, module: nn.Module) -> HeadShape:
-        """From the module's attributes."""
-        return _known_swap(module).shape(module)
-
-    def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
-        """Swap the class in."""
-        _known_swap(module).attach(module, preconditioner)
-
-    def detach(self, module: nn.Module) -> None:
-        """Swap it back."""
-        _known_swap(module).detach(module)
-
-
-@register_named(*named("nystromformer.NystromformerSelfAttention"))
-class SwappedWithSkip(Swapped):
-    """Nystromformer, which adds a convolution of the values to its heads' outputs."""
-
-    value_skip = True
-
-
-register_named(*(name for names in SWAPPED.values() for name in names if "nystromformer" not in name))(Swapped)
-
-
-def _swap(cls: type[nn.Module]) -> ClassSwap | None:
-    names = {class_name(base) for base in cls.__mro__}
-    for file, swapped in SWAPPED.items():
-        if not names.isdisjoint(swapped):
-            found: ClassSwap | None = import_module(f".{file}", __package__).find(cls)
-            return found
+def _reads_the_weight(module: nn.Module) -> str | None:
+    """Bloom's emulation of tensor parallelism reads the projection's weight and does not call it."""
+    if getattr(module, "slow_but_exact", False) and getattr(module, "pretraining_tp", 1) > 1:
+        return "pretraining_tp > 1 with slow_but_exact=True goes around `dense`; set slow_but_exact to False"
     return None
 
 
-def _known_swap(module: nn.Module) -> ClassSwap:
-    swap = _swap(type(module))
-    assert swap is not None, "served only where there is one"
-    return swap
+def _quantized(module: nn.Module) -> str | None:
+    """C would have to change the scaling factors of I-BERT's integer arithmetic."""
+    if not getattr(module, "quant_mode", False):
+        return None
+    return "quant_mode=True: integers with scaling factors, which belong to the rows as they are"
 
+
+_SAMPLED = "the sum of the values sampled for a query, weighted by a softmax"
+_DELAYS = "the sum of the delayed values, weighted by a softmax over the delays"
+_SELECTED_QUERIES = (
+    "what the selected queries attend to; for the others, the mean of all values (in a decoder: the sum up to them)"
+)
+_SCALARS = "the scalar values that a head mixes; the points and the pair features that it mixes stay as they are"
+_LIGHTNING = "the sum of the values, weighted by decaying products of query and keys, before the norm over all heads"
+_RETURNED = HookRow(heads=heads_of)
+_DEFORMABLE = _before("output_proj", definition=_SAMPLED)
+_DEFORMABLE_RETURNED = HookRow(heads=heads_of, definition=_SAMPLED)
+# The model replaces the block-sparse `self` by full attention when a sequence is too short; `output` is called by both.
+_BIG_BIRD = _before("output", parts=("self",))
+
+HOOKS = {
+    qualified(short): row
+    for short, row in {
+        "aimv2.Aimv2AttentionPoolingHead": _before("output_proj", kind="pooling"),
+        "autoformer.AutoformerAttention": _before("out_proj", definition=_DELAYS),
+        "bark.BarkSelfAttention": _before("out_proj"),
+        "bark.BarkSelfFlashAttention2": _before("out_proj"),
+        "big_bird.BigBirdAttention": _BIG_BIRD,
+        "big_bird.BigBirdSelfAttention": _RETURNED,
+        "bigbird_pegasus.BigBirdPegasusEncoderAttention": _BIG_BIRD,
+        "bigbird_pegasus.BigBirdPegasusSelfAttention": _RETURNED,
+        "blip.BlipAttention": _before("projection"),
+        "blip.blip_text.BlipTextSelfAttention": _RETURNED,
+        "bloom.BloomAttention": _before("dense", unsupported_if=_reads_the_weight),
+        "bros.BrosSelfAttention": _RETURNED,
+        "canine.CanineSelfAttention": _RETURNED,
+        "clap.ClapAudioSelfAttention": _RETURNED,
+        "clvp.ClvpSelfAttention": _before("out_proj"),
+        "codegen.CodeGenAttention": _before("out_proj"),
+        "convbert.ConvBertSelfAttention": HookRow(heads=heads_of, width=_width_of_all_heads),
+        "cpmant.CpmAntAttention": _before("attention_out"),
+        "cvt.CvtSelfAttention": _RETURNED,
+        "d_fine.DFineMultiscaleDeformableAttention": _DEFORMABLE_RETURNED,
+        "dab_detr.DabDetrAttention": _before("output_proj"),
+        "dab_detr.DetrAttention": _before("out_proj"),
+        "data2vec.data2vec_vision.Data2VecVisionSdpaSelfAttention": _RETURNED,
+        "data2vec.data2vec_vision.Data2VecVisionSelfAttention": _RETURNED,
+        "deberta.DisentangledSelfAttention": _RETURNED,
+        "deberta_v2.DisentangledSelfAttention": _RETURNED,
+        "deepseek_ocr2.DeepseekOcr2SamVisionAttention": _before("proj"),
+        "deepseek_ocr2.DeepseekOcr2SamVisionSdpaAttention": _before("proj"),
+        "deformable_detr.DeformableDetrMultiscaleDeformableAttention": _DEFORMABLE,
+        "deimv2.Deimv2MultiscaleDeformableAttention": _DEFORMABLE_RETURNED,
+        "dinat.NeighborhoodAttention": _RETURNED,
+        "donut.donut_swin.DonutSwinSelfAttention": _RETURNED,
+        "edgetam.EdgeTamAttention": _before("o_proj"),
+        "edgetam_video.EdgeTamVideoAttention": _before("o_proj"),
+        "esm.esmfold.EsmFoldInvariantPointAttention": HookRow(
+            hook_targets=("linear_out",),
+            num_heads="num_heads",
+            head_dim="hidden_dim",
+            width=_width_of_scalars,
+            definition=_SCALARS,
+        ),
+        "esmfold2.EsmFold2RowAttentionPooling": HookRow(hook_targets=("out_proj",), num_heads=1, kind="pooling"),
+        "evolla.EvollaSequenceAlignerCrossAttention": _before("out_proj"),
+        "evolla.EvollaSequenceCompressorAttention": _before("to_out"),
+        "falcon.FalconAttention": _before("dense"),
+        "falcon.FalconFlashAttention2": _before("dense"),
+        "fastspeech2_conformer.FastSpeech2ConformerAttention": _before("linear_out"),
+        "flaubert.MultiHeadAttention": _before("out_lin"),
+        "flava.FlavaSelfAttention": _RETURNED,
+        "fsmt.Attention": _before("out_proj"),
+        "funnel.FunnelRelMultiheadAttention": _before("post_proj"),
+        "gemma3n.Gemma3nAudioAttention": HookRow(heads=heads_of, form="tokens"),
+        "gemma4.Gemma4AudioAttention": _before("post"),
+        "git.GitSelfAttention": _RETURNED,
+        "glpn.GLPNEfficientSelfAttention": _RETURNED,
+        "got_ocr2.GotOcr2VisionAttention": _before("proj"),
+        "gpt_neo.GPTNeoFlashAttention2": _before("out_proj"),
+        "gpt_neo.GPTNeoSelfAttention": _before("out_proj"),
+        "gpt_neox_japanese.GPTNeoXJapaneseAttention": _before("dense"),
+        "gptj.GPTJAttention": _before("out_proj"),
+        "gptj.GPTJFlashAttention2": _before("out_proj"),
+        "granite_speech.GraniteSpeechConformerAttention": _before("to_out"),
+        "granite_speech_plus.GraniteSpeechPlusConformerAttention": _before("to_out"),
+        "grounding_dino.GroundingDinoBiMultiHeadAttention": _before("out_vision_proj", "out_text_proj"),
+        "grounding_dino.GroundingDinoMultiheadAttention": _before("out_proj"),
+        "grounding_dino.GroundingDinoMultiscaleDeformableAttention": _DEFORMABLE,
+        "groupvit.GroupViTAttention": _before("out_proj"),
+        "hiera.HieraMaskUnitAttention": _before("proj"),
+        "ibert.IBertSelfAttention": _before("output_activation", unsupported_if=_quantized),
+        "imagegpt.ImageGPTAttention": _before("c_proj"),
+        "informer.InformerProbSparseAttention": _before(
+            "out_proj",
+            definition=_SELECTED_QUERIES,
+        ),
+        "kosmos2_5.Kosmos2_5VisionAttention": _before("output"),
+        "layoutlmv2.LayoutLMv2SelfAttention": _RETURNED,
+        "layoutlmv3.LayoutLMv3SelfAttention": _RETURNED,
+        "led.LEDDecoderAttention": _before("out_proj"),
+        "led.LEDEncoderSelfAttention": _RETURNED,
+        "levit.LevitAttention": _before("activation"),
+        "levit.LevitAttentionSubsample": _before("activation"),
+        "longformer.LongformerSelfAttention": _RETURNED,
+        "longt5.LongT5LocalAttention": _before("o"),
+        "longt5.LongT5TransientGlobalAttention": _before("o"),
+        "lw_detr.LwDetrMultiscaleDeformableAttention": _DEFORMABLE,
+        "lxmert.LxmertAttention": _RETURNED,
+        "mask2former.Mask2FormerAttention": _before("out_proj"),
+        "mask2former.Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention": _DEFORMABLE,
+        "maskformer.maskformer_swin.MaskFormerSwinSelfAttention": _RETURNED,
+        "megatron_bert.MegatronBertSelfAttention": _RETURNED,
+        "mgp_str.MgpstrAttention": _before("proj"),
+        "minimax.MiniMaxLightningAttention": _before(
+            "norm",
+            kind="linear",
+            normalizes=True,
+            definition=_LIGHTNING,
+        ),
+        "mm_grounding_dino.MMGroundingDinoBiMultiHeadAttention": _before("out_vision_proj", "out_text_proj"),
+        "mm_grounding_dino.MMGroundingDinoMultiheadAttention": _before("out_proj"),
+        "mm_grounding_dino.MMGroundingDinoMultiscaleDeformableAttention": _DEFORMABLE,
+        "mobilevit.MobileViTSelfAttention": _RETURNED,
+        "mpnet.MPNetSelfAttention": _before("o"),
+        "mpt.MptAttention": _before("out_proj"),
+        "mra.MraSelfAttention": HookRow(
+            heads=heads_of, definition="what the approximation of the softmax matrix gives"
+        ),
+        "mvp.MvpAttention": _before("out_proj"),
+        "omdet_turbo.OmDetTurboMultiheadAttention": _before("out_proj"),
+        "omdet_turbo.OmDetTurboMultiscaleDeformableAttention": _DEFORMABLE,
+        "oneformer.OneFormerAttention": _before("out_proj"),
+        "oneformer.OneFormerPixelDecoderEncoderMultiscaleDeformableAttention": _DEFORMABLE,
+        "oneformer.OneFormerTextMapperAttention": _before("proj"),
+        "openai.Attention": _before("c_proj"),
+        "pegasus_x.PegasusXGlobalLocalAttention": _before("out_proj"),
+        "perceiver.PerceiverSelfAttention": _RETURNED,
+        "pp_doclayout_v2.PPDocLayoutV2MultiscaleDeformableAttention": _DEFORMABLE,
+        "pp_doclayout_v2.PPDocLayoutV2ReadingOrderSelfAttention": _RETURNED,
+        "pp_doclayout_v3.PPDocLayoutV3MultiscaleDeformableAttention": _DEFORMABLE,
+        "pp_doclayout_v4.PPDocLayoutV4MultiscaleDeformableAttention": _DEFORMABLE,
+        "pp_formulanet.PPFormulaNetVisionAttention": _before("proj"),
+        "prophetnet.ProphetNetAttention": _before("out_proj"),
+        "prophetnet.ProphetNetNgramSelfAttention": _before("out_proj"),
+        "pvt.PvtEfficientSelfAttention": _RETURNED,
+        "pvt_v2.PvtV2SelfAttention": _before("proj"),
+        "qwen2_5_omni.DiTAttention": _before("to_out.0"),
+        "rembert.RemBertSelfAttention": _RETURNED,
+        "rf_detr.RfDetrMultiscaleDeformableAttention": _DEFORMABLE,
+        "roformer.RoFormerSelfAttention": _RETURNED,
+        "rt_detr.RTDetrMultiscaleDeformableAttention": _DEFORMABLE,
+        "rt_detr_v2.RTDetrV2MultiscaleDeformableAttention": _DEFORMABLE,
+        "sam.SamVisionAttention": _before("proj"),
+        "sam.SamVisionSdpaAttention": _before("proj"),
+        "sam2.Sam2Attention": _before("o_proj"),
+        "sam2_video.Sam2VideoAttention": _before("o_proj"),
+        "sam3.Sam3Attention": _before("o_proj"),
+        "sam3_lite_text.Sam3LiteTextAttention": _before("o_proj"),
+        "sam3_tracker.Sam3TrackerAttention": _before("o_proj"),
+        "sam3_tracker_video.Sam3TrackerVideoAttention": _before("o_proj"),
+        "sam_hq.SamHQVisionAttention": _before("proj"),
+        "sam_hq.SamHQVisionSdpaAttention": _before("proj"),
+        "seggpt.SegGptAttention": _before("proj"),
+        "sew_d.DisentangledSelfAttention": _RETURNED,
+        "slanext.SLANeXtVisionAttention": _before("proj"),
+        "speecht5.SpeechT5Attention": _before("out_proj"),
+        "squeezebert.SqueezeBertSelfAttention": HookRow(
+            heads=heads_of, form="split", output_of="matmul_qkv", parts=("matmul_qkv",)
+        ),
+        "superglue.SuperGlueSelfAttention": _RETURNED,
+        "swin2sr.Swin2SRSelfAttention": _RETURNED,
+        "swinv2.Swinv2SelfAttention": _RETURNED,
+        "table_transformer.TableTransformerAttention": _before("out_proj"),
+        "tapas.TapasSelfAttention": _RETURNED,
+        "timesformer.TimesformerSelfAttention": _RETURNED,
+        "trocr.TrOCRAttention": _before("out_proj"),
+        "tvp.TvpAttention": _before("dense"),
+        "unlimited_ocr.UnlimitedOcrSamVisionAttention": _before("proj"),
+        "unlimited_ocr.UnlimitedOcrSamVisionSdpaAttention": _before("proj"),
+        "vilt.ViltSelfAttention": _RETURNED,
+        "visual_bert.VisualBertSelfAttention": _RETURNED,
+        "vitdet.VitDetAttention": _before("proj"),
+        "vits.VitsAttention": _before("out_proj"),
+        "xglm.XGLMAttention": _before("out_proj"),
+        "xlm.MultiHeadAttention": _before("out_lin"),
+        "zoedepth.ZoeDepthMultiheadAttention": _before("out_proj"),
+    }.items()
+} | {"transformers.models.idefics.perceiver.IdeficsPerceiverAttention": _before("output_proj")}
+
+# One head as wide as what the projection takes: tokens, or with a convolution images or series.
+SINGLE_HEAD = HookRow(hook_targets=_single_head_projection, num_heads=1)
+SINGLE_HEAD_CLASSES = tuple(
+    map(
+        qualified,
+        (
+            "apertus1p5.Apertus1p5VisionTokenizerAttnBlock",
+            "chameleon.ChameleonVQVAEEncoderAttnBlock",
+            "groupvit.GroupViTAssignAttention",
+            "janus.JanusVQVAEAttnBlock",
+            "wavtokenizer.WavTokenizerVocosAttention",
+        ),
+    )
+)
 
 # Softmax and products for something else: scores or weights without values; scores of a search, a match or a loss;
 # mixtures of layers, experts, embeddings or bins; and models that do one of these beside the attention that they hold.
-COMPOSITES = named(
-    """
-    aria.AriaCrossAttention
-    chmv2.CHMv2FeaturesToDepth conditional_detr.ConditionalDetrMHAttentionMap dab_detr.DabDetrMHAttentionMap
-    detr.DetrMHAttentionMap diffusion_gemma.DiffusionGemmaDecoderModel doge.DogeCDMoE
-    efficientloftr.EfficientLoFTRForKeypointMatching eomt.EomtHungarianMatcher
-    eomt_dinov3.EomtDinov3HungarianMatcher esm.esmfold.EsmForProteinFolding
-    esmfold2.EsmFold2ConfidenceHead esmfold2.EsmFold2LanguageModelEncoder flaubert.FlaubertSQuADHead
-    glm5_next.Glm5NextTextIndexer lightglue.LightGlueMatchAssignmentLayer mask2former.Mask2FormerHungarianMatcher
-    maskformer.MaskFormerDetrMHAttentionMap maskformer.MaskFormerHungarianMatcher
-    oneformer.OneFormerHungarianMatcher tapas.TapasForQuestionAnswering videomt.VideomtHungarianMatcher
-    videoprism.VideoPrismClipModel visual_bert.VisualBertRegionToPhraseAttention xlm.XLMSQuADHead
-    xlnet.XLNetForQuestionAnswering
-    """
+COMPOSITES = tuple(
+    map(
+        qualified,
+        (
+            "aria.AriaCrossAttention",
+            "chmv2.CHMv2FeaturesToDepth",
+            "conditional_detr.ConditionalDetrMHAttentionMap",
+            "dab_detr.DabDetrMHAttentionMap",
+            "detr.DetrMHAttentionMap",
+            "diffusion_gemma.DiffusionGemmaDecoderModel",
+            "doge.DogeCDMoE",
+            "efficientloftr.EfficientLoFTRForKeypointMatching",
+            "eomt.EomtHungarianMatcher",
+            "eomt_dinov3.EomtDinov3HungarianMatcher",
+            "esm.esmfold.EsmForProteinFolding",
+            "esmfold2.EsmFold2ConfidenceHead",
+            "esmfold2.EsmFold2LanguageModelEncoder",
+            "flaubert.FlaubertSQuADHead",
+            "glm5_next.Glm5NextTextIndexer",
+            "lightglue.LightGlueMatchAssignmentLayer",
+            "mask2former.Mask2FormerHungarianMatcher",
+            "maskformer.MaskFormerDetrMHAttentionMap",
+            "maskformer.MaskFormerHungarianMatcher",
+            "oneformer.OneFormerHungarianMatcher",
+            "tapas.TapasForQuestionAnswering",
+            "videomt.VideomtHungarianMatcher",
+            "videoprism.VideoPrismClipModel",
+            "visual_bert.VisualBertRegionToPhraseAttention",
+            "xlm.XLMSQuADHead",
+            "xlnet.XLNetForQuestionAnswering",
+        ),
+    )
 )
-composites_named(*COMPOSITES)

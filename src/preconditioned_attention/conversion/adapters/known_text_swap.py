@@ -1,0 +1,37 @@
+"""Class swaps for upstream classes whose source text is the one that the replacement was written against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from ..mechanisms import ClassSwap, text_digest
+from ..registry import HeadShape, read_int
+
+
+class KnownTextSwap(ClassSwap):
+    """A class swap that serves the class only while upstream's code is what the replacement stands for.
+
+    Attributes:
+        methods: name of a method of the class -> digest of its source text.
+        functions: the same for functions that these methods call.
+    """
+
+    methods: ClassVar[Mapping[str, str]]
+    functions: ClassVar[Mapping[Callable[..., Any], str]] = {}
+
+    @classmethod
+    def is_text_known(cls) -> bool:
+        """Whether every digest is that of the installed version."""
+        texts = {getattr(cls.original, name): digest for name, digest in cls.methods.items()}
+        return all(text_digest(function) == digest for function, digest in {**texts, **cls.functions}.items())
+
+    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
+        """Whether ``cls`` is the class itself or already the replacement, and its text is known."""
+        return super().serves(cls, registered) and self.is_text_known()
+
+    def shape(self, module: nn.Module) -> HeadShape:
+        """From the module's attributes."""
+        return HeadShape(read_int(module, "num_heads"), read_int(module, "head_dim"))
