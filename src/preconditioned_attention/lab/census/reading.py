@@ -106,7 +106,7 @@ def _by_name(library: str) -> Iterator[Reading]:
         if cls is not None and not _is_served_by_look_up(Reading(name, cls)):
             yield Reading(name, cls)
     if library == "diffusers":
-        from ...conversion.adapters.diffusers.processors import KNOWN_PROCESSORS
+        from ...conversion.adapters.diffusers.tables import KNOWN_PROCESSORS
 
         for name in KNOWN_PROCESSORS:
             cls = _existing(name)

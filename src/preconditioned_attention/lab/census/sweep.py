@@ -208,7 +208,8 @@ def _outcome_of_class(entry: CatalogEntry) -> tuple[Outcome, str]:
 
 def _processors(subject: Subject) -> Iterator[Finding]:
     """One finding for every processor of diffusers, which its attention classes leave computing to."""
-    from ...conversion.adapters.diffusers.processors import KNOWN_PROCESSORS, is_processor
+    from ...conversion.adapters.diffusers.processors import is_processor
+    from ...conversion.adapters.diffusers.tables import KNOWN_PROCESSORS
     from ...conversion.adapters.diffusers.unsupported import UNSUPPORTED_PROCESSORS
 
     file = importlib.import_module(subject.name)

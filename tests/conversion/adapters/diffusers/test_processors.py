@@ -14,10 +14,10 @@ pytest.importorskip("diffusers")
 import diffusers
 
 from preconditioned_attention.conversion.adapters.diffusers.processors import (
-    KNOWN_PROCESSORS,
     is_processor,
     processor_refusal,
 )
+from preconditioned_attention.conversion.adapters.diffusers.tables import KNOWN_PROCESSORS
 from preconditioned_attention.conversion.adapters.diffusers.unsupported import UNSUPPORTED_PROCESSORS
 from preconditioned_attention.conversion.registry import class_name
 from tests.helpers.diffusers_modules import CASES, SINGLE, TRANSPOSED, build, found, normal
