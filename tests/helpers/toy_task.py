@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from preconditioned_attention.lab.tasks import TASKS, Splits
+from preconditioned_attention.lab.tasks import TASKS, Splits, Task
 from preconditioned_attention.lab.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,7 +19,7 @@ FEATURES, CLASSES = 6, 3
 
 
 @dataclass(kw_only=True)
-class Toy:
+class Toy(Task):
     """Which of three random directions is a point nearest to? ``bad_call`` is the training loss that turns NaN."""
 
     hidden: int = 16

@@ -39,7 +39,7 @@ def compare(
     """
     from ..lab.comparison import compare as run_comparison
     from ..lab.comparison import task_run, task_settings
-    from ..lab.tasks import Baselined, make_task
+    from ..lab.tasks import make_task
     from .choice import choose_arms, choose_recipe, folder_name
 
     loaded = choose_recipe(recipe, model=model, preset=preset, task_options=task_options)
@@ -57,7 +57,7 @@ def compare(
         title=f"Preconditioned attention on {loaded.name}",
         settings=task_settings(config),
         variants={name: options for name, options in loaded.compare.variants.items() if name in chosen},
-        baselines=task.baselines() if isinstance(task, Baselined) else None,
+        baselines=task.baselines(),
         resume=resume,
         overwrite=overwrite,
     )

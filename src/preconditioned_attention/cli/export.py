@@ -18,16 +18,10 @@ def export(run: Annotated[Path, tyro.conf.Positional], *, output: Path) -> None:
         run: The folder of the run.
         output: The folder to write; it must be empty or not exist.
     """
-    from ..lab.tasks import Exported
     from ..lab.training import load_trained
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"output {output} must be an empty folder or not exist")
     task, model = load_trained(run)
-    if not isinstance(task, Exported):
-        raise ValueError(
-            f"models of task {task.name!r} have no form that other libraries read; their weights are in {run}"
-        )
-    output.mkdir(parents=True, exist_ok=True)
     task.export(model, output)
     print(f"Written: {output}")

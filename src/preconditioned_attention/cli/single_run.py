@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from ..lab.recipes import Recipe
-from ..lab.tasks import Baselined, make_task
+from ..lab.tasks import make_task
 from ..lab.training import TrainConfig, TrainResult
 from .choice import choose_arms
 
@@ -29,8 +29,8 @@ def describe(result: TrainResult, arm: str, folder: Path) -> str:
     for split, metrics in (("validation", result.validation), ("test", result.test)):
         lines.append(f"  {split:<11}" + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     task = make_task(result.config.task, result.config.task_options)
-    if isinstance(task, Baselined):
-        scores = "  ".join(f"{name} {value:.4f}" for name, value in task.baselines().items())
+    scores = "  ".join(f"{name} {value:.4f}" for name, value in task.baselines().items())
+    if scores:
         lines.append(f"  test {task.metric} without a model: {scores}")
     lines.append(f"  {1000 * result.seconds_per_step:.1f} ms per step; everything is in {folder}")
     return "\n".join(lines)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-_CHANGED = 1.1  # a factor below this is not worth a claim
-_UNEVEN = 0.1
+CHANGED = 1.1  # a factor nearer to 1 than this is not called a change
+UNEVEN = 0.1  # a spread of row norms below this is called small
 _PARALLEL = 0.95
 
 
@@ -32,9 +32,9 @@ def explain(*, kappa_before: float, kappa_after: float, spread: float, mean_dire
         return f"{_singular(kappa_before, kappa_after)} {causes}"
     factor = kappa_before / kappa_after
     numbers = f"from {kappa_before:.3g} to {kappa_after:.3g}"
-    if factor >= _CHANGED:
+    if factor >= CHANGED:
         return f"C divides kappa by {factor:.3g}, {numbers}: it evens out row norms that differ by {spread:.0%}."
-    if factor <= 1 / _CHANGED:
+    if factor <= 1 / CHANGED:
         return (
             f"C multiplies kappa by {1 / factor:.3g}, {numbers}: short rows become as long as the others, and here "
             "that costs more than it gains."
@@ -43,7 +43,7 @@ def explain(*, kappa_before: float, kappa_after: float, spread: float, mean_dire
 
 
 def _causes(spread: float, share: float) -> str:
-    if spread < _UNEVEN:
+    if spread < UNEVEN:
         norms = f"Row norms differ by {spread:.1%} only, which leaves a row scaling little to act on."
     else:
         norms = f"Row norms differ by {spread:.0%}, but that is not what makes this head ill-conditioned."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from ..layers.preconditioner import Scores
 from ..ops import as_mask
 from .condition import condition_number
 from .entropy import attention_entropy
+from .medians import median
 from .rows import mean_direction_share, row_norm_spread
 
 
@@ -134,18 +134,13 @@ def summarise(layer: str, records: Sequence[Record]) -> dict[str, str | int | fl
     """
     return {
         "layer": layer,
-        "kappa_before": _median([math.inf if r.singular_before else r.kappa_before for r in records]),
-        "kappa_after": _median([math.inf if r.singular_after else r.kappa_after for r in records]),
-        "spread_before": _median([r.spread_before for r in records]),
-        "spread_after": _median([r.spread_after for r in records]),
-        "common_direction": _median([r.common_direction for r in records]),
-        "entropy": _median([r.entropy for r in records]),
+        "kappa_before": median([math.inf if r.singular_before else r.kappa_before for r in records]),
+        "kappa_after": median([math.inf if r.singular_after else r.kappa_after for r in records]),
+        "spread_before": median([r.spread_before for r in records]),
+        "spread_after": median([r.spread_after for r in records]),
+        "common_direction": median([r.common_direction for r in records]),
+        "entropy": median([r.entropy for r in records]),
         "singular_before": sum(r.singular_before for r in records),
         "singular_after": sum(r.singular_after for r in records),
         "matrices": len(records),
     }
-
-
-def _median(values: Sequence[float]) -> float:
-    """The median; NaN if one value is, for which the order of values has no place."""
-    return math.nan if any(map(math.isnan, values)) else statistics.median(values)

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import torch.nn.functional as F
 from preconditioned_attention import PreconditionConfig, is_preconditioned, precondition_
 from preconditioned_attention.lab.data.glue import GLUE
 from preconditioned_attention.lab.recipes import load_recipe
-from preconditioned_attention.lab.tasks import OptimizationSettings
 from preconditioned_attention.lab.tasks.glue import Glue
 from preconditioned_attention.lab.tasks.masked_lm import MaskedLM
 from tests.helpers.glue_tree import write_release
+from tests.helpers.schedules import learning_rates
 
 SIZES = {"vocab_size": 400, "context": 64, "width": 16, "layers": 1, "num_heads": 2, "feed_forward": 24}
 PUBLISHED = {
@@ -115,6 +116,7 @@ def test_recipes_are_five_published_epochs(name: str) -> None:
     train = recipe.train
     assert train.steps == 5 * (PUBLISHED[name] // 16)
     assert train.warmup_steps == train.steps // 10
+    assert (train.eps, train.betas, train.weight_decay) == (1e-6, (0.9, 0.98), 0.0)
     assert (train.batch_size, train.learning_rate, train.betas, train.weight_decay, train.clip_norm) == (
         *(16, 4e-5, (0.9, 0.98), 0.0, None),
     )
@@ -126,19 +128,13 @@ def test_the_head_and_the_optimizer_are_the_published_ones(folder: Path) -> None
     model = task.build_model()
     assert [type(layer).__name__ for layer in model.head] == ["Linear", "Tanh", "Dropout", "Linear"]
     assert (model.head[0].out_features, model.head[2].p, model.head[3].out_features) == (1024, 0.1, 3)
-    settings = OptimizationSettings(
-        steps=100,
-        batch_size=16,
-        learning_rate=4e-5,
-        weight_decay=0.0,
-        betas=(0.9, 0.98),
-        warmup_steps=10,
-        final_learning_rate=0.0,
-    )
-    (group,) = task.make_optimizer(model, settings).param_groups
+    settings = dataclasses.replace(load_recipe("glue/mnli").train, steps=100, warmup_steps=10).optimizer_settings
+    optimizer = task.make_optimizer(model, settings)
+    (group,) = optimizer.param_groups
     assert (group["eps"], group["betas"], group["weight_decay"]) == (1e-6, (0.9, 0.98), 0.0)
-    factor = task.make_schedule(settings)
-    assert [factor(step) for step in (0, 9, 10, 55, 100)] == pytest.approx([0.1, 1.0, 1.0, 0.5, 0.0])
+    rates = learning_rates(task.make_scheduler(optimizer, settings), 101)
+    expected = [0.1, 1.0, 1.0, 0.5, 0.0]
+    assert [rates[step] / settings.learning_rate for step in (0, 9, 10, 55, 100)] == pytest.approx(expected)
 
 
 def test_what_is_missing_is_named(folder: Path) -> None:

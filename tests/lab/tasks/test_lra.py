@@ -7,8 +7,6 @@ import torch
 from preconditioned_attention.lab.recipes import load_recipe
 from preconditioned_attention.lab.tasks import ListOps
 from preconditioned_attention.lab.tasks.lra import lookup_accuracy
-from preconditioned_attention.lab.tasks.one_cycle import OneCycleAdamW
-from preconditioned_attention.lab.tasks.protocol import OptimizationSettings
 from preconditioned_attention.lab.training import Arm, train
 
 SMALL = {
@@ -46,18 +44,17 @@ def test_example_batch_is_the_beginning_of_validation() -> None:
 
 
 def test_the_optimizer_is_the_benchmarks() -> None:
-    task = ListOps(**SMALL)
-    settings = OptimizationSettings(
-        steps=10,
-        batch_size=2,
-        learning_rate=0.1,
-        weight_decay=0.0,
-        betas=(0.9, 0.999),
-        warmup_steps=2,
-        final_learning_rate=0.0,
-    )
-    assert isinstance(task.make_optimizer(task.build_model(), settings), OneCycleAdamW)
-    assert task.make_schedule(settings)(1) == 1.0
+    task, settings = ListOps(**SMALL), load_recipe("lra/listops").train.optimizer_settings
+    optimizer = task.make_optimizer(task.build_model(), settings)
+    scheduler = task.make_scheduler(optimizer, settings)
+    (group,) = optimizer.param_groups
+    assert (type(optimizer), type(scheduler)) == (torch.optim.AdamW, torch.optim.lr_scheduler.OneCycleLR)
+    assert (group["eps"], group["betas"], group["weight_decay"]) == (1e-6, (0.95, 0.999), 0.0)
+
+
+@pytest.mark.parametrize("name", ["image", "listops", "listops-cpu", "pathfinder", "retrieval", "text"])
+def test_recipes_have_the_benchmarks_eps(name: str) -> None:
+    assert load_recipe(f"lra/{name}").train.eps == 1e-6
 
 
 def test_lookup_accuracy_by_hand() -> None:

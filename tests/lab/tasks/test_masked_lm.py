@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from torch.utils.data import default_collate
 from preconditioned_attention import precondition_
 from preconditioned_attention.lab.models.crammed_bert import load_crammed_bert
 from preconditioned_attention.lab.recipes import load_recipe
-from preconditioned_attention.lab.tasks import OptimizationSettings, make_task
+from preconditioned_attention.lab.tasks import make_task
 from preconditioned_attention.lab.tasks.masked_lm import MaskedLM
+from tests.helpers.schedules import learning_rates
 
 SIZES = {"context": 16, "width": 16, "layers": 2, "num_heads": 2, "feed_forward": 24}
 
@@ -56,16 +58,9 @@ def test_evaluation_hides_the_same_tokens_every_time(task: MaskedLM) -> None:
 
 def test_the_optimizer_is_the_published_one(task: MaskedLM) -> None:
     model = build(task)
-    settings = OptimizationSettings(
-        steps=8,
-        batch_size=4,
-        learning_rate=1e-3,
-        weight_decay=0.01,
-        betas=(0.9, 0.98),
-        warmup_steps=0,
-        final_learning_rate=0.0,
-    )
-    decayed, free = task.make_optimizer(model, settings).param_groups
+    settings = dataclasses.replace(load_recipe("bert/crammed").train, steps=8).optimizer_settings
+    optimizer = task.make_optimizer(model, settings)
+    decayed, free = optimizer.param_groups
     assert (decayed["eps"], decayed["betas"], decayed["weight_decay"], free["weight_decay"]) == (
         1e-12,
         (0.9, 0.98),
@@ -76,7 +71,8 @@ def test_the_optimizer_is_the_published_one(task: MaskedLM) -> None:
     assert sum(p.numel() for group in (decayed, free) for p in group["params"]) == sum(
         p.numel() for p in model.parameters()
     )
-    assert [task.make_schedule(settings)(step) for step in (0, 6, 7)] == pytest.approx([0.25, 1.0, 0.5])
+    rates = learning_rates(task.make_scheduler(optimizer, settings), 8)
+    assert [rates[step] for step in (0, 6, 7)] == pytest.approx([0.25e-3, 1e-3, 0.5e-3])
 
 
 def test_token_frequencies_stand_beside_it(task: MaskedLM) -> None:

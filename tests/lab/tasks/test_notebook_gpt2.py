@@ -4,17 +4,19 @@ import pytest
 import torch
 
 from preconditioned_attention.lab.recipes import load_recipe
-from preconditioned_attention.lab.tasks import OptimizationSettings
+from preconditioned_attention.lab.tasks import OptimizerSettings
 from preconditioned_attention.lab.tasks.notebook_gpt2 import NotebookGPT2
+from tests.helpers.schedules import learning_rates, sgd
 
 pytest.importorskip("transformers")
 TASK = NotebookGPT2(n_layer=1, n_head=1, n_embd=8, context=8, vocab_size=300)
-SETTINGS = OptimizationSettings(
+SETTINGS = OptimizerSettings(
     steps=625,
     batch_size=1024,
     learning_rate=1e-4,
     weight_decay=0.1,
     betas=(0.9, 0.95),
+    eps=1e-9,
     warmup_steps=0,
     final_learning_rate=0.0,
 )
@@ -31,16 +33,17 @@ def test_the_learning_rate_is_that_of_torchs_schedulers_every_micro_batch() -> N
             rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         both.step()
-    factor = TASK.make_schedule(SETTINGS)
-    assert [1e-4 * factor(step) for step in range(625)] == pytest.approx(rates, rel=1e-3)
+    ours = learning_rates(TASK.make_scheduler(sgd(1e-4), SETTINGS), 625)
+    assert ours == pytest.approx(rates, rel=1e-3)
     assert rates[-1] > 4.99e-4
 
 
 def test_a_shorter_run_has_the_same_shape() -> None:
-    whole, short = TASK.make_schedule(SETTINGS), TASK.make_schedule(dataclasses.replace(SETTINGS, steps=25))
-    assert [short(step) for step in range(25)] == pytest.approx([whole(25 * step + 24) for step in range(25)])
-    with pytest.raises(ValueError, match="warmup_steps and final_learning_rate must be 0"):
-        TASK.make_schedule(dataclasses.replace(SETTINGS, warmup_steps=1))
+    whole = learning_rates(TASK.make_scheduler(sgd(), SETTINGS), 625)
+    short = learning_rates(TASK.make_scheduler(sgd(), dataclasses.replace(SETTINGS, steps=25)), 25)
+    assert short == pytest.approx(whole[24::25])
+    with pytest.raises(ValueError, match="schedule of its own; leave out warmup_steps=1"):
+        TASK.make_scheduler(sgd(), dataclasses.replace(SETTINGS, warmup_steps=1))
 
 
 def test_everything_decays() -> None:
@@ -52,5 +55,6 @@ def test_everything_decays() -> None:
 
 def test_the_recipe_counts_as_the_notebook_does() -> None:
     train = load_recipe("tinystories/gpt2_small_notebook").train
+    assert train.eps == 1e-9
     assert train.steps * train.accumulation_steps == 20_000
     assert train.steps * train.batch_size * train.task_options["context"] == 81_920_000

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -5,15 +6,16 @@ import timm
 import torch
 from torch import nn
 
-from preconditioned_attention.lab.tasks import OptimizationSettings
+from preconditioned_attention.lab.tasks import OptimizerSettings
 from preconditioned_attention.lab.tasks.timm_optimizer import (
     check_optimizer,
     check_schedule,
     create_optimizer,
-    create_schedule,
+    create_scheduler,
 )
+from tests.helpers.schedules import learning_rates, sgd
 
-SETTINGS = OptimizationSettings(
+SETTINGS = OptimizerSettings(
     steps=100,
     batch_size=4,
     learning_rate=1e-3,
@@ -25,8 +27,9 @@ SETTINGS = OptimizationSettings(
 
 
 def rates(options: dict, steps: list[int], *, steps_per_epoch: int = 10) -> list[float]:
-    factor = create_schedule(options, SETTINGS, steps_per_epoch=steps_per_epoch)
-    return [factor(step) * SETTINGS.learning_rate for step in steps]
+    optimizer = sgd(SETTINGS.learning_rate)
+    shown = learning_rates(create_scheduler(options, optimizer, SETTINGS, steps_per_epoch=steps_per_epoch), 100)
+    return [shown[step] for step in steps]
 
 
 def cosine(part: float) -> float:
@@ -45,9 +48,20 @@ def test_per_step_with_the_warm_up_before_the_cosine() -> None:
     assert shown == pytest.approx([1e-6, (1e-3 + 1e-6) / 2, 1e-3, cosine(0.5), cosine(79 / 80)])
 
 
-def test_the_rate_is_a_function_of_the_step_alone() -> None:
-    options = {"sched": "cosine", "warmup_lr": 1e-6, "step_on_epochs": False}
-    assert rates(options, [70, 3, 70])[::2] == [rates(options, [70])[0]] * 2
+@pytest.mark.parametrize("per_epoch", [True, False])
+def test_a_restored_scheduler_goes_on_as_the_whole_one_does(per_epoch: bool) -> None:
+    options = {"sched": "cosine", "warmup_lr": 1e-6, "step_on_epochs": per_epoch}
+    optimizers = [sgd(SETTINGS.learning_rate) for _ in range(2)]
+    whole, restored = (create_scheduler(options, one, SETTINGS, steps_per_epoch=10) for one in optimizers)
+    learning_rates(whole, 37)
+    optimizers[1].load_state_dict(optimizers[0].state_dict())
+    restored.load_state_dict(whole.state_dict())
+    assert learning_rates(restored, 60) == learning_rates(whole, 60)
+
+
+def test_milestones_are_refused() -> None:
+    with pytest.raises(ValueError, match="schedule of its own; leave out milestones"):
+        create_scheduler({}, sgd(), dataclasses.replace(SETTINGS, milestones=(3,)), steps_per_epoch=10)
 
 
 def test_vectors_and_what_the_model_names_do_not_decay() -> None:
@@ -61,8 +75,16 @@ def test_vectors_and_what_the_model_names_do_not_decay() -> None:
     assert all(group["betas"] == (0.8, 0.9) and group["lr"] == 1e-3 for group in optimizer.param_groups)
 
 
-def test_an_optimizer_without_betas() -> None:
+def test_an_optimizer_without_betas_or_eps() -> None:
     assert create_optimizer("sgd", nn.Linear(2, 2), SETTINGS).param_groups[0]["lr"] == 1e-3
+    with pytest.raises(ValueError, match="eps must be left out: timm's optimizer 'sgd' has none; got 1e-06"):
+        create_optimizer("sgd", nn.Linear(2, 2), dataclasses.replace(SETTINGS, eps=1e-6))
+
+
+def test_eps_is_timms_unless_it_is_set() -> None:
+    given = dataclasses.replace(SETTINGS, eps=1e-4)
+    assert create_optimizer("lamb", nn.Linear(2, 2), SETTINGS).param_groups[0]["eps"] == 1e-6
+    assert create_optimizer("lamb", nn.Linear(2, 2), given).param_groups[0]["eps"] == 1e-4
 
 
 def test_names_that_timm_does_not_have() -> None:

@@ -89,7 +89,7 @@ def test_batches_are_made_by_the_splits_own_collate(tmp_path: Path) -> None:
     [
         (NoMetric(), r"must report its metric 'accuracy'; got \['loss'\]"),
         (MeanLoss(), r"shape \(B,\); got 'loss' of shape \(\)"),
-        (Listing(), r"returns a list, 'labels', and the task has no method score"),
+        (Listing(), r"returns lists, labels; it must define score"),
     ],
 )
 def test_what_a_task_must_return(tmp_path: Path, task: Toy, message: str) -> None:

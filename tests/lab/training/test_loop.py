@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from preconditioned_attention import is_preconditioned
+from preconditioned_attention.lab.tasks import TASKS, OptimizerSettings
 from preconditioned_attention.lab.training import ARMS, NonFiniteError, TrainConfig, WriteError, train
 from preconditioned_attention.lab.training import loop as loop_module
 from preconditioned_attention.lab.training.checkpoint import complete_checkpoints
-from tests.helpers.toy_task import toy_config
+from tests.helpers.toy_task import Toy, toy_config
 
 DIGITS = {"task": "digits", "task_options": {"embed_dim": 8, "depth": 1, "num_heads": 2}, "steps": 2}
 
@@ -32,6 +33,29 @@ def test_learns_and_reports(tmp_path: Path) -> None:
     assert written["environment"]["packages"]["torch"] == torch.__version__.split("+")[0]
     weights = load_file(tmp_path / "run" / "model.safetensors")
     torch.testing.assert_close(weights, dict(result.model.state_dict()), rtol=0, atol=0)
+
+
+class OwnOptimizer(Toy):
+    """Brings an optimizer and a schedule of its own."""
+
+    name = "own-optimizer"
+
+    def make_optimizer(self, model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def make_scheduler(
+        self, optimizer: torch.optim.Optimizer, settings: OptimizerSettings
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        return torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, total_iters=settings.steps)
+
+
+def test_a_task_brings_its_own_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "own-optimizer", OwnOptimizer)
+    options = {"task": "own-optimizer", "steps": 10, "learning_rate": 0.5, "weight_decay": 0.3}
+    train(toy_config(**options), tmp_path / "run", progress=False)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = [record["learning_rate"] for record in records if record["kind"] == "step"]
+    assert rates == pytest.approx([0.5 - 0.025 * step for step in range(10)])
 
 
 def test_the_seed_decides_everything(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 from preconditioned_attention.lab.training import train
 from preconditioned_attention.lab.training.checkpoint import complete_checkpoints
 from preconditioned_attention.lab.training.config import TrainConfig
-from preconditioned_attention.lab.training.processes import make_accelerator, together
+from preconditioned_attention.lab.training.processes import make_accelerator, raise_on_all_ranks
 from tests.helpers.toy_task import toy_config
 from tests.helpers.training_worker import losses, records, run_alone, run_on_two
 
@@ -92,11 +92,11 @@ def test_runs_of_different_precision_in_one_process(tmp_path: Path) -> None:
         assert "_original_forward" not in vars(result.model)
 
 
-def test_together_raises_what_the_block_raised(tmp_path: Path) -> None:
+def test_every_rank_raises_what_the_block_raised(tmp_path: Path) -> None:
     accelerator = make_accelerator(toy_config(), tmp_path)
-    with pytest.raises(KeyError, match="lost"), together(accelerator):
+    with pytest.raises(KeyError, match="lost"), raise_on_all_ranks(accelerator):
         raise KeyError("lost")
-    with together(accelerator):
+    with raise_on_all_ranks(accelerator):
         pass
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from ...diagnostics.medians import median
 from ..reporting import (
     Curve,
     HeatMap,
@@ -51,12 +51,7 @@ def conditioning_by_layer(runs: Sequence[RunMetrics], moment: str) -> dict[str, 
                 for key in ("kappa_before", "kappa_after", "spread_before", "spread_after"):
                     # Infinity is a string in a record that was read back from its file.
                     numbers.setdefault(key, []).append(float(row[key]))
-    return {layer: {key: _median(values) for key, values in numbers.items()} for layer, numbers in collected.items()}
-
-
-def _median(values: Sequence[float]) -> float:
-    """The median; not a number if one value is, for which the order of values has no place."""
-    return math.nan if any(map(math.isnan, values)) else statistics.median(values)
+    return {layer: {key: median(values) for key, values in numbers.items()} for layer, numbers in collected.items()}
 
 
 def _label(summary: ArmSummary) -> str:
@@ -198,5 +193,4 @@ def _any_finite(values: Sequence[Sequence[float]]) -> bool:
 
 def _finite_median(values: Iterable[float]) -> float:
     """Over the finite values; NaN if there is none."""
-    finite = [value for value in values if math.isfinite(value)]
-    return statistics.median(finite) if finite else math.nan
+    return median(value for value in values if math.isfinite(value))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...diagnostics import ConditionMonitor, MonitorConfig
-from ..tasks import Described, make_task
+from ..tasks import make_task
 from ..training import TrainConfig, train
 from ..training.errors import NonFiniteError
 from .metrics import CONDITIONING_KEYS, DURING, SAMPLES, RunMetrics
@@ -83,8 +83,8 @@ def _reported(row: dict[str, Any]) -> dict[str, Any]:
 def task_settings(config: TrainConfig) -> dict[str, Any]:
     """What of ``config`` and of the task's data decides the results of a comparison, as plain values."""
     settings = {name: value for name, value in config.to_dict().items() if name not in _NOT_SETTINGS}
-    task = make_task(config.task, config.task_options)
-    return {**settings, "data": task.describe_data()} if isinstance(task, Described) else settings
+    data = make_task(config.task, config.task_options).describe_data()
+    return {**settings, "data": data} if data else settings
 
 
 def look_inside(model: nn.Module, batch: tuple[Tensor, ...]) -> list[dict[str, Any]]:

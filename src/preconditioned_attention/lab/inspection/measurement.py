@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...diagnostics import ConditionMonitor, Observation, Record, singular_values
+from ...diagnostics.medians import median
 from .inputs import Inputs
 
 SAMPLES = 2  # matrices per head: images or sequences; of windows as many
@@ -152,13 +151,12 @@ def _heads(records: Sequence[Record], layers: Sequence[str]) -> list[Head]:
 
 
 def _head(records: list[Record]) -> Head:
-    def median(name: str) -> float:
-        numbers = [getattr(record, name) for record in records]
-        return math.nan if any(map(math.isnan, numbers)) else statistics.median(numbers)
+    def of(name: str) -> float:
+        return median(getattr(record, name) for record in records)
 
     first = records[0]
     return Head(
         layer=first.layer, head=first.head, rows=first.rows, head_dim=first.head_dim,
-        kappa_before=median("kappa_before"), kappa_after=median("kappa_after"), spread=median("spread_before"),
-        common_direction=median("common_direction"), entropy=median("entropy"),
+        kappa_before=of("kappa_before"), kappa_after=of("kappa_after"), spread=of("spread_before"),
+        common_direction=of("common_direction"), entropy=of("entropy"),
     )  # fmt: skip

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ...diagnostics.medians import median
 from ..reporting import (
     Callout,
     Figures,
@@ -99,7 +100,7 @@ def layer_table(name: str, inspection: Inspection) -> Table:
     for layer in inspection.layers:
         heads = [head for head in inspection.heads if head.layer == layer]
         numbers = ("kappa_before", "kappa_after", "spread", "common_direction", "entropy")
-        medians = [_median([getattr(head, number) for head in heads]) for number in numbers]
+        medians = [_median(getattr(head, number) for head in heads) for number in numbers]
         rows.append((layer, f"{len(heads)}", f"{heads[0].rows} x {heads[0].head_dim}", *map(_cell, medians)))
     return Table(
         title=f"{name}: {inspection.weights}",
@@ -227,14 +228,10 @@ def _environment(environment: Mapping[str, Any]) -> Table:
     return Table(title="", columns=("what", "value"), rows=rows, text_columns=2)
 
 
+def _median(values: Iterable[float]) -> float:
+    """Over the numbers that exist."""
+    return median(value for value in values if not math.isnan(value))
+
+
 def _cell(value: float) -> str:
     return format_number(None if math.isnan(value) else value)
-
-
-def _median(values: Sequence[float]) -> float:
-    """Over the numbers that exist; NaN if none does."""
-    numbers = sorted(value for value in values if not math.isnan(value))
-    middle = len(numbers) // 2
-    if not numbers:
-        return math.nan
-    return numbers[middle] if len(numbers) % 2 else (numbers[middle - 1] + numbers[middle]) / 2

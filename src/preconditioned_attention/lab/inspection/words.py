@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 
 from ...diagnostics import explain
+from ...diagnostics.explanation import CHANGED, UNEVEN
+from ...diagnostics.medians import median
 from .measurement import Head, Inspection
 
-CHANGED = 1.1  # a factor nearer to 1 than this is not called a change
-UNEVEN = 0.1  # a spread of row norms below this is called small
 SHOWN = 5
 
 
@@ -31,7 +30,7 @@ def summary(inspection: Inspection) -> tuple[str, ...]:
     better, worse = helped(heads), [head for head in order if head.factor <= 1 / CHANGED]
     sentences = []
     if order:
-        before, after = (statistics.median(getattr(h, name) for h in order) for name in ("kappa_before", "kappa_after"))
+        before, after = (median(getattr(h, name) for h in order) for name in ("kappa_before", "kappa_after"))
         sentences.append(
             f"Of {len(order)} heads, C divides the condition number by {CHANGED:g} or more in {len(better)}, "
             f"multiplies it by as much in {len(worse)}, and leaves it about as it was in "
@@ -42,7 +41,7 @@ def summary(inspection: Inspection) -> tuple[str, ...]:
             f"{singular} of {len(heads)} heads are numerically singular in {inspection.precision}, or not finite: "
             "their condition numbers cannot be told."
         )
-    sentences.append(_conclusion(statistics.median(head.spread for head in heads), bool(better)))
+    sentences.append(_conclusion(median(head.spread for head in heads), bool(better)))
     return tuple(sentences)
 
 

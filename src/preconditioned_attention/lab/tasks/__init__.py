@@ -1,4 +1,4 @@
-"""Applications: data, model, loss and metric behind one small protocol."""
+"""The applications: data, model, loss and metric, each a subclass of ``Task``."""
 
 from __future__ import annotations
 
@@ -19,45 +19,25 @@ from .lra_retrieval import Retrieval
 from .lra_text import Text
 from .masked_lm import MaskedLM
 from .notebook_gpt2 import NotebookGPT2
-from .protocol import (
-    Baselined,
-    Batch,
-    Described,
-    Exported,
-    Illustrated,
-    OptimizationSettings,
-    Optimized,
-    Pretrained,
-    Quoted,
-    Scored,
-    Splits,
-    Task,
-)
+from .optimizer import OptimizerSettings
+from .task import Batch, Splits, Task
 
 __all__ = [
     "TASKS",
-    "Baselined",
     "Batch",
     "CausalLM",
     "Coco",
-    "Described",
     "DigitScenesTask",
     "Digits",
-    "Exported",
     "Glue",
-    "Illustrated",
     "Image",
     "ImageClassification",
     "ListOps",
     "MaskedLM",
     "NotebookGPT2",
-    "OptimizationSettings",
-    "Optimized",
+    "OptimizerSettings",
     "Pathfinder",
-    "Pretrained",
-    "Quoted",
     "Retrieval",
-    "Scored",
     "Splits",
     "Task",
     "Text",
@@ -91,4 +71,7 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     check_known("task", [name], TASKS)
     factory = TASKS[name]
     check_known(f"option of task {name!r}:", options, inspect.signature(factory).parameters)
-    return factory(**options)
+    task = factory(**options)
+    if not isinstance(task, Task):
+        raise TypeError(f"TASKS[{name!r}] must make a Task (preconditioned_attention.lab.tasks.Task); got {task!r}")
+    return task

@@ -22,7 +22,7 @@ from ..data.ngram import KneserNey
 from ..data.python_reference import load_python_reference
 from ..data.windows import NOT_SCORED, RandomWindows, ScoredWindows
 from .corpora import TokenCorpus, open_python_reference, open_tiny_stories
-from .protocol import Splits
+from .task import Splits, Task
 
 CORPORA = ("python-reference", "tiny-stories")
 SAMPLE_TOKENS = 120
@@ -31,7 +31,7 @@ ORDERS = (3, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CausalLM:
+class CausalLM(Task):
     """The ``causal-lm`` task: predict the next token. The metric is bits per byte of the text, ends of documents paid.
 
     Args:

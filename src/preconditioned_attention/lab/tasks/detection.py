@@ -24,7 +24,7 @@ from ..models.mask_rcnn import MaskRCNNConfig, make_mask_rcnn
 from ..reporting import Picture
 from .detection_metrics import Detections, average_precision, encode_detections
 from .detection_pictures import draw_scenes
-from .protocol import Splits
+from .task import Splits, Task
 
 Images = list[Tensor]
 Targets = list[dict[str, Tensor]]
@@ -40,7 +40,7 @@ def collate_examples(examples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tu
     return [image for image, _ in examples], [target for _, target in examples]
 
 
-class InstanceSegmentation:
+class InstanceSegmentation(Task):
     """What detection tasks share: model, loss, average precision and pictures. ``open_splits`` is the task's own."""
 
     metric: ClassVar[str] = "box_AP"

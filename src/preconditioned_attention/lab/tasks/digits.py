@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from ..._checks import check_integer, check_number
 from ..._extras import require
 from ..data.digits import load_digits
-from .protocol import Splits
+from .task import Splits, Task
 
 IMAGE_SIZE = 8
 CLASSES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Digits:
+class Digits(Task):
     """The ``digits`` task. The options are those of timm's ``VisionTransformer``, and the seed of the split.
 
     Args:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,29 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torch.optim import AdamW, Optimizer
 from torch.utils.data import Dataset
 
 from ..._checks import check_integer, check_known, check_number
 from ..._extras import require
 from ..data.glue import GLUE, GlueExample, GlueTask, read_glue
 from ..models.crammed_bert import CrammedBert, load_crammed_bert
-from .glue_metrics import accuracy, f1, matthews, pearson
-from .protocol import OptimizationSettings, Splits
+from .glue_metrics import METRICS
+from .task import Splits, Task
 
-METRICS: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
-    "accuracy": accuracy,
-    "f1": f1,
-    "matthews": matthews,
-    "pearson": pearson,
-}
 HEAD_WIDTH = 1024
 HEAD_DROPOUT = 0.1
-ADAM_EPS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glue:
+class Glue(Task):
     """The ``glue`` task.
 
     Validation and test are both the dev split, for the labels of GLUE's test splits are not public; with MNLI test is
@@ -61,6 +52,7 @@ class Glue:
 
     name: ClassVar[str] = "glue"
     higher_is_better: ClassVar[bool] = True
+    decay_vectors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_known("task of GLUE", [self.task], GLUE)
@@ -109,27 +101,6 @@ class Glue:
         check_integer("size", size, minimum=1)
         validation: Any = self.datasets().validation
         return (self._collate([validation[index] for index in range(min(size, len(validation)))])[0],)
-
-    def make_optimizer(self, model: nn.Module, settings: OptimizationSettings) -> Optimizer:
-        """AdamW with an epsilon of 1e-6; decay, which the published settings do not have, would reach everything."""
-        return AdamW(
-            model.parameters(),
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=ADAM_EPS,
-            weight_decay=settings.weight_decay,
-        )
-
-    def make_schedule(self, settings: OptimizationSettings) -> Callable[[int], float]:
-        """Linear warm-up and half a cosine, to 0 with the last step."""
-
-        def factor(step: int) -> float:
-            if step < settings.warmup_steps:
-                return (step + 1) / settings.warmup_steps
-            progress = (step - settings.warmup_steps) / (settings.steps - settings.warmup_steps)
-            return (1 + math.cos(math.pi * min(1.0, progress))) / 2
-
-        return factor
 
     @property
     def _own(self) -> GlueTask:

@@ -1,41 +1,43 @@
-"""The metrics of GLUE, on lists of predictions and labels of a whole split."""
+"""The metrics of GLUE, of predictions and labels of a whole split, by scikit-learn and SciPy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import torch
+from ..._extras import require
 
 
 def accuracy(predictions: Sequence[float], labels: Sequence[float]) -> float:
     """The share of predictions that are the label."""
-    return float((_numbers(predictions) == _numbers(labels)).double().mean())
+    return float(_sklearn().accuracy_score(labels, predictions))
 
 
 def f1(predictions: Sequence[float], labels: Sequence[float]) -> float:
-    """Harmonic mean of precision and recall of class 1; 0 if there is nothing to be right about."""
-    predicted, actual = _numbers(predictions) == 1, _numbers(labels) == 1
-    both = float((predicted & actual).sum())
-    total = float(predicted.sum() + actual.sum())
-    return 2 * both / total if total else 0.0
+    """Harmonic mean of precision and recall of class 1; 0 if neither predictions nor labels have that class."""
+    return float(_sklearn().f1_score(labels, predictions, zero_division=0.0))
 
 
 def matthews(predictions: Sequence[float], labels: Sequence[float]) -> float:
-    """Matthews' correlation of two classes; 0 if predictions or labels are all alike.
-
-    Source: B. W. Matthews, Biochimica et Biophysica Acta 405, 1975: Pearson's correlation of two binary variables.
-    """
-    return pearson(predictions, labels)
+    """Matthews' correlation of two classes; 0 if predictions or labels are all alike."""
+    return float(_sklearn().matthews_corrcoef(labels, predictions))
 
 
 def pearson(predictions: Sequence[float], labels: Sequence[float]) -> float:
-    """Pearson's correlation; 0 where it is not defined because predictions or labels are all alike."""
-    x, y = _numbers(predictions), _numbers(labels)
-    if bool((x == x[0]).all() | (y == y[0]).all()):
+    """Pearson's correlation; 0, and not NaN as SciPy has it, if predictions or labels are all alike."""
+    if min(len(set(predictions)), len(set(labels))) == 1:
         return 0.0
-    x, y = x - x.mean(), y - y.mean()
-    return float((x / x.norm()) @ (y / y.norm()))
+    return float(require("scipy.stats", extra="train").pearsonr(predictions, labels).statistic)
 
 
-def _numbers(values: Sequence[float]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+METRICS: dict[str, Callable[[Sequence[float], Sequence[float]], float]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "matthews": matthews,
+    "pearson": pearson,
+}
+"""By the names that :data:`preconditioned_attention.lab.data.glue.GLUE` gives them."""
+
+
+def _sklearn() -> Any:
+    return require("sklearn.metrics", extra="language")

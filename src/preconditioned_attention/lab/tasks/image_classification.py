@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import default_collate
 
 from ..._checks import check_integer, check_known, check_number
@@ -20,8 +21,9 @@ from ..data.digits import DigitImages
 from ..data.images import LabeledImages, TransformedImages, check_same_classes, open_images
 from ..reporting import Picture
 from .classification_pictures import draw_pictures, spread
-from .protocol import OptimizationSettings, Splits
-from .timm_optimizer import check_optimizer, check_schedule, create_optimizer, create_schedule
+from .optimizer import OptimizerSettings
+from .task import Splits, Task
+from .timm_optimizer import check_optimizer, check_schedule, create_optimizer, create_scheduler
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -36,7 +38,7 @@ TOP = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageClassification:
+class ImageClassification(Task):
     """The ``image-classification`` task.
 
     Args:
@@ -184,14 +186,14 @@ class ImageClassification:
         validation = self.datasets().validation
         return (default_collate([validation[index][0] for index in spread(len(validation), size)]),)  # type: ignore[arg-type]
 
-    def make_optimizer(self, model: nn.Module, settings: OptimizationSettings) -> Optimizer:
+    def make_optimizer(self, model: nn.Module, settings: OptimizerSettings) -> Optimizer:
         """timm's optimizer of the name ``optimizer``."""
         return create_optimizer(self.optimizer, model, settings)
 
-    def make_schedule(self, settings: OptimizationSettings) -> Callable[[int], float]:
+    def make_scheduler(self, optimizer: Optimizer, settings: OptimizerSettings) -> LRScheduler:
         """timm's schedule."""
-        examples = len(self.datasets().train)  # type: ignore[arg-type]
-        return create_schedule(self.schedule, settings, steps_per_epoch=max(1, examples // settings.batch_size))
+        steps_per_epoch = max(1, len(self.datasets().train) // settings.batch_size)  # type: ignore[arg-type]
+        return create_scheduler(self.schedule, optimizer, settings, steps_per_epoch=steps_per_epoch)
 
     def pictures(self, model: nn.Module) -> dict[str, Picture]:
         """A confusion matrix, and test images with what the model says they are."""

@@ -6,9 +6,9 @@ AAAI 2021. Different from its code: every example of a split counts, also those 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, cast
@@ -17,16 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import OneCycleLR
 
 from ..._checks import check_integer
 from ..data.sequences import collate_sequences
 from ..models.long_range import Attention, LongRangeEncoder
-from .one_cycle import OneCycleAdamW, one_cycle
-from .protocol import OptimizationSettings, Splits
+from .one_cycle import make_one_cycle
+from .optimizer import OptimizerSettings
+from .task import Splits, Task
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongRangeTask(ABC):
+class LongRangeTask(Task):
     """The base of the five tasks. Options but ``data`` are those of :class:`LongRangeEncoder`, which checks them.
 
     Args:
@@ -51,6 +53,7 @@ class LongRangeTask(ABC):
     inputs: ClassVar[int] = 1
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
+    decay_vectors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.data is not None and not isinstance(self.data, str):
@@ -107,13 +110,9 @@ class LongRangeTask(ABC):
         train, test = (cast(Labeled, split).labels for split in (self.datasets().train, self.datasets().test))
         return {"majority": lookup_accuracy([0] * len(train), train, [0] * len(test), test)}
 
-    def make_optimizer(self, model: nn.Module, settings: OptimizationSettings) -> Optimizer:
-        """AdamW within one cycle."""
-        return OneCycleAdamW(model.parameters(), settings)
-
-    def make_schedule(self, settings: OptimizationSettings) -> Callable[[int], float]:
-        """One cycle."""
-        return one_cycle(settings)
+    def make_scheduler(self, optimizer: Optimizer, settings: OptimizerSettings) -> OneCycleLR:
+        """One cycle, of the learning rate and of AdamW's first beta."""
+        return make_one_cycle(optimizer, settings)
 
     def folder(self, what: str) -> Path:
         """The folder of the data.

@@ -13,7 +13,7 @@ from typing import ClassVar
 from ..data.cifar10 import PIXELS, read_cifar10
 from ..data.sequences import Sequences, collate_sequences
 from .lra import LongRangeTask
-from .protocol import Splits
+from .task import Splits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import ClassVar
 from ..data.listops import SPLITS, ListOpsOptions, encode_listops, make_listops, read_listops
 from ..data.sequences import Sequences, collate_sequences
 from .lra import LongRangeTask, lookup_accuracy
-from .protocol import Splits
+from .task import Splits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from ...config import check_choice
 from ..data.pathfinder import FOLDERS, PathfinderImages, read_pathfinder, split_pathfinder
 from ..data.sequences import collate_sequences
 from .lra import LongRangeTask
-from .protocol import Splits
+from .task import Splits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import ClassVar
 from ..data.aan import Pairs, read_aan
 from ..data.sequences import collate_sequences
 from .lra import LongRangeTask
-from .protocol import Splits
+from .task import Splits
 
 TEXT_LENGTH = 4000
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 from ..data.imdb import read_imdb
 from ..data.sequences import Sequences, collate_sequences
 from .lra import LongRangeTask
-from .protocol import Splits
+from .task import Splits
 
 TEXT_LENGTH = 4000
 

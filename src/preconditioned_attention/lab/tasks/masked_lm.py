@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 
 from ..._checks import check_integer
@@ -25,24 +26,23 @@ from ..data.tokenized import TokenizedRows, open_tokenized
 from ..data.windows import RandomWindows, ScoredWindows
 from ..models.crammed_bert import CrammedBert, CrammedBertConfig, save_crammed_bert
 from .corpora import tokenize
-from .protocol import OptimizationSettings, Splits
-from .triangle import triangle
+from .optimizer import OptimizerSettings
+from .task import Splits, Task
+from .triangle import make_triangle
 
 CORPORA = ("python-reference", "tokenized")
 SPECIALS = (END, "<cls>", "<sep>", "<mask>", "<pad>")
 MASK = "<mask>"
 MASK_SEED = 0
-ADAM_EPS = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedLM:
+class MaskedLM(Task):
     """The ``masked-lm`` task. The metric is the cross-entropy of the hidden tokens, in nats.
 
-    Optimizer and schedule are the published ones: AdamW with an epsilon of 1e-12, no decay of norms, and a learning
-    rate that rises from a quarter to the whole over three quarters of the steps and then falls to 0, counted in steps
-    instead of by the wall clock, so that all arms take equal ones. The rows of a tokenized data set are trained on in
-    their order, for the published one is a curriculum.
+    The schedule is the published one: the learning rate rises from a quarter to the whole over three quarters of the
+    steps and then falls to 0, counted in steps instead of by the wall clock, so that all arms take as many. The rows of
+    a tokenized data set are trained on in their order, for the published one is a curriculum.
 
     Args:
         corpus: ``"python-reference"``, or ``"tokenized"``: a data set with a column ``input_ids`` in ``root``.
@@ -109,18 +109,9 @@ class MaskedLM:
         validation: Any = self.datasets().validation
         return (torch.stack([validation[index][0] for index in range(min(size, len(validation)))]),)
 
-    def make_optimizer(self, model: nn.Module, settings: OptimizationSettings) -> Optimizer:
-        """AdamW as published."""
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        return AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=ADAM_EPS)
-
-    def make_schedule(self, settings: OptimizationSettings) -> Callable[[int], float]:
+    def make_scheduler(self, optimizer: Optimizer, settings: OptimizerSettings) -> LambdaLR:
         """The published triangle, counted in steps."""
-        return triangle(settings, start=0.25, peak=0.75)
+        return make_triangle(optimizer, settings, start=0.25, peak=0.75)
 
     def baselines(self) -> dict[str, float]:
         """Cross-entropy of the hidden test tokens under their frequencies in training, one added to each count."""

@@ -8,51 +8,36 @@ the learning rate rises to the end. Both are kept here, for they are what was ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from .causal_lm import CausalLM
-from .protocol import OptimizationSettings
+from .optimizer import OptimizerSettings, check_left_out
 
 ITERATIONS, WARMUP_ITERATIONS, ITERATIONS_PER_UPDATE = 20_000, 1_000, 32
 FIRST_FACTOR, LAST_FACTOR = 1 / 3, 5.0
-ADAM_EPS = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
 class NotebookGPT2(CausalLM):
-    """The ``notebook-gpt2`` task: :class:`CausalLM` with the notebook's AdamW and its rising learning rate.
+    """The ``notebook-gpt2`` task: :class:`CausalLM` with the notebook's rising learning rate.
 
     ``learning_rate`` is the one after warm-up, a fifth of the last; weight decay applies to every parameter.
     """
 
     name: ClassVar[str] = "notebook-gpt2"
+    decay_vectors: ClassVar[bool] = True
 
-    def make_optimizer(self, model: nn.Module, settings: OptimizationSettings) -> Optimizer:
-        """AdamW with an epsilon of 1e-9 and decay of biases and norms too."""
-        return AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            eps=ADAM_EPS,
-            weight_decay=settings.weight_decay,
-        )
-
-    def make_schedule(self, settings: OptimizationSettings) -> Callable[[int], float]:
+    def make_scheduler(self, optimizer: Optimizer, settings: OptimizerSettings) -> LambdaLR:
         """The notebook's, at the last micro-batch of each update; stretched or shortened to the run's steps.
 
         Raises:
-            ValueError: the run asks for a warm-up or a floor, which this schedule sets itself.
+            ValueError: the run sets a warm-up, a floor or milestones.
         """
-        if settings.warmup_steps or settings.final_learning_rate:
-            raise ValueError(
-                "warmup_steps and final_learning_rate must be 0: this task has a schedule of its own; got "
-                f"{settings.warmup_steps} and {settings.final_learning_rate:g}"
-            )
+        check_left_out(settings, "warmup_steps", "final_learning_rate", "milestones")
         updates = ITERATIONS / ITERATIONS_PER_UPDATE
 
         def factor(step: int) -> float:
@@ -62,4 +47,4 @@ class NotebookGPT2(CausalLM):
             progress = min(1.0, (iteration - WARMUP_ITERATIONS) / (ITERATIONS - WARMUP_ITERATIONS))
             return LAST_FACTOR + (1 - LAST_FACTOR) * (1 + math.cos(math.pi * progress)) / 2
 
-        return factor
+        return LambdaLR(optimizer, factor)

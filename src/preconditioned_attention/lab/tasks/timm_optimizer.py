@@ -1,18 +1,18 @@
-"""timm's optimizers and learning-rate schedules, for the loop that trains."""
+"""timm's optimizers and learning-rate schedules by name."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from ..._checks import check_known
 from ..._extras import require
-from .protocol import OptimizationSettings
+from .optimizer import OptimizerSettings, check_left_out
 
 # What the run's configuration decides, and schedules that look at metrics.
 _DECIDED = {
@@ -35,33 +35,45 @@ def check_schedule(options: Mapping[str, Any]) -> None:
         raise ValueError(f"schedule: sched must be a function of the step; got {options['sched']!r}")
 
 
-def create_optimizer(name: str, model: nn.Module, settings: OptimizationSettings) -> Optimizer:
-    """timm's optimizer, with no weight decay on vectors and on what the model's ``no_weight_decay`` names."""
+def create_optimizer(name: str, model: nn.Module, settings: OptimizerSettings) -> Optimizer:
+    """timm's optimizer, with no weight decay on vectors and on what the model's ``no_weight_decay`` names.
+
+    Raises:
+        ValueError: the run sets ``eps``, and this optimizer has none.
+    """
     optim = require("timm.optim", extra="vision")
-    betas = {"betas": settings.betas} if optim.get_optimizer_info(name).has_betas else {}
+    info = optim.get_optimizer_info(name)
+    if settings.eps is not None and not info.has_eps:
+        raise ValueError(f"eps must be left out: timm's optimizer {name!r} has none; got {settings.eps!r}")
+    options: dict[str, Any] = {"betas": settings.betas} if info.has_betas else {}
+    if settings.eps is not None:
+        options["eps"] = settings.eps
     return optim.create_optimizer_v2(
-        model, opt=name, lr=settings.learning_rate, weight_decay=settings.weight_decay, **betas
+        model, opt=name, lr=settings.learning_rate, weight_decay=settings.weight_decay, **options
     )
 
 
-def create_schedule(
-    options: Mapping[str, Any], settings: OptimizationSettings, *, steps_per_epoch: int
-) -> Callable[[int], float]:
-    """timm's schedule as a function of the step, from 0: the learning rate over ``settings.learning_rate``.
+def create_scheduler(
+    options: Mapping[str, Any], optimizer: Optimizer, settings: OptimizerSettings, *, steps_per_epoch: int
+) -> LambdaLR:
+    """timm's schedule, which takes epochs or steps, as a scheduler that is stepped once per optimizer step.
 
     Args:
         options: of ``create_scheduler_v2``. With ``step_on_epochs``, timm's default, the rate changes once an epoch.
+        optimizer: whose learning rate.
         settings: the run's.
         steps_per_epoch: optimizer steps in one epoch.
+
+    Raises:
+        ValueError: the run sets milestones.
     """
+    check_left_out(settings, "milestones")
     per_epoch = options.get("step_on_epochs", True)
     unit = steps_per_epoch if per_epoch else 1
     warmup = round(settings.warmup_steps / unit)
     total = -(-settings.steps // unit)
-    # A scheduler writes into an optimizer; this one has nothing else to do.
-    shown = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=settings.learning_rate)
     scheduler, _ = require("timm.scheduler", extra="vision").create_scheduler_v2(
-        shown,
+        optimizer,
         num_epochs=total - warmup if options.get("warmup_prefix", False) else total,
         warmup_epochs=warmup,
         min_lr=settings.final_learning_rate,
@@ -74,6 +86,6 @@ def create_schedule(
             scheduler.step(step // unit)
         else:
             scheduler.step_update(step)
-        return shown.param_groups[0]["lr"] / settings.learning_rate
+        return optimizer.param_groups[0]["lr"] / settings.learning_rate
 
-    return factor
+    return LambdaLR(optimizer, factor)

@@ -1,28 +1,26 @@
-"""Learning rates that rise and fall in straight lines."""
+"""A learning rate that rises and falls in straight lines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
-from .protocol import OptimizationSettings
+from .optimizer import OptimizerSettings, check_left_out
 
 
-def triangle(settings: OptimizationSettings, *, start: float, peak: float) -> Callable[[int], float]:
-    """From the step, counted from 0, to a factor: from ``start`` up to 1, then down to 0 with the last step.
+def make_triangle(optimizer: Optimizer, settings: OptimizerSettings, *, start: float, peak: float) -> LambdaLR:
+    """From ``start`` times the learning rate up to the whole, then down to 0 after the last step.
 
     Args:
+        optimizer: whose learning rate.
         settings: of the run; only its steps count.
         start: the factor of the first step.
         peak: where the factor is 1, as a share of the steps.
 
     Raises:
-        ValueError: the run asks for a warm-up or a floor, which this schedule does not have.
+        ValueError: the run sets a warm-up, a floor or milestones.
     """
-    if settings.warmup_steps or settings.final_learning_rate:
-        raise ValueError(
-            "warmup_steps and final_learning_rate must be 0: this task has a schedule of its own; got "
-            f"{settings.warmup_steps} and {settings.final_learning_rate:g}"
-        )
+    check_left_out(settings, "warmup_steps", "final_learning_rate", "milestones")
     top = peak * settings.steps
 
     def factor(step: int) -> float:
@@ -30,4 +28,4 @@ def triangle(settings: OptimizationSettings, *, start: float, peak: float) -> Ca
             return start + (1 - start) * step / top
         return max(0.0, (settings.steps - step) / (settings.steps - top))
 
-    return factor
+    return LambdaLR(optimizer, factor)

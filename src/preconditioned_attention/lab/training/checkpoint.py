@@ -15,7 +15,7 @@ from ..._extras import require
 from ..._files import publish
 from .best import load_best, save_best
 from .errors import WriteError
-from .processes import together
+from .processes import raise_on_all_ranks
 from .state import TrainState
 
 AVERAGE_FILE = "average.safetensors"
@@ -42,13 +42,13 @@ def save_checkpoint(state: TrainState, folder: Path) -> Path:
     temporary = folder / f"{WRITING}{path.name}"
     main = state.accelerator.is_main_process
     try:
-        with together(state.accelerator):
+        with raise_on_all_ranks(state.accelerator):
             if main:
                 shutil.rmtree(temporary, ignore_errors=True)
                 temporary.mkdir(parents=True)
-        with together(state.accelerator):
+        with raise_on_all_ranks(state.accelerator):
             _write(state, temporary)
-        with together(state.accelerator):
+        with raise_on_all_ranks(state.accelerator):
             if main:
                 publish(temporary, path)
                 _tidy(folder, state.config.keep_checkpoints)

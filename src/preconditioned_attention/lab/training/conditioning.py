@@ -15,7 +15,7 @@ from ...diagnostics import ConditionMonitor, Record, read_records
 from ...diagnostics.monitor_file import RecordFile
 from ...diagnostics.monitor_records import summarise
 from .errors import WriteError
-from .processes import together
+from .processes import raise_on_all_ranks
 from .state import TrainState
 
 TRACKED = ("kappa_before", "kappa_after", "spread_before", "entropy")
@@ -54,11 +54,11 @@ class ConditioningLog:
         if self._monitor is None:
             return
         accelerator = self._state.accelerator
-        with together(accelerator):
+        with raise_on_all_ranks(accelerator):
             read = read_records(self._path) if resume and self._path.exists() else []
             kept = [record for record in read if record.step <= self._state.step]
         self._remember(kept)
-        with together(accelerator):
+        with raise_on_all_ranks(accelerator):
             if accelerator.is_main_process:
                 self._file = RecordFile(self._path, kept)
 
@@ -100,7 +100,7 @@ class ConditioningLog:
 
     def _write(self, records: list[Record]) -> None:
         rows = self._remember(records)
-        with together(self._state.accelerator):
+        with raise_on_all_ranks(self._state.accelerator):
             if self._file is not None:
                 try:
                     self._file.add(records)

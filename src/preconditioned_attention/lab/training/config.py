@@ -11,6 +11,7 @@ from ..._checks import check_integer, check_known, check_number
 from ..._yaml import format_yaml, parse_yaml
 from ...config import check_choice
 from ...diagnostics import MonitorConfig
+from ..tasks import OptimizerSettings
 from .arms import Arm
 
 Precision = Literal["float32", "float64", "bfloat16", "float16"]
@@ -32,6 +33,7 @@ class TrainConfig:
         learning_rate: AdamW's learning rate after warm-up.
         weight_decay: AdamW's decoupled weight decay; parameters with fewer than two axes are left out.
         betas: AdamW's two averages.
+        eps: what Adam adds to its denominator; None: the optimizer's default, 1e-8 for AdamW.
         warmup_steps: the learning rate grows linearly over this many steps.
         final_learning_rate: where the cosine ends, and the least that ``milestones`` leave.
         milestones: steps after which the learning rate is a tenth of what it was; they replace the cosine.
@@ -64,6 +66,7 @@ class TrainConfig:
     learning_rate: float
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float | None = None
     warmup_steps: int = 0
     final_learning_rate: float = 0.0
     milestones: tuple[int, ...] = ()
@@ -128,6 +131,8 @@ class TrainConfig:
             "betas": tuple(check_number("betas", beta, below=1.0) for beta in self.betas),
             "final_learning_rate": check_number("final_learning_rate", self.final_learning_rate),
         }
+        if self.eps is not None:
+            numbers["eps"] = check_number("eps", self.eps, above=0.0)
         if self.clip_norm is not None:
             numbers["clip_norm"] = check_number("clip_norm", self.clip_norm, above=0.0)
         if self.ema_decay is not None:
@@ -139,6 +144,12 @@ class TrainConfig:
             )
         for name, value in numbers.items():  # an integer in a file means the float: configurations compare by value
             object.__setattr__(self, name, value)
+
+    @property
+    def optimizer_settings(self) -> OptimizerSettings:
+        """What optimizer and schedule of a task are made from."""
+        fields = dataclasses.fields(OptimizerSettings)
+        return OptimizerSettings(**{field.name: getattr(self, field.name) for field in fields})
 
     def with_steps(self, steps: int) -> TrainConfig:
         """The same run at another length; warm-up, ramp and the intervals of what is done now and then scale."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from ..tasks import Batch, Scored
+from ..tasks import Batch
 from .randomness import Stream, derive_seed, seed_all
 from .state import TrainState
 
@@ -80,13 +80,11 @@ def _scores(state: TrainState, dataset: Dataset[Any], lists: Mapping[str, list[A
     """What the task makes of all processes' lists, put back in the order of the dataset."""
     from accelerate.utils import gather_object
 
-    if not isinstance(state.task, Scored):
-        return {}
     parts = gather_object([dict(lists)])
     size = len(dataset)  # type: ignore[arg-type]
     names = list(dict.fromkeys(name for part in parts for name in part))
     joined = {name: [parts[index % len(parts)][name][index // len(parts)] for index in range(size)] for name in names}
-    return state.task.score(dataset, joined)
+    return state.task.score(dataset, joined) if names else {}
 
 
 def _checked(state: TrainState, values: Values) -> Values:
@@ -95,11 +93,6 @@ def _checked(state: TrainState, values: Values) -> Values:
             raise ValueError(
                 f"evaluate of task {state.task.name!r} must return one value per example, shape (B,); "
                 f"got {name!r} of shape {tuple(value.shape)}"
-            )
-        if isinstance(value, list) and not isinstance(state.task, Scored):
-            raise ValueError(
-                f"evaluate of task {state.task.name!r} returns a list, {name!r}, and the task has no method score "
-                "to make metrics of it"
             )
     return values
 

@@ -15,7 +15,7 @@ from ..._environment import describe_environment
 from ..._extras import require
 from ..._files import write_atomically
 from ...conversion import is_preconditioned
-from ..tasks import Described, Illustrated, Pretrained, Quoted, Splits, make_task
+from ..tasks import Splits, make_task
 from .best import better
 from .checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint, save_weights
 from .conditioning import ConditioningLog
@@ -26,7 +26,7 @@ from .examples import load_batches
 from .folder import RunFolder
 from .metrics import MetricsLog, read_metrics
 from .order import BatchOrder
-from .processes import make_accelerator, together
+from .processes import make_accelerator, raise_on_all_ranks
 from .progress import ProgressLine
 from .report import write_report
 from .result import TrainResult
@@ -76,7 +76,7 @@ def train(
     task = make_task(config.task, config.task_options)
     folder = RunFolder(Path(output))
     accelerator = make_accelerator(config, folder.path)
-    with together(accelerator):
+    with raise_on_all_ranks(accelerator):
         if accelerator.is_main_process:
             folder.check(config, resume=resume, overwrite=overwrite)
     splits = task.datasets()
@@ -108,7 +108,7 @@ def _precondition(model: nn.Module, *, config: TrainConfig) -> nn.Module:
 def _warn_of_plain_weights(state: TrainState) -> None:
     """Pretrained weights are in the model before it is converted, so no checkpoint's mark can say it."""
     task = state.task
-    if isinstance(task, Pretrained) and task.pretrained and is_preconditioned(state.unwrapped):
+    if task.pretrained and is_preconditioned(state.unwrapped):
         warnings.warn(
             f"task {task.name!r} starts from pretrained weights and its attention is preconditioned: weights that were "
             "trained without preconditioning fit another function, because C changes the scale of what every head "
@@ -139,9 +139,9 @@ def _begin(state: TrainState, folder: RunFolder, line: ProgressLine, *, resume: 
         load_checkpoint(state, checkpoints[max(checkpoints)])
     if resume:
         line.note(f"resuming {folder.path} after step {state.step}")
-    with together(accelerator):
+    with raise_on_all_ranks(accelerator):
         records = read_metrics(folder.metrics, last_step=state.step) if resume else []
-    with together(accelerator):
+    with raise_on_all_ranks(accelerator):
         if accelerator.is_main_process and not resume:
             folder.begin(state.config)
         log = MetricsLog(folder.metrics, records, write=accelerator.is_main_process)
@@ -199,15 +199,13 @@ def _finish(
         model=state.final_model(),
         config=state.config,
         environment=describe_environment(),
-        data=state.task.describe_data() if isinstance(state.task, Described) else {},
+        data=state.task.describe_data(),
     )
-    with together(state.accelerator):
+    with raise_on_all_ranks(state.accelerator):
         if state.accelerator.is_main_process:
             save_weights(state, folder.weights)
-            if isinstance(state.task, Illustrated):
-                result.pictures.update(state.task.pictures(result.model))
-            if isinstance(state.task, Quoted):
-                result.samples.update(state.task.samples(result.model))
+            result.pictures.update(state.task.pictures(result.model))
+            result.samples.update(state.task.samples(result.model))
             write_report(result, folder)
             write_atomically(folder.result, result.to_json())
     return result

@@ -60,7 +60,7 @@ def _check_device(accelerator: Accelerator, config: TrainConfig) -> None:
 
 
 @contextmanager
-def together(accelerator: Accelerator) -> Iterator[None]:
+def raise_on_all_ranks(accelerator: Accelerator) -> Iterator[None]:
     """An exception in the block on any process is raised on every process, so that none waits for another forever."""
     from accelerate.utils import gather_object
 

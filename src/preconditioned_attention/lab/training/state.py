@@ -13,7 +13,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..tasks import Batch, Task
 from .best import BestWeights
 from .config import TrainConfig
-from .optimizer import make_optimization
 from .randomness import Stream, derive_seed, seed_all
 
 if TYPE_CHECKING:
@@ -75,7 +74,9 @@ def build_state(config: TrainConfig, task: Task, accelerator: Accelerator, prepa
     average = None
     if config.ema_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    wrapped: tuple[Any, ...] = accelerator.prepare(model, *make_optimization(model, task, config))
+    optimizer = task.make_optimizer(model, config.optimizer_settings)
+    scheduler = task.make_scheduler(optimizer, config.optimizer_settings)
+    wrapped: tuple[Any, ...] = accelerator.prepare(model, optimizer, scheduler)
     return TrainState(
         config=config,
         task=task,
