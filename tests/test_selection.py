@@ -72,7 +72,7 @@ def test_check_adapter_and_conversion_select_alike() -> None:
         (True, TypeError, "include must be 'all' or several names"),
     ],
 )
-@pytest.mark.parametrize("call", [pa.precondition_, pa.conversion.survey])
+@pytest.mark.parametrize("call", [pa.precondition_, pa.conversion.plan_conversion])
 def test_bad_selections_are_refused(call: Callable[..., object], include: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
         call(model(), include=include)

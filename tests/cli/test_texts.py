@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from preconditioned_attention.cli import main
-from preconditioned_attention.conversion.known_texts import TABLE
+from preconditioned_attention.conversion.source_texts.known_texts import TABLE
 
 
 def test_nothing_is_left_of_what_is_installed(capsys: pytest.CaptureFixture) -> None:

@@ -18,7 +18,7 @@ from preconditioned_attention import (
     register_prehook,
     restore_,
 )
-from preconditioned_attention.conversion import ConversionEntry, register_adapter, survey, unregister_adapter
+from preconditioned_attention.conversion import ConversionEntry, plan_conversion, register_adapter, unregister_adapter
 from preconditioned_attention.conversion.registry import find_adapter
 
 
@@ -109,7 +109,7 @@ def test_several_points_and_what_follows_attentions_entries() -> None:
     torch.testing.assert_close(model(x), torch.cat(expected, 1), rtol=1e-12, atol=1e-13)
     register_prehook(Streams, point=("first", "second"), num_heads=3)
     with pytest.raises(ValueError, match=r"3 heads of 4 make 12, which is what 'second' takes|does not divide the 20"):
-        survey(Streams())
+        plan_conversion(Streams())
 
 
 class Core(nn.Module):
@@ -160,7 +160,7 @@ def test_what_a_module_returns(form: str, extra: bool) -> None:
 def test_what_does_not_fit_the_module_is_one_sentence(told: dict[str, Any], message: str) -> None:
     cls = make()
     register_prehook(cls, **told)
-    for call in (precondition_, survey):
+    for call in (precondition_, plan_conversion):
         with pytest.raises(ValueError, match=f"register_prehook does not fit this Mine: .*{message}") as caught:
             call(cls())
         assert "\n" not in str(caught.value)
@@ -227,8 +227,8 @@ def test_a_later_declaration_takes_the_place_of_an_earlier_one_and_goes_before_o
 def test_channel_attention_is_asked_for_by_its_option() -> None:
     cls = make()
     register_prehook(cls, point="proj", num_heads="heads", kind="pooling")
-    assert survey(cls()).entries[0].status == "skipped"
-    assert survey(cls(), include=["pooling"]).entries[0].status == "converted"
+    assert plan_conversion(cls()).entries[0].status == "skipped"
+    assert plan_conversion(cls(), include=["pooling"]).entries[0].status == "converted"
 
 
 def test_a_subclass_of_an_adapter_of_ones_own_still_works_beside_it() -> None:

@@ -6,7 +6,15 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from preconditioned_attention.conversion import Adapter, HeadShape, PreHook, precondition_, registry, restore_, survey
+from preconditioned_attention.conversion import (
+    Adapter,
+    HeadShape,
+    PreHook,
+    plan_conversion,
+    precondition_,
+    registry,
+    restore_,
+)
 from preconditioned_attention.conversion.registry import (
     Refused,
     find_adapter,
@@ -189,11 +197,11 @@ def test_a_module_of_a_former_class_of_the_name_is_told_so() -> None:
 
     old, new = run_twice(), run_twice()
     adapter_class(new)
-    (entry,) = survey(old()).entries
+    (entry,) = plan_conversion(old()).entries
     assert entry.status == "unknown"
     assert "an adapter is registered for another class of this name; build the model anew" in entry.reason
     unregister_adapter(new)
-    assert "no adapter is registered for this class" in survey(old()).entries[0].reason
+    assert "no adapter is registered for this class" in plan_conversion(old()).entries[0].reason
 
 
 def test_composites_are_classes_or_names_that_are_there() -> None:

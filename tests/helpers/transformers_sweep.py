@@ -26,8 +26,9 @@ import transformers
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from preconditioned_attention.conversion import ConversionReport, detection
-from preconditioned_attention.conversion.convert import survey
+from preconditioned_attention.conversion import ConversionReport
+from preconditioned_attention.conversion.convert import plan_conversion
+from preconditioned_attention.conversion.detection import static
 from preconditioned_attention.conversion.model_factory import build_without_weights
 from preconditioned_attention.conversion.registry import Adapter, Refused, class_name, find_adapter, is_composite
 
@@ -57,7 +58,7 @@ def model_types() -> Iterator[tuple[str, ConversionReport | None]]:
         except Exception:  # whatever upstream raises: a missing package, no model of its own, a default that fails
             yield name, None
         else:
-            yield name, survey(model)
+            yield name, plan_conversion(model)
 
 
 def not_importable() -> dict[str, str]:
@@ -103,14 +104,14 @@ def _adapter(cls: type[nn.Module]) -> Adapter | None:
 
 
 def _names(cls: type[nn.Module]) -> set[str]:
-    return {name for code in detection._code_run_by_forward(cls) for name in code.co_names}
+    return {name for code in static._code_run_by_forward(cls) for name in code.co_names}
 
 
 def _looked_at(cls: type[nn.Module]) -> bool:
     # cheapest first
     return (
-        detection._has_the_name(cls)
-        or detection._code_computes_attention(cls)
+        static._has_the_name(cls)
+        or static._code_computes_attention(cls)
         or any("softmax" in name.lower() for name in _names(cls))
         or _adapter(cls) is not None
     )
@@ -134,7 +135,7 @@ def _classified(cls: type[nn.Module]) -> SweptClass:
 def _without_adapter(cls: type[nn.Module]) -> tuple[Status, str]:
     if is_composite(_bare(cls)):
         return "no attention", "registered: a softmax for something else"
-    if detection._code_computes_attention(cls) or detection.named_after_attention(cls):
+    if static._code_computes_attention(cls) or static.named_after_attention(cls):
         return "unknown", ""
     held = sorted(other.__name__ for other in _built(cls) if _is_known(other))
     if held:
@@ -160,7 +161,7 @@ def _built(cls: type[nn.Module]) -> frozenset[type[nn.Module]]:
         if isinstance(constructor, FunctionType):
             constructor = inspect.unwrap(constructor)
             values = {**vars(nn), **constructor.__globals__}
-            for code in detection.nested_code(constructor.__code__):
+            for code in static.nested_code(constructor.__code__):
                 named += (values[name] for name in code.co_names if name in values)
     found = (value for entry in named for value in (entry.values() if isinstance(entry, dict) else [entry]))
     return frozenset(value for value in found if _is_module(value) and value is not cls)

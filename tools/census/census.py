@@ -1,8 +1,9 @@
 """`make census`: which modules of other packages compute attention, and which of them detection finds without a run.
 
 Every case of the table `cases/` is built and run once, watched operator by operator: what is seen then is the truth.
-Against it stands what `survey` says without inputs. An independent check of the truth itself: every class that is named
-after attention and has run must be found by one of the two, or be in `NO_WEIGHTS` with the reason why it is none.
+Against it stands what `plan_conversion` says without inputs. An independent check of the truth itself: every class that
+is named after attention and has run must be found by one of the two, or be in `NO_WEIGHTS` with the reason why it is
+none.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from cases import CASES, Case
 
-from preconditioned_attention.conversion import survey
-from preconditioned_attention.conversion.observed import as_arguments, observe, uncovered
+from preconditioned_attention.conversion import plan_conversion
+from preconditioned_attention.conversion.detection.runtime import as_arguments, observe, uncovered
 from preconditioned_attention.lab.census.support import with_census
 
 # Classes that are named after attention, have run, and weigh nothing by a softmax.
@@ -53,7 +54,7 @@ class Count:
         torch.manual_seed(0)
         model, inputs = build()
         model.eval()
-        listed = survey(model).entries
+        listed = plan_conversion(model).entries
         args, kwargs = as_arguments(inputs)
         with ExitStack() as stack:
             ran = _recording(model, stack)

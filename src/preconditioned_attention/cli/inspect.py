@@ -42,13 +42,13 @@ def inspect(
     """
     if compare_init and checkpoint is None:
         raise ValueError("--compare-init shows random initialisation beside a checkpoint: give --checkpoint too")
-    from ..conversion import build_without_weights, survey
+    from ..conversion import build_without_weights, plan_conversion
     from ..lab.inspection import refuse_large
     from ..lab.inspection.conversion_table import conversion_table
     from ..lab.reporting import print_table
 
     empty = build_without_weights(model)
-    report = survey(empty, include=check_include("all" if include == ("all",) else include))
+    report = plan_conversion(empty, include=check_include("all" if include == ("all",) else include))
     if not report.entries:
         print(f"{model}: no module seems to compute attention.")
         return

@@ -1,16 +1,16 @@
 """For those who have a model: convert it in place, see what happened, and bring it back."""
 
-from .checking import AdapterCheck, CheckedAttention, check_adapter
-from .convert import is_preconditioned, precondition_, restore_, survey
+from .checking.adapter_check import AdapterCheck, CheckedAttention, check_adapter
+from .convert import is_preconditioned, plan_conversion, precondition_, restore_
 from .declared import register_posthook, register_prehook
 from .mechanisms import ClassSwap, Layout, PostHook, PreHook
 from .model_factory import build_model, build_without_weights
-from .peft_adapters import load_adapter
-from .pretrained import from_pretrained
 from .registry import Adapter, HeadShape, register_adapter, register_composite, unregister_adapter
 from .report import ConversionEntry, ConversionReport
+from .saving.peft_adapters import load_adapter
+from .saving.pretrained import from_pretrained
+from .saving.safetensors_files import conversion_metadata, load_safetensors, save_safetensors
 from .verify import Verification, VerificationError
-from .weight_files import conversion_metadata, load_safetensors, save_safetensors
 
 __all__ = [
     "Adapter",
@@ -33,6 +33,7 @@ __all__ = [
     "is_preconditioned",
     "load_adapter",
     "load_safetensors",
+    "plan_conversion",
     "precondition_",
     "register_adapter",
     "register_composite",
@@ -40,6 +41,5 @@ __all__ = [
     "register_prehook",
     "restore_",
     "save_safetensors",
-    "survey",
     "unregister_adapter",
 ]

@@ -12,15 +12,15 @@ from torch import nn
 from ..config import ROW_BACKENDS, PreconditionConfig
 from ..layers import Preconditioner
 from ..selection import DEFAULT_INCLUDE, KINDS, AttentionKind, Include, check_include
-from .bypass import release, watch
-from .detection import computes_attention
-from .guard import guard, unguard
-from .made_class import changed_class, unknown_reason
-from .observed import as_arguments, observe, uncovered
-from .own_forward import follow_class, is_compiled, kept_forward, own_forward_refusal, own_forwards
+from .detection.runtime import as_arguments, observe, uncovered
+from .detection.static import computes_attention
+from .guards.call_guard import guard, unguard
+from .guards.compile_cache import hold_apart, hold_as_ever
+from .guards.dynamic_class import changed_class, unknown_reason
+from .guards.first_pass import release, watch
+from .guards.instance_forward import follow_class, is_compiled, kept_forward, own_forward_refusal, own_forwards
 from .registry import Adapter, HeadShape, class_name, find_adapter, has_namesake, is_composite, why_unread
 from .report import ConversionEntry, ConversionReport, Status
-from .twins import hold_apart, hold_as_ever
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -80,7 +80,7 @@ def precondition_(
     """
     config = PreconditionConfig() if config is None else config
     _check_arguments(model, config, filter_fn)
-    sites = _survey_all(model, config, check_include(include), filter_fn, example_inputs)
+    sites = _all_sites(model, config, check_include(include), filter_fn, example_inputs)
     report = ConversionReport(tuple(site.entry for site in sites), weakref.ref(model))
     _check_plan(report, sites, config, strict)
     chosen = [site for site in sites if site.entry.status == "converted"]
@@ -90,7 +90,7 @@ def precondition_(
     return report
 
 
-def survey(
+def plan_conversion(
     model: nn.Module,
     config: PreconditionConfig | None = None,
     *,
@@ -99,7 +99,7 @@ def survey(
 ) -> ConversionReport:
     """What :func:`precondition_` would do to ``model``: its report, and nothing changed."""
     config = PreconditionConfig() if config is None else config
-    sites = _survey_all(model, config, check_include(include), None, example_inputs)
+    sites = _all_sites(model, config, check_include(include), None, example_inputs)
     return ConversionReport(tuple(site.entry for site in sites), weakref.ref(model))
 
 
@@ -151,7 +151,7 @@ def preconditioned_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def attention_sites(model: nn.Module) -> list[tuple[str, nn.Module, Adapter]]:
     """``(path, module, adapter)`` of every attention that can be converted."""
-    sites = _survey(model, PreconditionConfig(), KINDS, None)
+    sites = _sites(model, PreconditionConfig(), KINDS, None)
     return [(s.entry.path, s.module, s.adapter) for s in sites if s.adapter and s.entry.status == "converted"]
 
 
@@ -241,7 +241,7 @@ def _attends(graph: torch.fx.GraphModule) -> bool:
     )
 
 
-def _survey_all(
+def _all_sites(
     model: nn.Module,
     config: PreconditionConfig,
     include: tuple[AttentionKind, ...],
@@ -249,7 +249,7 @@ def _survey_all(
     example_inputs: object,
 ) -> list[_Site]:
     """What the classes tell and, where there are inputs, what a run shows besides; in the model's order."""
-    sites = list(_survey(model, config, include, filter_fn))
+    sites = list(_sites(model, config, include, filter_fn))
     if example_inputs is None:
         return sites
     seen = uncovered(model, observe(model, *as_arguments(example_inputs)), [site.entry for site in sites])
@@ -265,7 +265,7 @@ def _is_compiled(module: nn.Module) -> bool:
     return whole or any(is_compiled(forward) for forward in own_forwards(module))
 
 
-def _survey(
+def _sites(
     model: nn.Module, config: PreconditionConfig, include: tuple[AttentionKind, ...], filter_fn: FilterFn | None
 ) -> Iterator[_Site]:
     """Every attention in the model, with the decision about it."""

@@ -15,7 +15,7 @@ from .._symbolic import is_symbolic, trace_into
 from ..layers import Preconditioner
 from ..layers.firing import raise_traced
 from .registry import Adapter
-from .unpickled import Unpickled
+from .saving.unpickling import Unpickled
 
 
 def text_digest(function: Callable[..., Any]) -> str | None:

@@ -59,7 +59,7 @@ def _of_transformers(name: str) -> nn.Module | None:
     from transformers import AutoConfig, AutoModel
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-    from .standalone import preconditioned_folder
+    from .saving.standalone import preconditioned_folder
 
     if (Path(name) / "config.json").is_file():
         content, _ = preconditioned_folder.read_config(name, {"local_files_only": True})

@@ -17,8 +17,8 @@ from ..layers import Preconditioner
 from ..selection import AttentionKind
 from .class_names import class_name as class_name
 from .class_names import existing_class
-from .code_texts import reached_from
-from .known_texts import is_read, known_texts, versions_read
+from .source_texts.known_texts import is_read, known_texts, versions_read
+from .source_texts.reachable_code import reached_from
 from .unsupported import UnsupportedClass, unsupported_classes
 
 Kind: TypeAlias = AttentionKind | Literal["other"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .observed import observe, uncovered
+from .detection.runtime import observe, uncovered
 from .verify import Verification, VerificationError, verify
 
 Status = Literal["converted", "skipped", "unsupported", "unknown"]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from preconditioned_attention.conversion import known_texts
+from preconditioned_attention.conversion.source_texts import known_texts
 from preconditioned_attention.lab.census.reading import readings, record, unread
 
 QUICK = ["diffusers", "open_clip", "timm", "torch", "torchvision", "x_transformers"]

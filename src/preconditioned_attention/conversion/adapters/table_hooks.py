@@ -10,7 +10,7 @@ from torch import nn
 from ...layers import Preconditioner
 from ..head_location import HeadLocation
 from ..mechanisms import Layout, OutputHook, PostHook, PreHook
-from ..normalised import normalised_already
+from ..normalized import normalised_already
 from ..registry import HeadShape, Kind, add_adapter, class_name
 
 

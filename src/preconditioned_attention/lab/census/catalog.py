@@ -12,7 +12,7 @@ from types import ModuleType
 
 from torch import nn
 
-from ...conversion.detection import computes_attention, named_after_attention
+from ...conversion.detection.static import computes_attention, named_after_attention
 from ...conversion.registry import (
     Adapter,
     Refused,

@@ -20,8 +20,8 @@ from pathlib import Path
 from ..._checks import check_known
 from ..._files import write_atomically
 from ...conversion.class_names import class_name
-from ...conversion.code_texts import Reached, function_digest, methods_digest, reached_from
-from ...conversion.known_texts import (
+from ...conversion.registry import Refused, adapter_libraries, find_adapter, registered_adapters
+from ...conversion.source_texts.known_texts import (
     TABLE,
     Library,
     concerns_rows,
@@ -30,7 +30,7 @@ from ...conversion.known_texts import (
     known_texts,
     look_up_digests,
 )
-from ...conversion.registry import Refused, adapter_libraries, find_adapter, registered_adapters
+from ...conversion.source_texts.reachable_code import Reached, function_digest, methods_digest, reached_from
 from .catalog import model_files, module_classes
 
 # They compute for a class that is converted, and are not converted on their own.

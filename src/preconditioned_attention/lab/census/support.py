@@ -33,9 +33,9 @@ _CENSUS_HEADING = """\
 
 How much attention of other packages is found, in small models that `make census` builds in an environment of its own
 and runs once each, watched operator by operator as with `precondition_(..., example_inputs=...)`. *Not read*: classes
-that were seen to compute attention and that `survey` does not list without inputs. *Read and not seen*: classes that it
-lists by their code, and in which no softmax reached a product: linear attention by other feature maps, or a softmax for
-something else.
+that were seen to compute attention and that `plan_conversion` does not list without inputs. *Read and not seen*:
+classes that it lists by their code, and in which no softmax reached a product: linear attention by other feature maps,
+or a softmax for something else.
 """
 
 

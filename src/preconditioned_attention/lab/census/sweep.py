@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..._extras import require
-from ...conversion.convert import precondition_, restore_, survey
+from ...conversion.convert import plan_conversion, precondition_, restore_
 from ...conversion.registry import class_name, find_adapter
 from ...conversion.report import ConversionEntry
 from .catalog import CatalogEntry, attention_classes, installed_libraries, model_files
@@ -118,7 +118,7 @@ def _in_model(subject: Subject) -> Iterator[Finding]:
     """One finding for the softmax attention of a model and one for the rest, if there is any."""
     model = _build(subject)
     kinds = {path: getattr(find_adapter(module), "kind", None) for path, module in model.named_modules()}
-    report = survey(model, include="all")
+    report = plan_conversion(model, include="all")
     if report.converted:
         _convert_and_restore(model)
     softmax = [

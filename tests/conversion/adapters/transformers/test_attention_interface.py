@@ -23,10 +23,10 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.adapters.transformers.tables import HOOKS
 from preconditioned_attention.conversion.adapters.transformers.unsupported import UNSUPPORTED
-from preconditioned_attention.conversion.convert import survey
-from preconditioned_attention.conversion.known_texts import versions_read
+from preconditioned_attention.conversion.convert import plan_conversion
 from preconditioned_attention.conversion.model_factory import build_without_weights
 from preconditioned_attention.conversion.registry import Refused, find_adapter
+from preconditioned_attention.conversion.source_texts.known_texts import versions_read
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 from tests.helpers.transformers_cases import (
     AUDIO,
@@ -308,7 +308,7 @@ def test_what_only_looks_its_function_up_is_unknown(change: str, tmp_path: Path)
     """Nobody has read what it does with the result."""
     model = build("llama")
     model.model.layers[1].self_attn.__class__ = copied_attention(tmp_path, f"author_{len(change)}", CHANGES[change])
-    report = survey(model)
+    report = plan_conversion(model)
     assert [entry.status for entry in report.entries] == ["converted", "unknown"]
     assert f"were read in {versions_read('transformers')}: what it returns may be no head's row" in str(report)
     with pytest.raises(ValueError, match="left out; nothing was changed"):
@@ -323,14 +323,14 @@ def test_mixtures_of_the_residual_stream_are_no_attention_of_heads() -> None:
         assert isinstance(find_adapter(found.__new__(found)), Refused)
         renamed = type(f"Other{cls}", (nn.Module,), {"forward": found.forward})
         assert find_adapter(renamed()) is None
-        assert survey(renamed()).entries[0].status == "unknown"
+        assert plan_conversion(renamed()).entries[0].status == "unknown"
 
 
 @pytest.mark.parametrize(("name", "attention"), [("sam", "SamAttention"), ("edgetam_video", "Sam2MultiScaleAttention")])
 def test_the_shape_is_that_of_the_heads_where_their_width_changes(name: str, attention: str) -> None:
     """What a projection takes in, where the width of the model tells another."""
     model = build_without_weights(name)
-    entries = [entry for entry in survey(model).entries if entry.class_name.endswith(f".{attention}")]
+    entries = [entry for entry in plan_conversion(model).entries if entry.class_name.endswith(f".{attention}")]
     assert len(entries) > 3
     for entry in entries:
         module = model.get_submodule(entry.path)

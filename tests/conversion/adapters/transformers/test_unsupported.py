@@ -8,7 +8,7 @@ from torch import nn
 
 from preconditioned_attention import precondition_
 from preconditioned_attention.conversion import registry
-from preconditioned_attention.conversion.convert import survey
+from preconditioned_attention.conversion.convert import plan_conversion
 from preconditioned_attention.conversion.registry import Refused, find_adapter
 from tests.helpers.transformers_cases import TEXT, Case
 from tests.helpers.transformers_modules import attention_class, config
@@ -107,5 +107,5 @@ def test_models_that_answer_questions_list_their_attention_only(case: Case, conv
     settings = transformers.AutoConfig.for_model(case.model_type, **case.config)
     names = {"xlnet": "XLNetForQuestionAnswering", "tapas": "TapasForQuestionAnswering"}
     names |= {"flaubert": "FlaubertForQuestionAnswering", "xlm": "XLMForQuestionAnswering"}
-    report = survey(getattr(transformers, names[case.model_type])(settings))
+    report = plan_conversion(getattr(transformers, names[case.model_type])(settings))
     assert [entry.status for entry in report.entries] == ["converted"] * converted

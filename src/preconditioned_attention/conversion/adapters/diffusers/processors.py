@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ...known_texts import is_read, versions_read
 from ...registry import class_name
+from ...source_texts.known_texts import is_read, versions_read
 from .tables import KNOWN_PROCESSORS
 from .unsupported import UNSUPPORTED_PROCESSORS
 

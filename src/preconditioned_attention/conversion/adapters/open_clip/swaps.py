@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ....layers import Preconditioner
 from ...mechanisms import ClassSwap, PreHook, text_digest
-from ...normalised import normalised_already
+from ...normalized import normalised_already
 from ...registry import HeadShape, composites_named, read_int, register_named
 
 KNOWN_POOL = "6b9e82cf44216015"  # digest of the pooling's upstream forward, open_clip 3.3.0

@@ -13,8 +13,8 @@ from typing import Any
 
 from peft import PeftModel
 
-from ...standalone.preconditioned_folder import write_adapter_entry
-from ...weight_files import converted_options
+from ...saving.safetensors_files import converted_options
+from ...saving.standalone.preconditioned_folder import write_adapter_entry
 
 _save = PeftModel.save_pretrained
 _signature = inspect.signature(_save)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ....layers import Preconditioner
 from ...mechanisms import ClassSwap, text_digest
-from ...normalised import normalised_already
+from ...normalized import normalised_already
 from ...registry import HeadShape, read_int, register_named
 
 # Digest of the upstream forward that the replacement below was written against (timm 1.0.28 to 1.0.31). Any other

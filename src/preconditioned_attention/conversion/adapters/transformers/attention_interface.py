@@ -17,12 +17,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
 from ....layers import Preconditioner
-from ...code_texts import Reached, reached_from
-from ...known_texts import is_read_look_up, known_texts, versions_read
-from ...normalised import normalised_already
+from ...normalized import normalised_already
 from ...registry import Adapter, HeadShape, class_name, read_int, register_finder, register_likeness
-from ...saving import describe
-from ...standalone import preconditioned_folder
+from ...saving.config_entry import describe
+from ...saving.standalone import preconditioned_folder
+from ...source_texts.known_texts import is_read_look_up, known_texts, versions_read
+from ...source_texts.reachable_code import Reached, reached_from
 from . import sdpa
 from .unsupported import UNSUPPORTED
 

@@ -1,0 +1,1 @@
+"""`check_adapter`, and what it measures by."""

@@ -1,0 +1,387 @@
+"""`check_adapter`: proof, on a model of one's own, that an adapter preconditions what attention computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ...config import PreconditionConfig
+from ...equilibration import default_eps, row_norms
+from ...layers import Preconditioner
+from ...selection import DEFAULT_INCLUDE, Include
+from ..convert import is_preconditioned, plan_conversion, precondition_, restore_
+from ..detection.runtime import as_arguments
+from ..guards.call_guard import guard, unguard
+from ..report import ConversionEntry
+from ..verify import VerificationError, verify
+from .products import Product, heads_of_attention, watching_products
+from .row_matching import Match, match_rows, same_numbers, tolerance
+from .substitutes import Open, Scaling, powers_of_two, replaced
+
+_UNSEEN = (
+    "that its rows are attention's, and that the scale of a head's values does not matter (no product of attention "
+    "weights with values was seen: a kernel that PyTorch does not know, or weights without a softmax)"
+)
+_DEFINED = "that its rows are attention's, and that the scale of a head's values does not matter (its rows are {})"
+_ZERO = "anything about its rows, which are all zero for these inputs"
+_ALIKE = "that tokens are kept apart: they are all alike for these inputs (let them be random, or the model float64)"
+_NOT_FINITE = "that gradients are finite (some of the plain model's are not)"
+_NO_GRADIENT = "that gradients are finite (no output of the model has one)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedAttention:
+    """What was proven of one attention module.
+
+    Args:
+        path, class_name, mechanism, num_heads, head_dim: as in the report of the conversion.
+        rows: how many rows reached its preconditioner, zero rows left out.
+        unproven: what could not be checked, and why; empty as a rule.
+    """
+
+    path: str
+    class_name: str
+    mechanism: str | None
+    num_heads: int | None
+    head_dim: int | None
+    rows: int
+    unproven: tuple[str, ...]
+
+    def __str__(self) -> str:
+        told = [f"{name} {value}" for name, value in (("heads", self.num_heads), ("width", self.head_dim)) if value]
+        lines = [f"{self.path or '(the model itself)'}: {self.class_name}, {', '.join([*told, f'{self.rows} rows'])}"]
+        return "\n".join(lines + [f"    not proven: {what}" for what in self.unproven])
+
+
+@dataclass(frozen=True)
+class AdapterCheck:
+    """What :func:`check_adapter` found; `print` shows it.
+
+    Args:
+        attentions: what was proven of each attention that is converted.
+        left_out: attention that is not, as the report of a conversion has it, or as it was seen when the model ran.
+    """
+
+    attentions: tuple[CheckedAttention, ...]
+    left_out: tuple[ConversionEntry, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything could be checked, and no attention is left out."""
+        return not (self.left_out or any(attention.unproven for attention in self.attentions))
+
+    def __str__(self) -> str:
+        verdict = "proven" if self.complete else "proven, but for what is listed as not proven or not converted"
+        left_out = (
+            f"{e.path or '(the model itself)'}: {e.class_name}\n    not converted: {e.reason}" for e in self.left_out
+        )
+        return "\n".join(
+            [
+                *map(str, self.attentions),
+                *left_out,
+                f"{verdict}: every attachment fires, on the rows that attention computes; unit rows leave it, in the "
+                "direction they had; the scale of a head's values changes nothing; gradients are finite; restore_ "
+                "brings the model back.",
+            ]
+        )
+
+
+def check_adapter(
+    model: nn.Module,
+    inputs: Any,
+    config: PreconditionConfig | None = None,
+    *,
+    include: Include = DEFAULT_INCLUDE,
+) -> AdapterCheck:
+    """Convert a copy of ``model``, run it on ``inputs``, and prove that its adapters do what they should.
+
+    1. With `C` taken out, the converted model computes what the plain one does, and the rows that reach `C` are rows
+       of a product of attention weights with values: whole heads, one token in one head each, nothing in between.
+    2. Every attachment fires. Each row that leaves it is the row that came, divided by its norm (times the gain):
+       tokens and heads are not mixed.
+    3. Scaling what a head's values make of each row, by powers of two, changes nothing. A wrong head width does.
+    4. The gradients of all parameters are finite.
+    5. `restore_` brings outputs and state dict back bit for bit.
+
+    The copy runs in evaluation mode, about ten times; ``model`` is left alone.
+
+    Args:
+        model: a plain model that holds the attention, or is it.
+        inputs: what it is called with: a tensor, a tuple of positional or a mapping of keyword arguments. Rows that are
+            all alike prove little: let them be random.
+        config: the options to convert with.
+        include: the kinds of attention to convert, as :func:`precondition_` takes them.
+
+    Returns:
+        What was proven, and of each module what could not be: attention inside a kernel that PyTorch does not know is
+        not seen. Attention that is not converted is listed too.
+
+    Raises:
+        VerificationError: something is not as it should be; one sentence says what, where, and what to correct.
+        TypeError: ``inputs`` is something else.
+        ValueError: nothing in ``model`` is converted, it is converted already, or it cannot be copied.
+
+    Example:
+        >>> import torch
+        >>> import preconditioned_attention as pa
+        >>> from preconditioned_attention.conversion import check_adapter
+        >>> class MyAttention(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.qkv, self.proj = torch.nn.Linear(16, 48), torch.nn.Linear(16, 16)
+        ...
+        ...     def forward(self, x):
+        ...         q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        ...         rows = torch.softmax(q @ k.mT, dim=-1) @ v
+        ...         return self.proj(rows.transpose(1, 2).flatten(2))
+        >>> adapter = pa.register_prehook(MyAttention, point="proj", num_heads=4)
+        >>> check_adapter(MyAttention(), torch.randn(2, 5, 16)).complete
+        True
+        >>> adapter = pa.register_prehook(MyAttention, point="proj", num_heads=8)
+        >>> check_adapter(MyAttention(), torch.randn(2, 5, 16))  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        preconditioned_attention.conversion.verify.VerificationError: ...they are 2 wide, and attention's heads 4...
+    """
+    if is_preconditioned(model):
+        raise ValueError("model is preconditioned already; check_adapter takes it plain: call restore_(model) first")
+    return _Check(model, inputs, PreconditionConfig() if config is None else config, include).result()
+
+
+class _Check:
+    def __init__(self, model: nn.Module, inputs: Any, config: PreconditionConfig, include: Include) -> None:
+        self.config, self.include = config, include
+        self.args, self.kwargs = as_arguments(inputs)
+        try:
+            self.model = copy.deepcopy(model)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"check_adapter works on a copy, and this model cannot be copied: {error}") from error
+        self.model.eval()  # on its own, for some models have a `train` that returns nothing
+        self.seen = plan_conversion(self.model, config, include=include, example_inputs=inputs)
+        self.entries = {entry.path: entry for entry in self.seen.converted}
+
+    def result(self) -> AdapterCheck:
+        before, hooks = {key: value.clone() for key, value in self.model.state_dict().items()}, self._hooks()
+        plain = self._run()
+        with watching_products(self._sites()) as products:
+            self._run(gradients=True)  # PyTorch's own modules have fast paths without, which no mode sees into
+        not_finite = self._not_finite()
+        if not plain:
+            raise ValueError("the model returns no floating-point tensor, alone or in tuples, lists or dictionaries")
+        if not all(bool(out.isfinite().all()) for out in plain):
+            raise VerificationError("the plain model's output is not finite for these inputs; give it others")
+        precondition_(self.model, self.config, include=self.include)
+        rows = self._check_rows(plain, products)
+        converted = self._check_what_leaves()
+        verify(self._sites(), self.model, self.args, self.kwargs)
+        self._check_scaling(rows, *converted)
+        self._check_gradients(not_finite)
+        restore_(self.model)
+        self._check_restored(before, hooks, plain)
+        checked = tuple(self._checked(e, rows[e.path], not_finite) for e in self.entries.values())
+        return AdapterCheck(checked, self.seen.left_out)
+
+    def _run(self, gradients: bool = False) -> list[Tensor]:
+        """The floating-point outputs of the model, always from the same random state."""
+        devices = {p.device for p in self.model.parameters() if p.is_cuda}
+        with torch.random.fork_rng(list(devices)), torch.set_grad_enabled(gradients):
+            torch.manual_seed(0)
+            return _floats(self.model(*self.args, **self.kwargs))
+
+    def _sites(self) -> dict[str, nn.Module]:
+        return {path: self.model.get_submodule(path) for path in self.entries}
+
+    def _preconditioners(self) -> dict[str, Preconditioner]:
+        found = {path: module.get_submodule("preconditioner") for path, module in self._sites().items()}
+        return {path: c for path, c in found.items() if isinstance(c, Preconditioner)}
+
+    def _hooks(self) -> list[tuple[type, int, int]]:
+        return [(type(m), len(m._forward_pre_hooks), len(m._forward_hooks)) for m in self.model.modules()]
+
+    def _fail(self, path: str, what: str) -> VerificationError:
+        entry = self.entries[path]
+        return VerificationError(f"{path or 'the model itself'} ({entry.class_name.rpartition('.')[2]}): {what}")
+
+    def _check_rows(self, plain: list[Tensor], products: dict[str, list[Product]]) -> dict[str, _Rows]:
+        """Take `C` out, and look at what would reach it."""
+        for module in self._sites().values():
+            unguard(module)  # which would speak of what happened to a model since its conversion
+        with replaced(self._preconditioners(), Open) as opened, watching_products(self._sites()) as again:
+            out = self._run()
+        for path, module in self._sites().items():
+            guard(module, opened[path])
+        if not _alike(out, plain):
+            raise VerificationError(
+                "with C taken out, the converted model does not compute what the plain one does; a forward of your "
+                "own, or how the rows are put back, differs from the original"
+            )
+        rows = {}
+        for path, c in opened.items():
+            if not c.arrived:
+                raise self._fail(path, "the attachment did not fire: this input does not reach it, or a path goes past")
+            candidates, certain = heads_of_attention(products[path])
+            match = match_rows(c.arrived, candidates, self.entries[path].num_heads)
+            self._check_match(path, c.arrived, candidates, match, certain)
+            converted, _ = heads_of_attention(again[path])
+            rows[path] = _Rows(match, match_rows(c.arrived, converted, None), c.attended)
+        return rows
+
+    def _check_match(
+        self, path: str, arrived: list[Tensor], products: dict[int, Product], match: Match, certain: bool
+    ) -> None:
+        width = arrived[0].shape[-1]
+        same = match.found == match.looked_at or same_numbers(arrived, products)
+        if match.found < match.looked_at and (certain or same) and not self.entries[path].reason:
+            widths = sorted({p.out.shape[-1] for p in products.values()})
+            told = f"{match.looked_at - match.found} of the {match.looked_at} rows that reach the preconditioner"
+            if not same:
+                reason = "something (a gate, a norm, an added term) comes between, or it is not attention's output; "
+                fix = "attach to the first module that sees the heads' outputs alone, and give width if others follow"
+            elif width not in widths:
+                reason = f"they are {width} wide, and attention's heads {' or '.join(map(str, widths))}; "
+                fix = "correct num_heads or head_dim"
+            else:
+                reason, fix = "they mix heads or tokens; ", "correct form, interleaved, num_heads or head_dim"
+            raise self._fail(path, f"{told} are not rows of what attention computes: {reason}{fix}")
+        if match.labelled is False:
+            raise self._fail(
+                path,
+                f"what the preconditioner takes for one of {self.entries[path].num_heads} heads are rows of several, "
+                "so a gain per head would be wrong; correct form, or attach where the heads are not mixed yet",
+            )
+
+    def _check_what_leaves(self) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
+        """Unit rows, in the direction that they had; returns what left each preconditioner, and the model."""
+        left: dict[str, list[Tensor]] = {path: [] for path in self.entries}
+        wrong: list[str] = []
+
+        def observe(rows: Tensor, out: Tensor, path: str, gain: Tensor | None) -> None:
+            left[path].append(out.detach().clone())
+            norms = row_norms(rows.detach())[..., None]
+            expected = rows.detach() / norms if gain is None else gain.detach().view(-1, 1, 1) * rows.detach() / norms
+            eps = default_eps(rows.dtype) if self.config.eps is None else self.config.eps
+            error = torch.where(norms > eps, (out.detach() - expected).abs(), 0.0)
+            if error.numel() and not error.max() <= tolerance(rows.dtype):
+                wrong.append(path)
+
+        for path, c in self._preconditioners().items():
+            c.observers.append(partial(observe, path=path, gain=c.gain))
+        out = self._run()
+        for c in self._preconditioners().values():
+            c.observers.clear()
+        for path in wrong:
+            raise self._fail(path, "a row that leaves the preconditioner is not the row that came, divided by its norm")
+        return left, out
+
+    def _check_scaling(
+        self, rows: dict[str, _Rows], converted: dict[str, list[Tensor]], converted_out: list[Tensor]
+    ) -> None:
+        """Scale every row of every head by a power of two of its own, before anything else sees it."""
+        scaled = {path for path, entry in self.entries.items() if rows[path].match.proven and not entry.reason}
+        seen = {path: c for path, c in self._preconditioners().items() if path in scaled and rows[path].attended}
+        left: dict[str, list[Tensor]] = {path: [] for path in self.entries}
+        for path, c in self._preconditioners().items():
+            c.watchers.append(partial(_keep, left[path]))
+        sites = {path: module for path, module in self._sites().items() if path in scaled - seen.keys()}
+        with replaced(seen, Scaling), watching_products(sites, partial(_scaled, rows)):
+            out = self._run()
+        for c in self._preconditioners().values():
+            c.watchers.clear()
+        for path, tensors in converted.items():
+            if not _alike(left[path], tensors):
+                raise self._fail(
+                    path,
+                    "scaling the values of one head changes what leaves the preconditioner, so its rows are not those "
+                    "of single heads, or a term is added before it; correct num_heads, head_dim or form, or the point",
+                )
+        if not _alike(out, converted_out):
+            raise VerificationError(
+                "scaling the values of one head changes the model's output though not what leaves the preconditioner: "
+                "attention's output also takes a way that goes past it"
+            )
+
+    def _not_finite(self) -> list[str] | None:
+        """The parameters whose gradients are not finite; None if no output has a gradient."""
+        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        outputs = [out for out in self._run(gradients=True) if out.requires_grad]
+        if not outputs or not parameters:
+            return None
+        seeds = [2 * out.detach() for out in outputs]  # those of the sum of squares
+        gradients = torch.autograd.grad(outputs, list(parameters.values()), seeds, allow_unused=True)
+        return [n for n, g in zip(parameters, gradients, strict=True) if g is not None and not g.isfinite().all()]
+
+    def _check_gradients(self, plain: list[str] | None) -> None:
+        """Those of the converted model are finite where those of the plain one are."""
+        wrong = [name for name in self._not_finite() or [] if name not in (plain or [])]
+        if wrong:
+            raise VerificationError(f"the gradient of {wrong[0]!r} (and {len(wrong) - 1} more) is not finite")
+
+    def _check_restored(
+        self, before: dict[str, Tensor], hooks: list[tuple[type, int, int]], plain: list[Tensor]
+    ) -> None:
+        after = self.model.state_dict()
+        same = after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
+        if not same or self._hooks() != hooks:
+            raise VerificationError("restore_ does not bring classes, hooks and state dict back; correct `detach`")
+        out = self._run()
+        if not (len(out) == len(plain) and all(torch.equal(a, b) for a, b in zip(out, plain, strict=True))):
+            raise VerificationError(
+                "after restore_ the outputs are not bit for bit what they were; correct `detach`, or the model "
+                "remembers earlier calls"
+            )
+
+    def _checked(self, entry: ConversionEntry, rows: _Rows, not_finite: list[str] | None) -> CheckedAttention:
+        match = rows.match
+        reasons = {
+            _UNSEEN: bool(match.looked_at and not (match.proven or entry.reason)),
+            _DEFINED.format(entry.reason): bool(match.looked_at and entry.reason),
+            _ZERO: not match.looked_at,
+            _ALIKE: bool(match.looked_at and match.alike),
+            _NO_GRADIENT: not_finite is None,
+            _NOT_FINITE: bool(not_finite),
+        }
+        told = {name: getattr(entry, name) for name in ("path", "class_name", "mechanism", "num_heads", "head_dim")}
+        return CheckedAttention(rows=match.seen, unproven=tuple(r for r, holds in reasons.items() if holds), **told)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What reached a preconditioner: as products of the plain model, and as those of the converted one."""
+
+    match: Match
+    converted: Match
+    attended: bool
+
+
+def _scaled(rows: Mapping[str, _Rows], path: str, index: int, out: Tensor) -> Tensor:
+    """``out``, each row scaled, if it is what reaches the preconditioner."""
+    axis = rows[path].converted.axes.get(index)
+    if axis is None:
+        return out
+    shape = list(out.shape)
+    shape[axis] = 1
+    return out * powers_of_two(tuple(shape), out)
+
+
+def _keep(kept: list[Tensor], out: Tensor) -> None:
+    kept.append(out.detach().clone())  # it may be changed in place later
+
+
+def _floats(output: object) -> list[Tensor]:
+    return [x for x in tree_leaves(output) if isinstance(x, Tensor) and x.is_floating_point()]
+
+
+def _alike(left: list[Tensor], right: list[Tensor]) -> bool:
+    """Whether two runs gave the same, up to the order of summation."""
+    return [x.shape for x in left] == [x.shape for x in right] and all(
+        bool((a - b).abs().max() <= tolerance(b.dtype) * b.abs().max())
+        for a, b in zip(left, right, strict=True)
+        if b.numel()
+    )

@@ -1,0 +1,70 @@
+"""What stands in for a preconditioner while an adapter is checked: `C` taken out, and other values going in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...layers import Preconditioner
+
+
+class Open(Preconditioner):
+    """`C` taken out: rows pass as they are, and are kept."""
+
+    arrived: list[Tensor]
+    attended: bool
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """The rows."""
+        self.arrived.append(rows.detach().clone())
+        return rows
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """Plain attention."""
+        self.attended = True
+        return self(
+            F.scaled_dot_product_attention(
+                q, k, v, attn_mask, dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        )
+
+
+class Scaling(Preconditioner):
+    """The values of every head are scaled before attention is computed."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Preconditioned attention, of other values."""
+        return super().attend(q, k, v * powers_of_two((v.shape[-3], 1, 1), v), *args, **kwargs)
+
+
+@contextmanager
+def replaced(preconditioners: Mapping[str, Preconditioner], cls: type[Preconditioner]) -> Iterator[dict[str, Any]]:
+    """Let the preconditioners be of class ``cls`` for a while."""
+    own = {path: type(c) for path, c in preconditioners.items()}
+    for c in preconditioners.values():
+        c.__class__ = cls
+        vars(c).update(arrived=[], attended=False)
+    yield dict(preconditioners)
+    for path, c in preconditioners.items():
+        c.__class__ = own[path]
+
+
+def powers_of_two(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """1, 2, 4 or 8: exact in any dtype, so that nothing but the scale changes."""
+    exponents = torch.randint(0, 4, shape, generator=torch.Generator().manual_seed(1))
+    return (2.0**exponents).to(like)

@@ -1,0 +1,1 @@
+"""Which modules of a model compute attention: by their code, and by what runs."""

@@ -1,0 +1,112 @@
+"""The guard of a converted attention: at every forward pass it looks whether the preconditioner was called.
+
+Whatever takes an attachment away after the conversion (an instance's own forward, a layer put in another's place, code
+that reads parameters and never calls the module that was hooked), the pass that goes past the preconditioner raises.
+It costs two hooks; under torch.compile it looks while the code is traced and costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch._C._dynamo.eval_frame import get_eval_frame_callback
+from torch.fx import Proxy
+from torch.utils._pytree import tree_leaves
+
+from ...layers import Preconditioner
+from ...layers.firing import any_traced, expect_traced, require_traced
+from ..registry import load_companions
+from ..saving.unpickling import Unpickled
+from .compile_cache import exchange_dicts
+from .instance_forward import is_compiled, may_skip_forward, own_forwards
+
+
+class Expect(Unpickled):
+    """A forward pre-hook on a converted attention: from here on its preconditioner has to be called."""
+
+    def __init__(self, preconditioner: Preconditioner) -> None:
+        self.preconditioner = preconditioner
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forget earlier calls."""
+        if torch.compiler.is_dynamo_compiling():
+            expect_traced()
+        else:
+            self.preconditioner.firing.expect()
+            load_companions()
+
+
+class Require:
+    """A forward hook on a converted attention: raises unless its preconditioner was called meanwhile.
+
+    ``kind`` is the attention's class since the conversion.
+    """
+
+    def __init__(self, preconditioner: Preconditioner, kind: type[nn.Module]) -> None:
+        self.preconditioner = preconditioner
+        self.kind = kind
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Look whether it was."""
+        if torch.compiler.is_dynamo_compiling():
+            require_traced(_message(type(module).__name__))
+        elif not self.preconditioner.firing.seen() and not _cannot_tell(module, output):
+            raise RuntimeError(_message(type(module).__name__))
+
+
+def guard(module: nn.Module, preconditioner: Preconditioner) -> None:
+    """Watch over ``module``, to which an adapter has attached ``preconditioner``."""
+    module.register_forward_pre_hook(Expect(preconditioner))
+    module.register_forward_hook(Require(preconditioner, type(module)))
+    exchange_dicts(module)
+
+
+def unguard(module: nn.Module) -> None:
+    """Find the guard's hooks by their type (a copied model has no handles) and remove them."""
+    for hooks, kind in ((module._forward_pre_hooks, Expect), (module._forward_hooks, Require)):
+        for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
+            del hooks[key]
+            if kind is Require:
+                exchange_dicts(module)
+
+
+def guarded_class(module: nn.Module) -> type[nn.Module] | None:
+    """The class that ``module`` had when it was converted, as it is known from its guard."""
+    return next((hook.kind for hook in module._forward_hooks.values() if isinstance(hook, Require)), None)
+
+
+def _message(attention: str) -> str:
+    return (
+        f"the preconditioner of this {attention} was not called in its forward pass: its forward, or the layer that "
+        "the preconditioner was attached to, has been replaced or passed by since the conversion. Call "
+        "restore_(model), and precondition_(model) after that step"
+    )
+
+
+def _cannot_tell(module: nn.Module, output: Any) -> bool:
+    """Whether the preconditioner may have been called where its notes do not show."""
+    if any(isinstance(leaf, Proxy) for leaf in tree_leaves(output)):
+        return True  # torch.fx may take it for a leaf, whose call it only writes down
+    return may_skip_forward(module) or may_be_compiled(module)
+
+
+def may_be_compiled(module: nn.Module) -> bool:
+    """Whether preconditioners of ``module`` may be called by compiled code, which leaves no notes."""
+    return any_traced() and (_compiled_around() or _compiled_inside(module))
+
+
+def _compiled_around() -> bool:
+    """Whether this is eager code between pieces that torch.compile has compiled."""
+    return callable(get_eval_frame_callback())
+
+
+def _compiled_inside(module: nn.Module) -> bool:
+    """Whether part of the module is compiled."""
+    return any(
+        getattr(part, "_compiled_call_impl", None) is not None
+        or hasattr(part, "_orig_mod")
+        or any(is_compiled(forward) for forward in (type(part).forward, *own_forwards(part)))
+        for part in module.modules()
+    )

@@ -1,0 +1,50 @@
+"""Classes that other tools make for an instance while a program runs, as `fully_shard` and parametrizations do."""
+
+from __future__ import annotations
+
+import sys
+
+from torch import nn
+
+from ..registry import class_name
+from .call_guard import guarded_class
+
+
+def made_from(cls: type) -> type | None:
+    """The class that ``cls`` was made from while the program ran, or None.
+
+    None if ``cls`` stands in a module as any other, or derives from `nn.Module` alone, as those of functions do.
+    """
+    if _stands_in_its_module(cls):
+        return None
+    bases = (base for base in cls.__mro__[1:] if issubclass(base, nn.Module) and base is not nn.Module)
+    return next(filter(_stands_in_its_module, bases), None)
+
+
+def changed_class(module: nn.Module) -> str | None:
+    """Why the class of a converted ``module`` cannot be swapped back, or None."""
+    then, now = guarded_class(module), type(module)
+    if then in (None, now):
+        return None
+    return (
+        f"its class was {then.__name__} after the conversion and is {now.__name__} now: another tool (fully_shard, a "
+        "parametrization) has changed it; undo that first, or restore before it"
+    )
+
+
+def unknown_reason(cls: type[nn.Module], unread: str | None = None) -> str:
+    """What to say of attention that has no adapter; ``unread``: why one that knows its name does not serve it."""
+    base = made_from(cls)
+    if base is None:
+        return unread or "no adapter is registered for this class, or its forward is not the one the adapter knows"
+    return (
+        f"its class was made from {class_name(base)} by another tool (fully_shard, a parametrization), and no adapter "
+        "knows it; convert before that"
+    )
+
+
+def _stands_in_its_module(cls: type) -> bool:
+    found: object = sys.modules.get(cls.__module__)
+    for name in cls.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is cls

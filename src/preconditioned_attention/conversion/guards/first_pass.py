@@ -1,0 +1,105 @@
+"""Attention that is never called although its parameters are used: found in the first pass that records a graph.
+
+A converted module that is called has a guard of its own (`guard`). One that is not called may be one that this pass
+does not need, as the encoder while a decoder generates; or a fused layer reads its parameters and computes attention
+without it. The autograd graph of the model's output tells the two apart: it leads to every parameter that took part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .call_guard import may_be_compiled
+
+
+class FirstPass:
+    """A forward hook on a converted model: looks at the first pass with gradients, then takes itself away.
+
+    Args:
+        attentions: path and module of every converted attention inside the model.
+    """
+
+    def __init__(self, attentions: Sequence[tuple[str, nn.Module]]) -> None:
+        self.attentions = tuple(attentions)
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Raise if all parameters of an attention that was never called have taken part in ``output``."""
+        if torch.compiler.is_compiling():
+            return
+        silent = [(path, module) for path, module in self.attentions if not _was_called(module)]
+        results = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if silent and not results:
+            return
+        if silent and not may_be_compiled(model):
+            _refuse(_passed_by(model, silent, _reached(results)))
+        _remove(model, lambda hook: hook is self)
+
+
+def watch(model: nn.Module, attentions: Sequence[tuple[str, nn.Module]]) -> None:
+    """Look at the first pass of ``model``."""
+    if attentions:
+        model.register_forward_hook(FirstPass(attentions))
+
+
+def release(model: nn.Module) -> None:
+    """Stop looking, wherever in ``model`` a look is still to come."""
+    for module in model.modules():
+        _remove(module, lambda hook: isinstance(hook, FirstPass))
+
+
+def _remove(module: nn.Module, chosen: Callable[[object], bool]) -> None:
+    for key in [key for key, hook in module._forward_hooks.items() if chosen(hook)]:
+        del module._forward_hooks[key]
+
+
+def _refuse(passed_by: list[str]) -> None:
+    if passed_by:
+        raise RuntimeError(
+            f"the preconditioners of {', '.join(map(repr, passed_by))} were not called, and every parameter of these "
+            "attentions took part in this forward pass: something reads them and goes past the module (a fused layer, "
+            "a functional, a direct call of module.forward). Let it call the module, or call restore_(model) and leave "
+            "them out with filter_fn"
+        )
+
+
+def _was_called(module: nn.Module) -> bool:
+    preconditioner = module._modules.get("preconditioner")
+    firing = getattr(preconditioner, "firing", None)
+    return firing is None or firing.ever  # without one, it has been restored since
+
+
+def _passed_by(model: nn.Module, silent: Sequence[tuple[str, nn.Module]], reached: set[int]) -> list[str]:
+    found = []
+    for path, module in silent:
+        own = _own_parameters(model, module)
+        if own and own <= reached:
+            found.append(path)
+    return found
+
+
+def _own_parameters(model: nn.Module, attention: nn.Module) -> set[int]:
+    """What is trained in ``attention`` and nowhere else in the model."""
+    inside = set(attention.modules())
+    elsewhere = {id(p) for part in model.modules() if part not in inside for p in part.parameters(recurse=False)}
+    kept = {id(p) for p in attention.get_submodule("preconditioner").parameters()}
+    return {id(p) for p in attention.parameters() if p.requires_grad} - elsewhere - kept
+
+
+def _reached(results: Iterable[Tensor]) -> set[int]:
+    """The leaves of the graph that ``results`` were computed by."""
+    leaves = {id(result) for result in results if result.grad_fn is None}
+    pending: list[Any] = [result.grad_fn for result in results if result.grad_fn is not None]
+    seen: set[Any] = set(pending)
+    while pending:
+        node = pending.pop()
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        following = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= following
+        pending.extend(following)
+    return leaves
