@@ -48,7 +48,7 @@ def make_run(steps: int):
             "validation": accuracy(model, *validation),
             "test": accuracy(model, *test),
             "losses": losses,
-            "conditioning": [row | {"moment": "initialisation"} for row in before]
+            "conditioning": [row | {"moment": "initialization"} for row in before]
             + [row | {"moment": "end"} for row in after],
         }
 

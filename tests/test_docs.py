@@ -16,7 +16,7 @@ from preconditioned_attention.conversion import VerificationError
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = "\n".join(path.read_text() for path in [*sorted(DOCS.glob("*.md")), DOCS.parent / "README.md"])
-RESULTS = sorted(DOCS.glob("results/*/results.json"))
+RESULTS = sorted(DOCS.glob("results/*/summary.json"))
 
 
 def cells(name: str, arm: dict[str, Any], decimals: int) -> tuple[str, str]:
@@ -49,13 +49,13 @@ def test_every_comparison_is_linked(path: Path) -> None:
 
 
 def test_the_table_by_learning_rate() -> None:
-    """Ten seeds of DaViT at every rate, with the paired difference of row-full and Student's interval."""
-    result = json.loads((DOCS / "results" / "digits-davit-ten-seeds" / "results.json").read_text())
+    """Ten seeds of DaViT at every rate, with the paired difference of row and Student's interval."""
+    result = json.loads((DOCS / "results" / "digits-davit-ten-seeds" / "summary.json").read_text())
     test = {(run["arm"], run["learning_rate"], run["seed"]): run["metrics"]["test"] for run in result["runs"]}
     page = (DOCS / "vision.md").read_text()
     for rate in result["learning_rates"]:
-        arms = {arm: [test[arm, rate, seed] for seed in result["seeds"]] for arm in ("plain", "row-full", "row-stop")}
-        differences = [ours - plain for ours, plain in zip(arms["row-full"], arms["plain"], strict=True)]
+        arms = {arm: [test[arm, rate, seed] for seed in result["seeds"]] for arm in ("plain", "row", "row-stopgrad")}
+        differences = [ours - plain for ours, plain in zip(arms["row"], arms["plain"], strict=True)]
         mean = statistics.mean(differences)
         half = stats.t.ppf(0.975, len(differences) - 1) * stats.sem(differences)
         means = " | ".join(f"{statistics.mean(values):.4f}" for values in arms.values())

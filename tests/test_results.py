@@ -14,7 +14,7 @@ WORDS = " ".join(PAGE.split())
 
 
 def arms_of(folder: Path) -> dict[str, dict[str, Any]]:
-    arms: dict[str, dict[str, Any]] = json.loads((folder / "results.json").read_text())["arms"]
+    arms: dict[str, dict[str, Any]] = json.loads((folder / "summary.json").read_text())["arms"]
     return arms
 
 
@@ -35,7 +35,7 @@ def test_the_table_of_digits() -> None:
 def test_the_summary_is_that_of_the_comparisons() -> None:
     """Which differences are bold, what they are, and how many gains and losses there are."""
     outcomes = []
-    for folder in sorted(path.parent for path in RESULTS.glob("*/results.json")):
+    for folder in sorted(path.parent for path in RESULTS.glob("*/summary.json")):
         (line,) = [row for row in PAGE.splitlines() if row.startswith("| [") and f"/{folder.name}/" in row]
         arms = arms_of(folder)
         for name in list(arms)[1:3]:

@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` to ``path`` so that a reader, also after a crash, finds the old content or the new, never a part.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write ``content`` to ``path`` so that a reader, also after a crash, finds the old content or the new, never a part.
 
     Raises:
         OSError: it could not be written; ``path`` is as it was.
     """
     temporary = path.with_name(f".{path.name}.writing")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         publish(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

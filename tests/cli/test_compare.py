@@ -12,7 +12,7 @@ def test_compare_writes_a_report_and_resumes(tmp_path, capsys):
     assert main(["compare", "digits", *QUICK, *output]) == 0
     shown = capsys.readouterr().out
     assert str(tmp_path / "out" / "report.html") in shown
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    results = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(results["arms"]) == ["plain", "row"]
     assert (results["seeds"], results["learning_rates"], results["settings"]["steps"]) == ([0, 1], [0.001], 2)
     assert main(["compare", "digits", *QUICK, *output]) == 2
@@ -23,7 +23,7 @@ def test_compare_writes_a_report_and_resumes(tmp_path, capsys):
 def test_a_preset_brings_its_arms_and_baselines(tmp_path, capsys):
     options = ["--steps", "2", "--seeds", "0", "--learning-rates", "1e-3", "--output", str(tmp_path / "out")]
     assert main(["compare", "listops", "--preset", "cpu", "--task-options", "count=150", "held_out=40", *options]) == 0
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    results = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(results["arms"]) == ["plain", "pre-skip", "post-skip", "softmax"]
     assert {run["status"] for run in results["runs"]} == {"finished"}
     assert results["variants"] == {"softmax": {"attention": "softmax"}}

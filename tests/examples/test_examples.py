@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import subprocess
@@ -20,10 +21,11 @@ def test_example_compares_fairly_and_reports(name, tmp_path):
     process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
     assert process.returncode == 0, process.stderr
     assert "Report: " in process.stdout
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    results = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {run["status"] for run in results["runs"]} == {"finished"}
     assert list(results["arms"]) == ["plain", "row", "row-stopgrad"]
-    losses = {run["arm"]: run["metrics"]["losses"] for run in results["runs"] if run["seed"] == 0}
+    runs = json.loads(gzip.decompress((tmp_path / "out" / "runs.json.gz").read_bytes()))
+    losses = {run["arm"]: run["metrics"]["losses"] for run in runs if run["seed"] == 0}
     assert all(len(values) == 4 for values in losses.values())
     assert losses["plain"] != losses["row"] != losses["row-stopgrad"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "an example writes to its output folder only"

@@ -38,7 +38,7 @@ def conditioning(scale: float = 1.0) -> list[dict[str, Any]]:
             "spread_before": 0.25 + index / 100,
             "spread_after": 0.0,
         }
-        for moment in ("initialisation", "end")
+        for moment in ("initialization", "end")
         for index in range(2)
     ]
 

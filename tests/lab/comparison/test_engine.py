@@ -1,3 +1,4 @@
+import gzip
 import json
 import logging
 import os
@@ -26,14 +27,22 @@ def test_from_runs_to_words(tmp_path):
     assert [verdict.outcome for verdict in comparison.verdicts.values()] == [
         Outcome.REFERENCE,
         Outcome.BETTER,
-        Outcome.UNDECIDED,
+        Outcome.INCONCLUSIVE,
     ]
     assert {summary.learning_rate for summary in comparison.summaries.values()} == {1e-3}
     assert comparison.summaries["row"].difference.values == pytest.approx((0.02, 0.021, 0.022))
     assert comparison.summaries["row"].time_ratio.mean == pytest.approx(2.0)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["runs", "results.json", "report.html", "plot-difference.png", "plot-training-loss.png", "plot-validation.png"]
-        + [f"plot-{what}-{moment}.png" for what in ("kappa", "spread") for moment in ("initialisation", "end")]
+        [
+            "runs",
+            "summary.json",
+            "runs.json.gz",
+            "report.html",
+            "plot-difference.png",
+            "plot-training-loss.png",
+            "plot-validation.png",
+        ]
+        + [f"plot-{what}-{moment}.png" for what in ("kappa", "spread") for moment in ("initialization", "end")]
     )
 
 
@@ -89,7 +98,7 @@ def test_unequal_weights_stop_the_comparison(tmp_path):
         prepare(model)
         return {"validation": 1.0, "test": 1.0}
 
-    with pytest.raises(FairnessError, match=r"plain-seed0-lr0\.0001 and row-seed0-lr0\.0001 started from different"):
+    with pytest.raises(FairnessError, match=r"plain-seed0-lr0\.0001 and row-seed0-lr0\.0001 had different"):
         quietly(unseeded, tmp_path)
 
 
@@ -135,7 +144,7 @@ def test_fairness_holds_across_a_resume(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         quietly(interrupted, tmp_path)
-    with pytest.raises(FairnessError, match="different weights"):
+    with pytest.raises(FairnessError, match="different initial weights"):
         quietly(other_model, tmp_path, resume=True)
 
 
@@ -152,9 +161,9 @@ def test_a_variant_may_start_elsewhere_and_knows_its_options(tmp_path):
     comparison = quietly(other_model, tmp_path, arms=arms, variants=variants, baselines={"majority": 0.125})
     assert comparison.summaries["deep"].test == (0.25, 0.25, 0.25)
     assert "deep: another model" in comparison.report.read_text()
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = json.loads((tmp_path / "summary.json").read_text())
     assert (results["variants"], results["baselines"]) == (variants, {"majority": 0.125})
-    with pytest.raises(FairnessError, match="different weights"):
+    with pytest.raises(FairnessError, match="different initial weights"):
         quietly(other_model, tmp_path / "strict", arms=arms, variants={"row": {"depth": 2}, "deep": {"depth": 2}})
 
 
@@ -172,7 +181,8 @@ def test_a_run_that_raises_is_kept_as_failed_with_its_reason(tmp_path, caplog):
     assert "fails_once" in record["traceback"]
     assert comparison.summaries["row"].learning_rate == 1e-4
     assert "loss is nan at step 7" in comparison.report.read_text()
-    assert "Traceback" not in (tmp_path / "results.json").read_text()
+    assert "Traceback" not in (tmp_path / "summary.json").read_text()
+    assert b"Traceback" not in gzip.decompress((tmp_path / "runs.json.gz").read_bytes())
 
 
 def test_numbers_that_are_not_finite_are_a_failure(tmp_path):

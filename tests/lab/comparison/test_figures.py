@@ -4,7 +4,7 @@ import pytest
 
 from preconditioned_attention.lab.comparison import Plan, RunMetrics, figures
 from preconditioned_attention.lab.comparison.figures import conditioning_by_layer, draw_figures
-from preconditioned_attention.lab.comparison.summary import summarise
+from preconditioned_attention.lab.comparison.summary import summarize
 from tests.helpers.synthetic_runs import ARMS, conditioning, make_records
 
 PLAN = Plan(arms={"plain": None, "row": ARMS["row"]}, seeds=(0, 1), learning_rates=(1e-3,))
@@ -14,7 +14,7 @@ def drawn(plan: Plan = PLAN, **values) -> set[str]:
     """The names of the plots if every run reports ``values``."""
     metrics = RunMetrics.from_returned({"validation": 1.0, "test": 1.0} | values, metric="accuracy")
     records = make_records(plan, {(key.arm, key.seed, key.learning_rate): metrics for key in plan.run_keys()})
-    return set(draw_figures(plan, summarise(plan, records), {name: [metrics, metrics] for name in plan.arms}))
+    return set(draw_figures(plan, summarize(plan, records), {name: [metrics, metrics] for name in plan.arms}))
 
 
 def test_only_what_was_measured_is_drawn():

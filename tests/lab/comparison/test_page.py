@@ -1,7 +1,7 @@
 from preconditioned_attention.lab.comparison import Outcome, Plan, RunMetrics
 from preconditioned_attention.lab.comparison.page import TONES, build_page, how_to_read
-from preconditioned_attention.lab.comparison.summary import summarise
-from preconditioned_attention.lab.comparison.verdict import give_verdicts
+from preconditioned_attention.lab.comparison.summary import summarize
+from preconditioned_attention.lab.comparison.verdict import make_verdicts
 from preconditioned_attention.lab.reporting import Picture
 from tests.helpers.synthetic_runs import ARMS, conditioning, make_records
 
@@ -12,10 +12,10 @@ def titles(**values) -> list[str]:
     """The titles of the sections if every run reports ``values``, or fails."""
     metrics = values["fails"] if "fails" in values else RunMetrics(validation=1.0, test=1.0, **values)
     records = make_records(PLAN, {(key.arm, key.seed, key.learning_rate): metrics for key in PLAN.run_keys()})
-    summaries = summarise(PLAN, records)
+    summaries = summarize(PLAN, records)
     runs = {name: [] if isinstance(metrics, str) else [metrics] * 2 for name in ARMS}
     pictures = {"training-loss": Picture(b"png", "d", "c")} if values.get("losses") else {}
-    verdicts = give_verdicts(PLAN, summaries)
+    verdicts = make_verdicts(PLAN, summaries)
     page = build_page(PLAN, summaries, verdicts, runs, pictures, title="t", environment={"cpu": "x"})
     assert page.subtitle == "arms × seeds × learning rates: 3 × 2 × 1 = 6 runs"
     return [section.title for section in page.sections]
@@ -23,7 +23,7 @@ def titles(**values) -> list[str]:
 
 def test_sections_without_content_are_left_out():
     assert titles() == [
-        "What these runs allow to say",
+        "Findings",
         "Results",
         "Choice of the learning rate",
         "How to read this",
@@ -32,7 +32,7 @@ def test_sections_without_content_are_left_out():
     ]
     assert "Failed runs" in titles(fails="no memory")
     assert "Curves" in titles(losses=[1.0])
-    assert {"Inside attention", "Every layer"} <= set(titles(conditioning=conditioning()))
+    assert {"Condition numbers", "Every layer"} <= set(titles(conditioning=conditioning()))
 
 
 def test_pictures_of_the_arms_stand_side_by_side():
@@ -41,9 +41,9 @@ def test_pictures_of_the_arms_stand_side_by_side():
 
     runs = {name: [run(name), run("the second seed")] for name in ARMS}
     records = make_records(PLAN, {(key.arm, key.seed, key.learning_rate): run(key.arm) for key in PLAN.run_keys()})
-    summaries = summarise(PLAN, records)
-    page = build_page(PLAN, summaries, give_verdicts(PLAN, summaries), runs, {}, title="t", environment={"cpu": "x"})
-    (section,) = (section for section in page.sections if section.title == "What the models do")
+    summaries = summarize(PLAN, records)
+    page = build_page(PLAN, summaries, make_verdicts(PLAN, summaries), runs, {}, title="t", environment={"cpu": "x"})
+    (section,) = (section for section in page.sections if section.title == "Model outputs")
     (figures,) = section.blocks
     assert [picture.description for picture in figures.pictures] == [f"{name}: of {name}" for name in ARMS]
 
@@ -64,9 +64,9 @@ def test_what_the_arms_write_stands_below_each_other():
 
     runs = {name: [run(name), run("the second seed")] for name in ARMS}
     records = make_records(PLAN, {(key.arm, key.seed, key.learning_rate): run(key.arm) for key in PLAN.run_keys()})
-    summaries = summarise(PLAN, records)
-    page = build_page(PLAN, summaries, give_verdicts(PLAN, summaries), runs, {}, title="t", environment={"cpu": "x"})
-    (section,) = (section for section in page.sections if section.title == "What the models do")
+    summaries = summarize(PLAN, records)
+    page = build_page(PLAN, summaries, make_verdicts(PLAN, summaries), runs, {}, title="t", environment={"cpu": "x"})
+    (section,) = (section for section in page.sections if section.title == "Model outputs")
     (listing,) = section.blocks
     assert listing.items == tuple((f"{name}, first seed, from nothing", f"text of {name}") for name in ARMS)
 

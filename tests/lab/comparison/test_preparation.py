@@ -8,7 +8,7 @@ from torch import nn
 
 from preconditioned_attention import PreconditionConfig, is_preconditioned
 from preconditioned_attention.lab.comparison import Prepare
-from preconditioned_attention.lab.comparison.preparation import hash_random_state, hash_weights, random_state_kept
+from preconditioned_attention.lab.comparison.preparation import hash_random_state, hash_weights, preserve_random_state
 from preconditioned_attention.lab.training.arms import Arm
 from tests.helpers.synthetic_runs import tiny_model
 
@@ -51,7 +51,7 @@ def test_random_numbers_drawn_by_a_conversion_are_taken_back(monkeypatch):
 def test_random_state_is_kept_when_an_error_passes():
     torch.manual_seed(0)
     before = hash_random_state()
-    with pytest.raises(RuntimeError), random_state_kept():
+    with pytest.raises(RuntimeError), preserve_random_state():
         torch.rand(1) @ torch.rand(2)
     assert hash_random_state() == before
     torch.rand(1)

@@ -13,6 +13,14 @@ from tests.helpers.former import FORMER
 from tests.helpers.synthetic_runs import ARMS, conditioning, make_records
 
 PLAN = Plan(arms=ARMS, seeds=(0,), learning_rates=(1e-3,))
+ALL_FILES = (
+    "summary.json",
+    "runs.json.gz",
+    "results.json",
+    "report.html",
+    "plot-validation.png",
+    "picture-dot-row.png",
+)
 
 
 def open_store(folder: Path, plan: Plan = PLAN, *, resume: bool = False, overwrite: bool = False) -> RunStore:
@@ -51,7 +59,7 @@ def test_results_are_never_overwritten_unasked(tmp_path):
 
 def test_overwrite_removes_results_and_nothing_else(tmp_path):
     open_store(tmp_path).write(some_record())
-    for name in ("results.json", "report.html", "plot-validation.png", "notes.txt", "plan.png"):
+    for name in (*ALL_FILES, "notes.txt", "plan.png"):
         (tmp_path / name).write_text("x")
     store = open_store(tmp_path, overwrite=True)
     assert store.records == {}
@@ -130,7 +138,16 @@ EARLIER = {
         "losses": [1.0],
         "seconds_per_step": 0.01,
         "evaluations": [],
-        "conditioning": [],
+        "conditioning": [
+            {
+                "layer": "blocks.0.attn",
+                "moment": "initialisation",
+                "kappa_before": "inf",
+                "kappa_after": 2.0,
+                "spread_before": 0.5,
+                "spread_after": 0.0,
+            }
+        ],
         "extra": {},
         "pictures": {},
     },
@@ -148,6 +165,7 @@ def test_an_earlier_comparison_resumes_under_the_present_names_of_its_arms(tmp_p
     assert record.key == RunKey(0, 1e-3, "row-stopgrad")
     assert record.description == PLAN.describe(record.key)
     assert record.metrics.test == 0.25
+    assert [row["moment"] for row in record.metrics.conditioning] == ["initialization"]
 
 
 def test_a_plan_may_use_a_former_name(tmp_path):

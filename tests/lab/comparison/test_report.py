@@ -1,12 +1,17 @@
 import dataclasses
+import gzip
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import pytest
 
 from preconditioned_attention.lab.comparison import Comparison, RunKey, compare
+from preconditioned_attention.lab.comparison.report import write_report
+from preconditioned_attention.lab.reporting import Picture
 from tests.helpers.synthetic_runs import ARMS, run
 
 
@@ -43,28 +48,62 @@ def comparison(tmp_path_factory) -> Comparison:
     )
 
 
-def test_results_hold_every_run_and_every_number(comparison):
-    results = json.loads((comparison.output / "results.json").read_text(), parse_constant=pytest.fail)
-    assert results["title"] == "A & B"
-    assert results["settings"] == {"steps": 40, "model": {"depth": 2}}
-    assert len(results["runs"]) == 27
-    by_name = {(entry["arm"], entry["seed"], entry["learning_rate"]): entry for entry in results["runs"]}
-    failed = by_name["row-stopgrad", 2, 1e-2]
-    assert (failed["status"], failed["reason"], failed["metrics"]) == ("failed", "MemoryError: out of <memory>", None)
-    record = by_name["row", 1, 1e-3]
-    metrics = comparison.records[RunKey(1, 1e-3, "row")].metrics
-    expected = json.loads(json.dumps(metrics.to_dict()))
-    assert expected.pop("pictures") == {}  # they stay in the run's own file
-    assert record["metrics"] == expected
-    assert record["metrics"]["extra"] == {"remark": "kept"}
-    assert len(record["weights"][0]) == len(record["random_states"][0]) == 64
-    full = results["arms"]["row"]
+def read_runs(folder: Path) -> dict[tuple[str, int, float], dict[str, Any]]:
+    text = gzip.decompress((folder / "runs.json.gz").read_bytes())
+    runs = json.loads(text, parse_constant=pytest.fail)
+    return {(run["arm"], run["seed"], run["learning_rate"]): run for run in runs}
+
+
+def test_the_summary_holds_the_results_of_every_arm_and_run(comparison):
+    summary = json.loads((comparison.output / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["title"] == "A & B"
+    assert summary["settings"] == {"steps": 40, "model": {"depth": 2}}
+    full = summary["arms"]["row"]
     assert full["config"]["gradient"] == "full"
     assert full["outcome"] == "better"
     assert full["difference"]["values"] == pytest.approx([0.02, 0.021, 0.022])
     assert full["rates"][1]["mean"] == pytest.approx(0.932)
-    assert results["environment"]["packages"]["torch"]
-    assert results["environment"]["cpu"]
+    assert full["conditioning"]["end"]["blocks.1.attn"] == {
+        "kappa_before": 101.0,
+        "kappa_after": 71.0,
+        "spread_before": 0.26,
+        "spread_after": 0.0,
+    }
+    assert summary["environment"]["packages"]["torch"]
+    assert summary["environment"]["cpu"]
+    runs = read_runs(comparison.output)
+    assert len(summary["runs"]) == len(runs) == 27
+    for short in summary["runs"]:
+        run = runs[short["arm"], short["seed"], short["learning_rate"]]
+        names = ("validation", "test", "seconds_per_step")
+        assert short == run | {"metrics": run["metrics"] and {name: run["metrics"][name] for name in names}}
+
+
+def test_the_runs_hold_every_number(comparison):
+    runs = read_runs(comparison.output)
+    failed = runs["row-stopgrad", 2, 1e-2]
+    assert (failed["status"], failed["reason"], failed["metrics"]) == ("failed", "MemoryError: out of <memory>", None)
+    run = runs["row", 1, 1e-3]
+    metrics = comparison.records[RunKey(1, 1e-3, "row")].metrics
+    expected = json.loads(json.dumps(metrics.to_dict()))
+    assert expected.pop("pictures") == {}  # they stay in the run's own file
+    assert run["metrics"] == expected
+    assert run["metrics"]["extra"] == {"remark": "kept"}
+    assert len(run["weights"][0]) == len(run["random_states"][0]) == 64
+
+
+def test_writing_again_writes_the_same_bytes(comparison):
+    before = {path: path.read_bytes() for path in comparison.output.iterdir() if path.is_file()}
+    write_report(comparison)
+    assert {path: path.read_bytes() for path in comparison.output.iterdir() if path.is_file()} == before
+
+
+def test_files_of_an_earlier_report_are_removed(comparison):
+    before = sorted(comparison.output.iterdir())
+    for name in ("results.json", "plot-kappa-initialisation.png", "picture-confusion-row-full.png"):
+        (comparison.output / name).write_text("x")
+    write_report(comparison)
+    assert sorted(comparison.output.iterdir()) == before
 
 
 def test_the_page_holds_the_numbers_of_every_table(comparison):
@@ -99,12 +138,13 @@ def test_the_page_holds_failures_settings_and_versions(comparison):
     assert "A & B" in text
 
 
-def test_the_page_is_self_contained(comparison):
+def test_the_page_links_the_pictures_beside_it_and_nothing_else(comparison):
     text = comparison.report.read_text()
     addresses = TextOf(text).addresses
     assert len(addresses) == 7
-    assert all(address.startswith("data:image/png;base64,") for address in addresses)
-    assert not re.search(r"https?://|//cdn|@import|url\(", text)
+    assert sorted(addresses) == sorted(path.name for path in comparison.output.glob("*.png"))
+    assert not re.search(r"https?://|//cdn|@import|url\(|data:", text)
+    assert "send the folder" in text
 
 
 def test_plots_beside_the_page_are_pictures(comparison):
@@ -114,9 +154,21 @@ def test_plots_beside_the_page_are_pictures(comparison):
         assert min(matplotlib.image.imread(plot).shape[:2]) > 300
 
 
+def test_pictures_of_the_first_seed_are_beside_the_page(tmp_path):
+    def pictured(prepare, seed, learning_rate):
+        picture = Picture(f"{prepare.config} {seed}".encode(), "a dot", "The dot.")
+        return {**run(prepare, seed, learning_rate), "pictures": {"dot": picture}}
+
+    compare(pictured, learning_rates=(1e-3,), output=tmp_path, verbose=False)
+    assert (tmp_path / "picture-dot-row.png").read_bytes() == f"{ARMS['row']} 0".encode()
+    assert len(list(tmp_path.glob("picture-*"))) == 3
+    assert "picture-dot-row-stopgrad.png" in TextOf((tmp_path / "report.html").read_text()).addresses
+
+
 def test_no_path_of_the_machine_is_published(comparison):
-    for name in ("results.json", "report.html"):
-        text = (comparison.output / name).read_text()
+    for name in ("summary.json", "report.html", "runs.json.gz"):
+        content = (comparison.output / name).read_bytes()
+        text = (gzip.decompress(content) if name.endswith(".gz") else content).decode()
         assert str(comparison.output) not in text
         assert __file__ not in text
 

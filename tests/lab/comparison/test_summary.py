@@ -4,7 +4,7 @@ import pytest
 
 from preconditioned_attention.lab.comparison import Plan, RunMetrics
 from preconditioned_attention.lab.comparison.statistics import paired_ratio
-from preconditioned_attention.lab.comparison.summary import RateSummary, choose_rate, chosen_runs, summarise
+from preconditioned_attention.lab.comparison.summary import RateSummary, choose_rate, chosen_runs, summarize
 from tests.helpers.synthetic_runs import LOSSES, make_records
 
 PLAN = Plan(arms={"plain": None, "other": None}, seeds=(0, 1), learning_rates=(1e-4, 1e-3, 1e-2))
@@ -24,7 +24,7 @@ def metrics_for(plan: Plan = PLAN, **per_arm) -> dict:
 
 
 def summaries_of(plan: Plan = PLAN, **per_arm):
-    return summarise(plan, make_records(plan, metrics_for(plan, **per_arm)))
+    return summarize(plan, make_records(plan, metrics_for(plan, **per_arm)))
 
 
 def test_validation_chooses_and_test_does_not():

@@ -94,7 +94,7 @@ def test_failures_are_listed(summaries):
 
 
 def test_arms_and_nested_settings_are_spelled_out():
-    assert arms_table(PLAN).rows[0] == ("plain", "the model as it is")
+    assert arms_table(PLAN).rows[0] == ("plain", "unchanged model")
     assert 'gradient="full"' in arms_table(PLAN).rows[1][1]
     settings = {"steps": 3, "task": {"name": "digits", "empty": {}}, "list": [1, 2]}
     assert settings_table("Settings", settings).rows == (

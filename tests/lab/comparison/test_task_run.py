@@ -9,7 +9,7 @@ from torch import nn
 
 from preconditioned_attention import ConditionMonitor, is_preconditioned
 from preconditioned_attention.lab.comparison import Prepare, compare, task_run, task_settings
-from preconditioned_attention.lab.comparison.task_run import look_inside
+from preconditioned_attention.lab.comparison.task_run import measure_conditioning
 from preconditioned_attention.lab.tasks import TASKS, Digits
 from preconditioned_attention.lab.training import Arm, TrainConfig, train
 
@@ -33,7 +33,7 @@ def test_numbers_are_those_of_the_training_itself(tmp_path):
 def test_attention_is_looked_at_before_and_after_training():
     metrics = task_run(CONFIG)(Prepare(None), 0, 1e-2)
     moments = [(row["moment"], row["layer"]) for row in metrics.conditioning if row["moment"] != "training"]
-    assert moments == [(moment, f"blocks.{index}.attn") for moment in ("initialisation", "end") for index in (0, 1)]
+    assert moments == [(moment, f"blocks.{index}.attn") for moment in ("initialization", "end") for index in (0, 1)]
     on_the_way = [(row["step"], row["layer"]) for row in metrics.conditioning if row["moment"] == "training"]
     assert on_the_way == [(step, f"blocks.{index}.attn") for step in (1, 2, 3) for index in (0, 1)]
     for row in metrics.conditioning:
@@ -46,7 +46,7 @@ def test_looking_changes_nothing():
     model = Digits(**OPTIONS).build_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    rows = look_inside(model, Digits(**OPTIONS).example_batch())
+    rows = measure_conditioning(model, Digits(**OPTIONS).example_batch())
     assert len(rows) == 2
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
@@ -58,7 +58,7 @@ def test_condition_numbers_are_those_of_double_precision():
     # 16 patches of 4 x 4 pixels in one head of width 16: far from singular, yet beyond what float32 resolves.
     task = Digits(patch_size=2, embed_dim=16, depth=1, num_heads=1)
     model = task.build_model()
-    shown = look_inside(model, task.example_batch())[0]["kappa_before"]
+    shown = measure_conditioning(model, task.example_batch())[0]["kappa_before"]
     with ConditionMonitor(model.double().eval()) as monitor, torch.no_grad():
         model(task.example_batch()[0].double())
     assert shown == monitor.summary()[0]["kappa_before"]
@@ -79,7 +79,7 @@ def test_arms_of_a_real_comparison_start_alike_and_end_apart(tmp_path):
     assert len({record.weights[0] for record in records}) == 1
     assert len({tuple(record.metrics.losses) for record in records}) == 3
     assert len({record.metrics.losses[0] for record in records if record.key.arm != "plain"}) == 1
-    settings = json.loads((tmp_path / "results.json").read_text())["settings"]
+    settings = json.loads((tmp_path / "summary.json").read_text())["settings"]
     assert settings["steps"] == 3
     assert "learning_rate" not in settings
 

@@ -135,3 +135,12 @@ def test_listings_keep_spaces_and_line_breaks():
     html = render_html(page(Listing((("from nothing", text),))))
     assert f"<pre>{text.replace('<', '&lt;').replace('>', '&gt;').replace(chr(39), '&#39;')}</pre>" in html
     assert '<p class="listed">from nothing</p>' in html
+
+
+def test_a_picture_with_a_file_is_linked_and_listed():
+    linked = Picture(PNG, "a dot", "", file="a dot.png")
+    one = page(Figures((linked, Picture(PNG, "embedded", ""))))
+    sources = [attributes["src"] for tag, attributes in Reader(render_html(one)).tags if tag == "img"]
+    assert sources[0] == "a%20dot.png"
+    assert sources[1].startswith("data:image/png;base64,")
+    assert [picture.description for picture in one.pictures] == ["a dot", "embedded"]

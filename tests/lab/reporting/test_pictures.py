@@ -3,7 +3,7 @@ import io
 import matplotlib.image
 import numpy as np
 
-from preconditioned_attention.lab.reporting.pictures import plot_confusion, plot_labelled_images
+from preconditioned_attention.lab.reporting.pictures import plot_confusion, plot_labeled_images
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -32,10 +32,10 @@ def test_long_names_and_many_classes_fit() -> None:
     assert (border == 1.0).all()
 
 
-def test_images_stand_in_a_grid_and_a_mistake_changes_the_colour() -> None:
+def test_images_stand_in_a_grid_and_a_mistake_changes_the_color() -> None:
     images = [np.full((4, 4, 3), value) for value in (0.0, 0.25, 0.5, 0.75, 0.3)]
-    right = plot_labelled_images(images, ["x"] * 5, [None] * 5, title="t")
-    wrong = plot_labelled_images(images, ["x"] * 5, [None] * 4 + ["is y"], title="t")
+    right = plot_labeled_images(images, ["x"] * 5, [None] * 5, title="t")
+    wrong = plot_labeled_images(images, ["x"] * 5, [None] * 4 + ["is y"], title="t")
     for value in (0.0, 0.25, 0.5, 0.75, 0.3):
         assert (np.abs(pixels(right) - value).max(axis=-1) < 0.01).sum() > 1000
 

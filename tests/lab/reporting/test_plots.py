@@ -4,6 +4,7 @@ import math
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from preconditioned_attention.lab.reporting import (
     Curve,
@@ -20,7 +21,7 @@ from preconditioned_attention.lab.reporting import (
     plot_profiles,
     plot_ratios,
 )
-from preconditioned_attention.lab.reporting.plots import COLOURS, DOTS_PER_INCH, WIDTH_INCHES
+from preconditioned_attention.lab.reporting.plots import COLORS, DOTS_PER_INCH, WIDTH_INCHES, encode_png
 
 CURVES = [
     Curve(label="plain", style=0, x=[1, 2, 3], y_per_seed=[[3.0, 2.0, 1.0], [3.2, 2.2, 1.5]]),
@@ -47,17 +48,17 @@ def pixels(png: bytes) -> np.ndarray:
     return image[..., :3]
 
 
-def has_colour(png: bytes, colour: str) -> bool:
-    wanted = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+def has_color(png: bytes, color: str) -> bool:
+    wanted = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
     return bool((np.abs(pixels(png) - wanted).max(axis=-1) < 0.01).any())
 
 
 @pytest.mark.parametrize("log_y", [False, True])
-def test_bands_show_each_curve_in_its_colour(log_y):
+def test_bands_show_each_curve_in_its_color(log_y):
     png = bands(log_y=log_y)
-    assert has_colour(png, COLOURS[0])
-    assert has_colour(png, COLOURS[1])
-    assert not has_colour(png, COLOURS[2])
+    assert has_color(png, COLORS[0])
+    assert has_color(png, COLORS[1])
+    assert not has_color(png, COLORS[2])
 
 
 def test_a_plot_shows_its_numbers():
@@ -68,7 +69,7 @@ def test_a_plot_shows_its_numbers():
 
 def test_intervals_without_an_interval_show_the_seeds():
     row = SeedInterval(label="other", style=2, values=[0.1], mean=0.1, low=None, high=None)
-    assert has_colour(intervals(row), COLOURS[2])
+    assert has_color(intervals(row), COLORS[2])
 
 
 def test_intervals_of_several_arms():
@@ -76,22 +77,22 @@ def test_intervals_of_several_arms():
         SeedInterval(label=f"arm {style}", style=style, values=[0.1, -0.2], mean=-0.05, low=-2.0, high=1.9)
         for style in (1, 2, 3)
     ]
-    assert all(has_colour(intervals(*rows), COLOURS[style]) for style in (1, 2, 3))
+    assert all(has_color(intervals(*rows), COLORS[style]) for style in (1, 2, 3))
 
 
 def test_layers_leave_out_what_is_infinite():
     finite = LayerPoints(label="plain", style=0, before=[10.0, 20.0], after=[5.0, 4.0])
     infinite = LayerPoints(label="other", style=1, before=[10.0, math.inf], after=[math.nan, math.inf])
     png = layers(finite, infinite, log_y=True)
-    assert has_colour(png, COLOURS[0])
-    assert has_colour(png, COLOURS[1])
+    assert has_color(png, COLORS[0])
+    assert has_color(png, COLORS[1])
 
 
 def test_layers_with_nothing_finite_still_give_a_picture():
     pixels(layers(LayerPoints(label="plain", style=0, before=[math.inf], after=[math.nan]), log_y=True))
 
 
-def test_many_layers_and_styles_beyond_the_colours():
+def test_many_layers_and_styles_beyond_the_colors():
     groups = [LayerPoints(label=str(style), style=style, before=[2.0] * 48, after=[1.0] * 48) for style in range(9)]
     pixels(layers(*groups))
 
@@ -112,8 +113,8 @@ def test_ratios_share_a_line_per_label() -> None:
         for candidate in ("a", "b")
     ]
     png = plot_ratios(ratios, title="t", x_label="x")
-    assert has_colour(png, COLOURS[1])
-    assert has_colour(png, COLOURS[2])
+    assert has_color(png, COLORS[1])
+    assert has_color(png, COLORS[2])
     assert pixels(png).shape[0] > pixels(plot_ratios(ratios[:2], title="t", x_label="x")).shape[0]
 
 
@@ -124,9 +125,9 @@ def heat(*maps: HeatMap, **options) -> np.ndarray:
 
 
 def filled_at(image: np.ndarray, share: float) -> bool:
-    """Whether viridis's colour for this share of the scale fills some of the picture."""
-    colour = np.array(matplotlib.colormaps["viridis"](share)[:3])
-    return bool((np.abs(image[..., :3] - colour).max(axis=-1) < 0.02).sum() > 3000)
+    """Whether viridis's color for this share of the scale fills some of the picture."""
+    color = np.array(matplotlib.colormaps["viridis"](share)[:3])
+    return bool((np.abs(image[..., :3] - color).max(axis=-1) < 0.02).sum() > 3000)
 
 
 def test_heat_maps_share_a_scale() -> None:
@@ -159,3 +160,13 @@ def test_profiles_are_told_apart_by_depth_and_end_at_zero() -> None:
     profiles(1.0)
     many = [Profile(label=f"layer {i}", depth=i / 29, values=[1.0, 0.5]) for i in range(30)]
     pixels(plot_profiles(many, title="t", x_label="index", y_label="share"))
+
+
+def test_a_palette_keeps_the_colors_and_saves_bytes():
+    figure = Figure(figsize=(4, 3))
+    figure.subplots().imshow(np.random.default_rng(0).random((30, 40, 3)), interpolation="nearest")
+    with_palette, whole = encode_png(figure), encode_png(figure, all_colors=True)
+    assert len(with_palette) < len(whole)
+    images = [matplotlib.image.imread(io.BytesIO(png), format="png")[..., :3] for png in (with_palette, whole)]
+    assert images[0].shape == images[1].shape == (450, 600, 3)
+    assert np.abs(images[0] - images[1]).max() < 0.15

@@ -31,7 +31,7 @@ def dataset(predicted: list[int], labels: list[int]) -> TensorDataset:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple]:
     seen: dict[str, tuple] = {}
-    for name in ("plot_confusion", "plot_labelled_images"):
+    for name in ("plot_confusion", "plot_labeled_images"):
 
         def record(*arguments: object, name: str = name, **_: object) -> bytes:
             seen[name] = arguments
@@ -52,7 +52,7 @@ def test_counts_and_captions(drawn: dict[str, tuple]) -> None:
     pictures = draw_pictures(model, dataset([0, 1, 1, 2], [0, 1, 2, 2]), ["a", "b", "c"], mean=[0] * 3, std=[0.1] * 3)
     assert model.training
     assert drawn["plot_confusion"] == ([[1, 0, 0], [0, 1, 0], [0, 1, 1]], ["a", "b", "c"])
-    images, captions, wrong = drawn["plot_labelled_images"]
+    images, captions, wrong = drawn["plot_labeled_images"]
     assert captions == ["a  100%", "b  100%", "b  100%", "c  100%"]
     assert wrong == [None, None, "is c", None]
     np.testing.assert_allclose(images[3], np.full((4, 4, 3), 0.2), rtol=1e-6)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from preconditioned_attention.lab.comparison.task_run import look_inside
+from preconditioned_attention.lab.comparison.task_run import measure_conditioning
 from preconditioned_attention.lab.data.digit_scenes import DigitScenes, write_digit_scenes
 from preconditioned_attention.lab.recipes import load_recipe
 from preconditioned_attention.lab.tasks import Coco, DigitScenesTask, detection, make_task
@@ -187,7 +187,7 @@ def test_the_example_batch_fits_the_model(scenes: Path, tree: Path) -> None:
 
 def test_attention_can_be_looked_at(scenes: Path) -> None:
     task = DigitScenesTask(root=str(scenes), model=SMALL, **SCENES)
-    rows = look_inside(task.build_model(), task.example_batch(2))
+    rows = measure_conditioning(task.build_model(), task.example_batch(2))
     assert [row["layer"] for row in rows] == [f"backbone.body.model.blocks.{number}.attn" for number in range(4)]
 
 

@@ -1,4 +1,4 @@
-"""Arms x seeds x learning rates: compare a training with and without preconditioning, fairly, with intervals."""
+"""Comparisons: train with and without preconditioning over seeds and learning rates, and report the differences."""
 
 from .engine import compare
 from .metrics import RunMetrics

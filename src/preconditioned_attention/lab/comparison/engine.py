@@ -1,4 +1,4 @@
-"""The public call: run every arm with every seed and learning rate, then report."""
+"""The function ``compare``: run every arm with every seed and learning rate, then report."""
 
 from __future__ import annotations
 
@@ -42,42 +42,43 @@ def compare(
     overwrite: bool = False,
     verbose: bool = True,
 ) -> Comparison:
-    """Train with every arm, seed and learning rate, and report what the arms did to the test metric.
+    """Train with every arm, seed and learning rate, and report each arm's difference to ``"plain"`` in the test metric.
 
     Before each run Python's, NumPy's and torch's generators are seeded from the seed, so a ``run`` that builds its
     model from them gives every arm the same weights; this is checked. Each arm's learning rate is the one with the
-    best validation metric, mean over seeds; test is reported at that rate and chooses nothing. A run that raises, or
-    reports numbers that are not finite, is kept as failed and shown in the report.
+    best mean validation metric over seeds; the test metric is reported at that rate and selects nothing. A run that
+    raises, or reports numbers that are not finite, is recorded as failed and listed in the report.
 
     Args:
         run: ``run(prepare, seed, learning_rate)`` builds a new model, calls ``prepare(model)`` before it makes the
-            optimiser, trains, and returns :class:`RunMetrics` or a mapping with ``"validation"`` and ``"test"``.
-        learning_rates: the grid, the same for every arm; three or more can show whether it is wide enough.
-        output: the folder for the runs, ``results.json``, ``report.html`` and the plots.
+            optimizer, trains, and returns :class:`RunMetrics` or a mapping with ``"validation"`` and ``"test"``.
+        learning_rates: the grid, the same for every arm; at least three show whether it is wide enough.
+        output: the folder for the runs, ``summary.json``, ``runs.json.gz``, ``report.html`` and its pictures.
         arms: name to config, or to an :class:`Arm` with a selection of its own; must hold ``"plain"``: None.
-        seeds: two or more give intervals; two say little.
-        metric: what ``validation`` and ``test`` are.
+        seeds: two or more give intervals; with two they are very wide.
+        metric: the name of the metric that ``validation`` and ``test`` hold.
         higher_is_better: False for a loss or an error.
         title: the report's title.
-        settings: what else decides the result (model, data, steps): shown in the report, and checked on resume.
-        variants: for arms whose model is another one, options that ``run`` finds in ``prepare.options``. Their weights
-            are compared among themselves only.
-        baselines: the test metric of predictors that need no model, by name; shown beside the results.
+        settings: everything else that determines the result (model, data, steps): shown in the report, and compared
+            when a comparison is resumed.
+        variants: for arms with another model, the options that ``run`` gets as ``prepare.options``. Initial weights
+            are required to be equal among arms with the same options only.
+        baselines: the test metric of predictors without a model, by name; shown next to the results.
         resume: keep the finished runs of an earlier call of the same comparison; failed ones are repeated.
-        overwrite: remove the results that ``output`` holds.
+        overwrite: remove the results in ``output``.
         verbose: show progress, then the table and the path of the report.
 
     Raises:
-        FairnessError: runs of one seed started from different weights or random states, or never called ``prepare``.
+        FairnessError: runs of one seed had different initial weights or random states, or never called ``prepare``.
         RuntimeError: every run failed; the report is written first.
-        ValueError, TypeError: an argument, or what ``run`` returned, cannot be used; earlier runs are kept.
+        ValueError, TypeError: an argument, or what ``run`` returned, is invalid; earlier runs are kept.
         FileExistsError: ``output`` holds other results. OSError: it cannot be written to.
         ImportError: the extra ``train`` is missing (before anything runs).
     """
     plan = Plan(
         _as_arms(arms), seeds, learning_rates, metric, higher_is_better, settings or {}, variants or {}, baselines or {}
     )
-    _check_surroundings(run)
+    _check_environment(run)
     store = RunStore(Path(output), plan, resume=resume, overwrite=overwrite)
     for key in _with_progress(plan, store, verbose=verbose):
         record = _run_once(run, plan, key)
@@ -86,12 +87,12 @@ def compare(
     return _report(plan, store, title, verbose=verbose)
 
 
-def _check_surroundings(run: object) -> None:
-    """What would otherwise show after hours of training: no function, several writers, a missing extra."""
+def _check_environment(run: object) -> None:
+    """Check before the first run that ``run`` is a function, in one process, with the extra ``train`` installed."""
     if not callable(run):
         raise TypeError(f"run must be a function run(prepare, seed, learning_rate); got {type(run).__name__}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("compare runs in one process, for it writes one folder; start it without torchrun")
+        raise ValueError("compare runs in one process, because it writes one folder; start it without torchrun")
     for module in ("scipy.stats", "matplotlib.figure", "jinja2", "rich.progress"):
         require(module, extra="train")
 
@@ -108,7 +109,7 @@ def _report(plan: Plan, store: RunStore, title: str, *, verbose: bool) -> Compar
 
 
 def _with_progress(plan: Plan, store: RunStore, *, verbose: bool) -> Iterator[RunKey]:
-    """The runs that are still to be done, in the plan's order, with a bar and the time left."""
+    """The remaining runs in the plan's order, with a progress bar and the estimated time left."""
     to_do = [key for key in plan.run_keys() if key not in store.records or not store.records[key].finished]
     rich_progress = require("rich.progress", extra="train")
     columns = (
@@ -119,7 +120,7 @@ def _with_progress(plan: Plan, store: RunStore, *, verbose: bool) -> Iterator[Ru
         rich_progress.TextColumn("left:"),
         rich_progress.TimeRemainingColumn(),
     )
-    # Runs may take hours: estimate the speed over all of them.
+    # Runs may take hours, so the speed is estimated over all of them.
     with rich_progress.Progress(*columns, disable=not verbose, speed_estimate_period=float("inf")) as progress:
         bar = progress.add_task("runs", total=len(to_do))
         for key in to_do:
@@ -136,7 +137,7 @@ def _as_arms(arms: Any) -> Any:
 
 
 def _run_once(run: Run, plan: Plan, key: RunKey) -> RunRecord:
-    """Do one run. What it raises becomes a failed record, except what makes the whole comparison meaningless."""
+    """Do one run. An exception becomes a failed record, except a FairnessError, which invalidates the comparison."""
     prepare = Prepare(plan.arms[key.arm], plan.variants.get(key.arm, {}))
     seed_all(key.seed)
     start = time.perf_counter()
@@ -173,13 +174,13 @@ def _run_once(run: Run, plan: Plan, key: RunKey) -> RunRecord:
 
 
 def _check_fairness(record: RunRecord, store: RunStore, plan: Plan) -> None:
-    """Raise unless a finished run started where every other finished run of its seed and its kind of model did."""
+    """Raise unless a finished run had the initial state of the other finished runs with its seed and variant."""
     if not record.finished:
         return
     if not record.weights:
         raise FairnessError(
-            f"run {record.key.stem} never called prepare(model): no arm was applied. "
-            "Call it on the model once it is built, before the optimiser is made"
+            f"run {record.key.stem} never called prepare(model), so no arm was applied. "
+            "Call it on every new model, before the optimizer is created"
         )
     for other in store.records.values():
         if not other.finished or other.key.seed != record.key.seed:
@@ -189,7 +190,7 @@ def _check_fairness(record: RunRecord, store: RunStore, plan: Plan) -> None:
         pair = f"seed {record.key.seed}: runs {other.key.stem} and {record.key.stem}"
         if other.weights != record.weights:
             raise FairnessError(
-                f"{pair} started from different weights. Build the model inside run, from torch's global generator, "
+                f"{pair} had different initial weights. Build the model inside run, from torch's global generator, "
                 "which compare seeds before each run"
             )
         if other.random_states != record.random_states:

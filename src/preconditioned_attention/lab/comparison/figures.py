@@ -1,7 +1,8 @@
-"""The pictures of a comparison: which numbers go into which plot."""
+"""The plots of a comparison and the numbers that each shows."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -17,17 +18,18 @@ from ..reporting import (
     plot_intervals,
     plot_layers,
 )
+from .folder import plot_file
 from .metrics import DURING, MOMENTS, RunMetrics
 from .plan import REFERENCE, Plan
 from .statistics import LEVEL, smooth, smoothing_window
 from .summary import ArmSummary
 
 Runs = Mapping[str, Sequence[RunMetrics]]
-MOMENT_WORDS = {"initialisation": "at initialisation", "end": "at the end of training"}
+MOMENT_WORDS = {"initialization": "at initialization", "end": "at the end of training"}
 
 
 def draw_figures(plan: Plan, summaries: Mapping[str, ArmSummary], runs: Runs) -> dict[str, Picture]:
-    """Every plot that the numbers allow, by name; ``runs`` holds each arm's runs at its chosen rate."""
+    """Every plot for which there are numbers, by name; ``runs`` holds each arm's runs at its chosen rate."""
     pictures: dict[str, Picture | None] = {
         "difference": _difference(plan, summaries),
         "training-loss": _training_loss(plan, summaries, runs),
@@ -38,7 +40,11 @@ def draw_figures(plan: Plan, summaries: Mapping[str, ArmSummary], runs: Runs) ->
         pictures[f"spread-{moment}"] = _layers(runs, moment, "spread")
     pictures["kappa-training"] = _kappa_over_training(runs)
     pictures["kappa-training-layers"] = _kappa_of_layers_over_training(runs)
-    return {name: picture for name, picture in pictures.items() if picture is not None}
+    return {
+        name: dataclasses.replace(picture, file=plot_file(name))
+        for name, picture in pictures.items()
+        if picture is not None
+    }
 
 
 def conditioning_by_layer(runs: Sequence[RunMetrics], moment: str) -> dict[str, dict[str, float]]:
@@ -49,7 +55,7 @@ def conditioning_by_layer(runs: Sequence[RunMetrics], moment: str) -> dict[str, 
             if row.get("moment", "end") == moment:
                 numbers = collected.setdefault(row["layer"], {})
                 for key in ("kappa_before", "kappa_after", "spread_before", "spread_after"):
-                    # Infinity is a string in a record that was read back from its file.
+                    # JSON files hold infinity as a string.
                     numbers.setdefault(key, []).append(float(row[key]))
     return {layer: {key: median(values) for key, values in numbers.items()} for layer, numbers in collected.items()}
 
@@ -83,7 +89,7 @@ def _difference(plan: Plan, summaries: Mapping[str, ArmSummary]) -> Picture | No
 def _training_loss(plan: Plan, summaries: Mapping[str, ArmSummary], runs: Runs) -> Picture | None:
     curves = []
     for style, (name, arm_runs) in enumerate(runs.items()):
-        # Seeds that stopped early cannot be averaged further than the shortest.
+        # The mean over seeds ends with the shortest run.
         steps = min((len(run.losses) for run in arm_runs), default=0)
         if steps:
             window = smoothing_window(steps)
@@ -94,9 +100,9 @@ def _training_loss(plan: Plan, summaries: Mapping[str, ArmSummary], runs: Runs) 
         return None
     positive = all(value > 0 for curve in curves for seed in curve.y_per_seed for value in seed)
     title = "Training loss"
-    png = plot_bands(curves, title=title, x_label="optimiser step", y_label="training loss", log_y=positive)
-    caption = "Mean over seeds of the loss, averaged over a window of 5 % of the steps; band: lowest to highest seed."
-    return Picture(png, f"Training loss of {', '.join(runs)} against the optimiser step", caption)
+    png = plot_bands(curves, title=title, x_label="optimizer step", y_label="training loss", log_y=positive)
+    caption = "Mean over seeds; moving average over 5% of the steps. Band: lowest to highest seed."
+    return Picture(png, f"Training loss of {', '.join(runs)} against the optimizer step", caption)
 
 
 def _validation(plan: Plan, summaries: Mapping[str, ArmSummary], runs: Runs) -> Picture | None:
@@ -109,9 +115,9 @@ def _validation(plan: Plan, summaries: Mapping[str, ArmSummary], runs: Runs) -> 
     if not curves:
         return None
     title = f"Validation {plan.metric}"
-    png = plot_bands(curves, title=title, x_label="optimiser step", y_label=title.lower())
-    caption = "Mean over seeds; band: lowest to highest seed."
-    return Picture(png, f"Validation {plan.metric} of {', '.join(runs)} against the optimiser step", caption)
+    png = plot_bands(curves, title=title, x_label="optimizer step", y_label=f"validation {plan.metric}")
+    caption = "Mean over seeds. Band: lowest to highest seed."
+    return Picture(png, f"Validation {plan.metric} of {', '.join(runs)} against the optimizer step", caption)
 
 
 def _layers(runs: Runs, moment: str, quantity: str) -> Picture | None:
@@ -127,7 +133,9 @@ def _layers(runs: Runs, moment: str, quantity: str) -> Picture | None:
     words = {"kappa": "condition number", "spread": "spread of row norms"}[quantity]
     title = f"{words.capitalize()} {MOMENT_WORDS[moment]}"
     png = plot_layers(groups, title=title, y_label=words, log_y=quantity == "kappa")
-    return Picture(png, f"{title}, per attention layer, before and after C", f"Open: A. Filled: C A. {title}.")
+    return Picture(
+        png, f"{title}, per attention layer, before and after C", f"{title}. Open marks: A. Filled marks: C A."
+    )
 
 
 def conditioning_by_step(run: RunMetrics, key: str) -> dict[int, dict[str, float]]:
@@ -140,7 +148,7 @@ def conditioning_by_step(run: RunMetrics, key: str) -> dict[int, dict[str, float
 
 
 def _same_steps(runs: Sequence[RunMetrics]) -> list[int]:
-    """The recorded steps of an arm's runs; none if the runs differ in them."""
+    """The recorded steps of an arm's runs; empty if the runs differ in them."""
     recorded = [list(conditioning_by_step(run, "kappa_before")) for run in runs]
     return recorded[0] if recorded and all(steps == recorded[0] for steps in recorded) else []
 
@@ -159,8 +167,8 @@ def _kappa_over_training(runs: Runs) -> Picture | None:
     if not curves:
         return None
     title = "Condition number of A during training"
-    png = plot_bands(curves, title=title, x_label="optimiser step", y_label="kappa, median over layers", log_y=True)
-    caption = "Before C, on training batches; mean over seeds, band: lowest to highest. Singular layers are left out."
+    png = plot_bands(curves, title=title, x_label="optimizer step", y_label="kappa, median over layers", log_y=True)
+    caption = "Before C, on training batches. Mean over seeds; band: lowest to highest seed. Without singular layers."
     return Picture(png, f"{title} of {', '.join(runs)}", caption)
 
 
@@ -180,14 +188,14 @@ def _kappa_of_layers_over_training(runs: Runs) -> Picture | None:
     if not maps:
         return None
     png = plot_heat_maps(
-        maps, row_labels=layers, column_labels=steps, x_label="optimiser step", value_label="kappa of C A", log=True
+        maps, row_labels=layers, column_labels=steps, x_label="optimizer step", value_label="kappa of C A", log=True
     )
-    caption = "After C (plain: what C would give). Median over seeds; crossed out: singular, or not a number."
+    caption = "After C (plain: C A computed from its A). Median over seeds. Crossed out: singular, or not a number."
     return Picture(png, "Condition number of every layer during training, a map per arm", caption)
 
 
 def _any_finite(values: Sequence[Sequence[float]]) -> bool:
-    """Whether there is anything to draw: attention of a rank below the head's width is singular everywhere."""
+    """False where every layer is singular, as with a rank below the head dimension."""
     return any(math.isfinite(value) for row in values for value in row)
 
 

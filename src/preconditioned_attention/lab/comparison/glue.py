@@ -1,4 +1,4 @@
-"""The score on GLUE: every task several times, the median of each, and the mean of the medians."""
+"""The GLUE score: several trials per task, the median of each task, and the mean of the medians."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GlueScore:
 
     @property
     def median(self) -> float:
-        """What is reported."""
+        """The median over the trials."""
         return statistics.median(self.trials)
 
 
@@ -48,8 +48,8 @@ def score_glue(
 ) -> list[GlueScore]:
     """Fine-tune a pretrained model on tasks of GLUE with the published settings, several times each.
 
-    A trial that is finished in ``output`` is read, one that was begun goes on. MNLI gives two scores. All are written
-    to ``output/glue.json``.
+    Finished trials in ``output`` are read and unfinished ones resumed. MNLI has two scores. All scores are written to
+    ``output/glue.json``.
 
     Args:
         pretrained: a folder that ``precond export`` wrote for a run of ``masked-lm``.
@@ -60,7 +60,7 @@ def score_glue(
         progress: show a live line per run on standard error.
 
     Raises:
-        ValueError, OSError: data or model are not there or not what they should be, or ``output`` holds other runs.
+        ValueError, OSError: data or model are missing or invalid, or ``output`` holds other runs.
     """
     check_known("task of GLUE", tasks, GLUE)
     check_integer("trials", trials, minimum=1)
@@ -104,7 +104,7 @@ def _percent(value: float) -> str:
 
 
 def _configure(task: str, pretrained: str, root: str) -> TrainConfig:
-    """The recipe, as long as five epochs of the data that is there."""
+    """The recipe with as many steps as five epochs of the data take."""
     config = load_recipe(f"glue/{task}").train
     options = {**config.task_options, "pretrained": pretrained, "root": root}
     examples = len(make_task(config.task, options).datasets().train)  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ def _configure(task: str, pretrained: str, root: str) -> TrainConfig:
 
 
 def _trial(config: TrainConfig, folder: Path, metric: str, progress: bool) -> tuple[float, float]:
-    """The metric on both dev splits; they are one but for MNLI."""
+    """The metric on both dev splits, which are the same split except for MNLI."""
     run = RunFolder(folder)
     begun = run.config.exists()
     if begun:

@@ -1,4 +1,4 @@
-"""What one run reports."""
+"""The metrics of one run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 
 from ..reporting import Picture
 
-# What a model looks like inside, per attention layer: condition number and spread of row norms, before and after C.
+# Per attention layer: condition number and spread of row norms, before and after C.
 CONDITIONING_KEYS = ("layer", "kappa_before", "kappa_after", "spread_before", "spread_after")
-MOMENTS = ("initialisation", "end")
-DURING = "training"  # and on the way, where the run was monitored
+MOMENTS = ("initialization", "end")
+FORMER_MOMENTS = {"initialisation": "initialization"}  # in the files of earlier comparisons
+DURING = "training"  # recorded between these two, where the run was monitored
 
 
 SAMPLES = "samples"  # the key in ``extra`` of what the model wrote, by what it was given
@@ -27,14 +28,14 @@ class RunMetrics:
     Args:
         validation: the metric on validation data: it chooses the learning rate.
         test: the metric on test data: it is reported, and never chooses anything.
-        losses: the training loss of every optimiser step, in order; may be empty.
-        seconds_per_step: time of one optimiser step; None if it was not measured.
+        losses: the training loss of every optimizer step, in order; may be empty.
+        seconds_per_step: time of one optimizer step; None if it was not measured.
         evaluations: the metric on the way, one mapping with ``"step"`` and the metric's name per evaluation.
         conditioning: one mapping per attention layer with the keys ``layer``, ``kappa_before``, ``kappa_after``,
             ``spread_before``, ``spread_after`` (what ``ConditionMonitor.summary()`` returns) and optionally
-            ``moment``: ``"initialisation"``, ``"end"`` (the default), or ``"training"``, then with ``step``. kappa may
+            ``moment``: ``"initialization"``, ``"end"`` (the default), or ``"training"``, then with ``step``. kappa may
             be infinite.
-        extra: anything else that JSON can hold; it is kept in ``results.json``.
+        extra: anything else that JSON can hold; it is kept in ``runs.json.gz``.
         pictures: what the model does, by name; the report shows those of the first seed, arm beside arm.
     """
 
@@ -97,9 +98,15 @@ class RunMetrics:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunMetrics:
-        """The inverse of :meth:`to_dict`."""
+        """The inverse of :meth:`to_dict`; also of what earlier versions wrote."""
         pictures = {name: Picture.from_dict(picture) for name, picture in values.get("pictures", {}).items()}
-        return cls(**{**values, "pictures": pictures})
+        conditioning = [_update_moment(row) for row in values.get("conditioning", ())]
+        return cls(**{**values, "conditioning": conditioning, "pictures": pictures})
+
+
+def _update_moment(row: Mapping[str, Any]) -> dict[str, Any]:
+    moment = row.get("moment", "end")
+    return {**row, "moment": FORMER_MOMENTS.get(moment, moment)}
 
 
 def _number(name: str, value: object) -> float:

@@ -1,4 +1,4 @@
-"""The report as a page: what stands where, and the words around the numbers."""
+"""The report of a comparison: its sections in order, and their text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from ..reporting import Callout, Figures, Listing, Page, Picture, Section, Text
 from ..reporting.html import Block, Tone
+from .folder import RUNS, SUMMARY, picture_file
 from .metrics import MOMENTS, SAMPLES, RunMetrics
 from .plan import REFERENCE, Plan
 from .statistics import LEVEL
@@ -27,22 +28,27 @@ TONES: dict[Outcome, Tone] = {
     Outcome.REFERENCE: "open",
     Outcome.BETTER: "good",
     Outcome.WORSE: "bad",
-    Outcome.UNDECIDED: "open",
+    Outcome.INCONCLUSIVE: "open",
     Outcome.NO_INTERVAL: "warning",
     Outcome.FAILED: "warning",
 }
 
 INTRODUCTION = (
     "Preconditioned attention multiplies the output A of every attention head (one row per token) by the diagonal "
-    "matrix C with entries 1 / ‖A_i‖, so that every row has length one. The arms below differ in that alone."
+    "matrix C with entries 1 / ‖A_i‖, so that every row has length one. Otherwise the arms are identical."
 )
 
 CONDITIONING = (
     "Measured on one fixed batch. The condition number kappa of A is its largest singular value over its smallest. "
-    "C can lower it only as far as the lengths of the rows differ: the spread is their standard deviation over their "
-    "mean. Open marks show A, filled ones C A. In the plain arm C is not applied: there C A is what it would give. "
-    "Medians over samples, heads and seeds; a mark is missing where the value is infinite. precond compare looks in "
-    "double precision, where a kappa above about 1e15 says “singular” and no more; in single precision, 1e7."
+    "C can lower it only if row norms differ: their spread is the standard deviation over the mean. Open marks show A, "
+    "filled marks C A; in the plain arm, where C is not applied, C A is computed from its A. Medians over samples, "
+    "heads and seeds; infinite values have no mark. precond compare computes in float64, where a kappa above about "
+    "1e15 only means numerically singular (in float32, 1e7)."
+)
+
+FOOTER = (
+    f"Written by precond compare. The pictures are files in the folder of this page: to share the report, send the "
+    f"folder (without runs/), or print this page to a PDF file. The numbers are in {SUMMARY}, every run in {RUNS}."
 )
 
 
@@ -56,7 +62,7 @@ def build_page(
     title: str,
     environment: Mapping[str, Any],
 ) -> Page:
-    """Put tables, pictures and words in order; a section without content is left out."""
+    """The page with its sections in order; a section without content is left out."""
     beside = baseline_sentences(plan, summaries)
     results: list[Block | None] = [results_table(plan, summaries), Text(beside) if beside else None]
     results.append(_figures(pictures, "difference"))
@@ -65,13 +71,13 @@ def build_page(
     plots.append(_figures(pictures, "kappa-training", "kappa-training-layers"))
     settings = [arms_table(plan), settings_table("Settings of the runs", plan.settings)]
     sections = [
-        _section("What these runs allow to say", Text(_introduction(plan)), *_callouts(verdicts)),
+        _section("Findings", Text(_introduction(plan)), *_callouts(verdicts)),
         _section("Results", *results),
         _section("Failed runs", failures_table(summaries)),
         _section("Curves", _figures(pictures, "training-loss", "validation")),
-        _section("What the models do", *_arm_pictures(runs), _arm_samples(runs)),
+        _section("Model outputs", *_arm_pictures(runs), _arm_samples(runs)),
         _section("Choice of the learning rate", rates_table(plan, summaries)),
-        _section("Inside attention", Text((CONDITIONING,)), *plots) if any(conditioning) else None,
+        _section("Condition numbers", Text((CONDITIONING,)), *plots) if any(conditioning) else None,
         _section("How to read this", how_to_read(plan)),
         _section("Every seed", seeds_table(plan, summaries, runs), folded=True),
         _section("Every layer", *conditioning, folded=True),
@@ -82,7 +88,7 @@ def build_page(
         title=title,
         subtitle="arms × seeds × learning rates: {} × {} × {} = {} runs".format(*counts, math.prod(counts)),
         sections=tuple(section for section in sections if section is not None),
-        footer="Written by precond compare. Every number is in results.json beside this page.",
+        footer=FOOTER,
     )
 
 
@@ -92,8 +98,8 @@ def _introduction(plan: Plan) -> tuple[str, ...]:
     names = ", ".join(plan.variants)
     return (
         INTRODUCTION,
-        f"But for {names}: another model, made by other options of the task (see the settings), which may start from "
-        "other weights. What it shows beside the others is not the effect of C.",
+        f"Except {names}: another model, built with other options of the task (see the settings), which may have other "
+        "initial weights. Its difference to the other arms is not the effect of C alone.",
     )
 
 
@@ -108,24 +114,26 @@ def _figures(pictures: Mapping[str, Picture], *names: str) -> Figures | None:
 
 
 def _arm_pictures(runs: Mapping[str, Sequence[RunMetrics]]) -> list[Block | None]:
-    """Per picture of the tasks, every arm's with its first seed, side by side."""
+    """For each picture of the task, those of every arm's first seed, side by side."""
     first = {arm: arm_runs[0].pictures for arm, arm_runs in runs.items() if arm_runs}
     names = dict.fromkeys(name for pictures in first.values() for name in pictures)
     return [
-        _figures({arm: _of_arm(arm, own[name]) for arm, own in first.items() if name in own}, *first) for name in names
+        _figures({arm: _of_arm(arm, name, own[name]) for arm, own in first.items() if name in own}, *first)
+        for name in names
     ]
 
 
 def _arm_samples(runs: Mapping[str, Sequence[RunMetrics]]) -> Listing | None:
-    """What every arm's model of the first seed wrote, arm below arm for each of the things that it was given."""
+    """Texts that the model of every arm's first seed generated, grouped by prompt."""
     first = {arm: arm_runs[0].extra.get(SAMPLES, {}) for arm, arm_runs in runs.items() if arm_runs}
     names = dict.fromkeys(name for samples in first.values() for name in samples)
     items = [(f"{arm}, first seed, {name}", own[name]) for name in names for arm, own in first.items() if name in own]
     return Listing(tuple(items)) if items else None
 
 
-def _of_arm(arm: str, picture: Picture) -> Picture:
-    return Picture(picture.png, f"{arm}: {picture.description}", f"{arm}, first seed. {picture.caption}")
+def _of_arm(arm: str, name: str, picture: Picture) -> Picture:
+    description, caption = f"{arm}: {picture.description}", f"{arm}, first seed. {picture.caption}"
+    return Picture(picture.png, description, caption, file=picture_file(name, arm))
 
 
 def _callouts(verdicts: Mapping[str, Verdict]) -> list[Block]:
@@ -133,50 +141,49 @@ def _callouts(verdicts: Mapping[str, Verdict]) -> list[Block]:
 
 
 def how_to_read(plan: Plan) -> Text:
-    """The definitions of what the page shows."""
+    """The definitions of the quantities on the page."""
     better = "higher" if plan.higher_is_better else "lower"
     terms = (
         (
             "Same start",
-            "Each run of a seed started from the same weights and the same random state in every arm and at every "
-            "learning rate; hashes of both were compared, and a difference would have stopped the comparison.",
+            "For each seed, initial weights and random state are the same in every arm and at every learning rate; "
+            "their hashes were compared, and a difference would have stopped the comparison.",
         ),
         (
             "Learning rate",
-            f"Chosen for each arm by the best mean validation {plan.metric} ({better} is better). Test data chose "
-            "nothing. A rate at the edge of the grid may not be the arm's best.",
+            f"Chosen for each arm by the best mean validation {plan.metric} ({better} is better), never on test "
+            "data. A rate at the edge of the grid may not be the arm's best.",
         ),
         *_tested_weights(plan),
         (
             "Difference and interval",
             f"Test {plan.metric} of the arm minus that of {REFERENCE}, seed by seed; its mean, and the {LEVEL:.0%} "
-            "interval by Student's t. The interval covers what changing the seed does (weights, order of batches), not "
-            "the choice of data, model or task. With a few seeds it rests on the supposition that differences are "
-            "about normal. Each interval stands for itself: with several arms, the chance that at least one of them "
-            "misses is larger than 5 %.",
+            "interval by Student's t. It reflects variation between seeds (initial weights, order of batches), not "
+            "between data sets, models or tasks. With few seeds it relies on the assumption that differences are "
+            "approximately normal. Intervals are not corrected for multiple comparisons: with several arms, the "
+            "probability that at least one of them misses the true mean is larger than 5%.",
         ),
         (
             f"Steps to {REFERENCE}'s final loss",
-            "The training loss is averaged over a window of 5 % of the steps. Counted is the first step at which an "
-            f"arm's averaged loss is at or below the last averaged loss of {REFERENCE} with the same seed. "
-            f"{REFERENCE} itself is counted the same way and may get there before its last step. Each arm runs at its "
-            "own learning rate.",
+            "The first step at which the arm's training loss, as a moving average over 5% of the steps, is at or below "
+            f"the final one of {REFERENCE} with the same seed. {REFERENCE} itself may reach it before its last step. "
+            "Each arm has its own learning rate.",
         ),
         (
             "Time per step",
             f"The geometric mean of the ratio to {REFERENCE}, paired by seed and learning rate, with its interval. "
-            "It holds for the machine named below and for nothing else.",
+            "It holds for the machine named below only.",
         ),
         (
-            "What it does not say",
-            "A result here is one about this task, this model and these settings.",
+            "Limits",
+            "The results hold for this task, this model and these settings.",
         ),
     )
     return Text(terms=terms)
 
 
 def _tested_weights(plan: Plan) -> tuple[tuple[str, str], ...]:
-    """Which weights of a run count, where they are not those of its last step."""
+    """Which weights are tested, unless those of the last step."""
     if not plan.settings.get("keep_best"):
         return ()
     words = (

@@ -39,13 +39,13 @@ class Plan:
         learning_rates: different positive numbers; kept as a tuple in ascending order.
         metric: the name of the metric that ``run`` reports.
         higher_is_better: whether more of it is better.
-        settings: what else describes the runs (shown in the report; a resumed comparison must have the same).
-        variants: for arms whose model is another one, the options of the task that make it so. Such an arm may start
-            from other weights. The reference cannot be one.
-        baselines: the test metric of predictors that need no model, by name (shown beside the results).
+        settings: everything else that determines the runs: shown in the report, and compared when resumed.
+        variants: for arms with another model, the options of the task that select it. Such an arm may have other
+            initial weights. The reference cannot be one.
+        baselines: the test metric of predictors without a model, by name (shown next to the results).
 
     Raises:
-        ValueError, TypeError: an argument cannot be used; the message names it.
+        ValueError, TypeError: an argument is invalid; the message names it.
     """
 
     arms: Mapping[str, Arm | None]
@@ -70,14 +70,14 @@ class Plan:
             raise TypeError(f"settings must hold values that JSON can hold: {error}") from error
 
     def run_keys(self) -> Iterator[RunKey]:
-        """The runs in order: arms innermost, so that what the machine does meanwhile meets every arm alike."""
+        """The runs in order, with arms innermost, so that other load on the machine affects every arm alike."""
         for seed in self.seeds:
             for learning_rate in self.learning_rates:
                 for arm in self.arms:
                     yield RunKey(seed, learning_rate, arm)
 
     def describe(self, key: RunKey) -> dict[str, Any]:
-        """Everything that decides what the run ``key`` computes, as plain values: equal for equal runs only."""
+        """Everything that determines the run ``key``, as plain values."""
         arm = self.arms[key.arm]
         variant = {"variant": dict(self.variants[key.arm])} if key.arm in self.variants else {}
         return {

@@ -1,4 +1,4 @@
-"""Fairness: every arm starts from the same weights and the same random state, and that is checked."""
+"""The ``prepare`` argument of a run: applies the arm, and hashes initial weights and random state."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 class FairnessError(RuntimeError):
-    """Two arms did not start from the same point, or an arm was never applied: the comparison would mean nothing."""
+    """Two arms had different initial states, or an arm was never applied, so the comparison is invalid."""
 
 
 @contextlib.contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Put the global generators back where they were on entry."""
+def preserve_random_state() -> Iterator[None]:
+    """Restore the states of the global generators on exit."""
     np = require("numpy", extra="train")
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -38,7 +38,7 @@ def random_state_kept() -> Iterator[None]:
 
 
 def hash_weights(model: nn.Module) -> str:
-    """SHA-256 over the name, dtype, shape and bytes of every parameter and buffer, on whatever device."""
+    """SHA-256 over the name, dtype, shape and bytes of every parameter and buffer, whatever their device."""
     digest = hashlib.sha256()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -47,20 +47,20 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def hash_random_state() -> str:
-    """SHA-256 over the state of torch's global generators (CPU, and every CUDA device there is)."""
+    """SHA-256 over the state of torch's global generators (CPU and every CUDA device)."""
     states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
     return hashlib.sha256(b"".join(state.numpy().tobytes() for state in states)).hexdigest()
 
 
 class Prepare:
-    """What a run calls on each of its models once they are built: applies the arm in place and returns the model.
+    """A callable that applies the arm to a new model in place and returns the model.
 
-    It records a hash of the model before the arm is applied, and leaves the global random state as it found it,
-    so that what follows (batches, dropout) is the same in every arm.
+    It records a hash of the model before the arm is applied, and leaves the global random state unchanged, so that
+    batches and dropout masks are the same in every arm.
 
     Args:
-        arm: None leaves the model as it is.
-        options: the arm's variant of the task, for ``run`` to build the model by; empty in most arms.
+        arm: None leaves the model unchanged.
+        options: the options of the arm's variant of the model; empty in most arms.
     """
 
     def __init__(self, arm: Arm | None, options: Mapping[str, Any] | None = None) -> None:
@@ -73,13 +73,13 @@ class Prepare:
         """Apply the arm to ``model`` in place.
 
         Raises:
-            TypeError: ``model`` is not a module. Whatever ``precondition_`` refuses is raised unchanged.
+            TypeError: ``model`` is not a module. Errors of ``precondition_`` are raised unchanged.
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"prepare takes the model, an nn.Module; got {type(model).__name__}")
         self.weights.append(hash_weights(model))
         if self.arm is not None:
-            with random_state_kept():
+            with preserve_random_state():
                 self.arm.apply(model)
         self.random_states.append(hash_random_state())
         return model

@@ -1,4 +1,4 @@
-"""The folder of a comparison: one file per run, written at once and whole, so that a killed comparison resumes."""
+"""The runs of a comparison: one file each, written atomically when the run ends, so that a comparison can resume."""
 
 from __future__ import annotations
 
@@ -11,25 +11,22 @@ from typing import Any, Literal
 
 from ..._files import write_atomically
 from ..training.arms import FORMER_NAMES, Arm
+from .folder import written_files
 from .metrics import RunMetrics
 from .plan import Plan, RunKey
-
-RESULTS = "results.json"
-REPORT = "report.html"
-PLOT_PREFIX = "plot-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """One run that ended, well or not.
+    """One finished or failed run.
 
     Args:
         key: which run.
-        description: ``Plan.describe(key)`` when it ran.
+        description: ``Plan.describe(key)`` at the time of the run.
         status: ``"finished"``, or ``"failed"`` (it raised, or gave numbers that are not finite).
-        reason: why it failed.
-        traceback: where it raised.
-        metrics: what it reported; None if it raised.
+        reason: the error message of a failed run.
+        traceback: of the exception, if it raised.
+        metrics: the metrics it reported; None if it raised.
         weights: hash of each prepared model before the arm was applied.
         random_states: hash of torch's random state after each preparation.
         seconds: how long the run took.
@@ -47,7 +44,7 @@ class RunRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether the run gave numbers that can be used."""
+        """Whether the run reported finite metrics."""
         return self.status == "finished"
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,16 +63,16 @@ class RunRecord:
         )
 
 
-def to_json(values: Any) -> str:
-    """Strict JSON: numbers that are not finite, which JSON does not know, become the strings "inf", "-inf", "nan"."""
-    return json.dumps(_speakable(values), indent=1, allow_nan=False) + "\n"
+def to_json(values: Any, *, indent: int | None = 1) -> str:
+    """Strict JSON: numbers that are not finite, which JSON cannot hold, become the strings "inf", "-inf", "nan"."""
+    return json.dumps(_json_safe(values), indent=indent, allow_nan=False) + "\n"
 
 
-def _speakable(value: Any) -> Any:
+def _json_safe(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _speakable(entry) for key, entry in value.items()}
+        return {key: _json_safe(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_speakable(entry) for entry in value]
+        return [_json_safe(entry) for entry in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -93,17 +90,17 @@ def _update_description(description: dict[str, Any], plan: Plan) -> dict[str, An
 
 
 class RunStore:
-    """The runs that the output folder holds.
+    """The runs in the output folder.
 
     Args:
-        output: the folder; made if it is not there.
+        output: the folder; created if it does not exist.
         plan: what is compared.
-        resume: keep finished runs of this very comparison and do the others.
-        overwrite: remove the results that the folder holds.
+        resume: keep the finished runs of the same comparison.
+        overwrite: remove the results in the folder.
 
     Raises:
         FileExistsError: the folder holds results and neither ``resume`` nor ``overwrite`` was given, or it holds
-            runs of another comparison. Nothing was changed.
+            runs of another comparison. No file was changed.
         OSError: the folder cannot be written to.
         ValueError: both ``resume`` and ``overwrite``, or a run's file that cannot be read.
     """
@@ -146,9 +143,8 @@ class RunStore:
             ) from error
 
     def _files(self) -> list[Path]:
-        """Everything that a comparison writes and that is there."""
-        named = [path for path in (self.output / RESULTS, self.output / REPORT) if path.exists()]
-        return [*named, *sorted(self.output.glob(f"{PLOT_PREFIX}*.png")), *sorted(self.runs.glob("*.json"))]
+        """Every file of a comparison in the folder."""
+        return [*written_files(self.output), *sorted(self.runs.glob("*.json"))]
 
     @staticmethod
     def _read(path: Path, plan: Plan) -> RunRecord:
@@ -159,6 +155,6 @@ class RunStore:
             raise ValueError(f"output: {path} is not a run of a comparison ({error!r}); remove it") from error
 
     def write(self, record: RunRecord) -> None:
-        """Keep ``record``, on the disk first."""
+        """Write ``record`` to its file and keep it."""
         write_atomically(self.runs / f"{record.key.stem}.json", to_json(record.to_dict()))
         self.records[record.key] = record

@@ -1,24 +1,26 @@
-"""The outcome of a comparison and the files it is written to."""
+"""The result of a comparison, and the functions that write its files and print it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import gzip
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..._environment import describe_environment
 from ..._files import write_atomically
-from ..reporting import print_table, render_html
-from .figures import draw_figures
-from .metrics import RunMetrics
+from ..reporting import Page, print_table, render_html
+from .figures import conditioning_by_layer, draw_figures
+from .folder import REPORT, RUNS, SUMMARY, written_files
+from .metrics import MOMENTS, RunMetrics
 from .page import build_page
 from .plan import Plan, RunKey
-from .records import PLOT_PREFIX, REPORT, RESULTS, RunRecord, to_json
-from .summary import ArmSummary, chosen_runs, summarise
+from .records import RunRecord, to_json
+from .summary import ArmSummary, chosen_runs, summarize
 from .tables import results_table
-from .verdict import Verdict, baseline_sentences, give_verdicts
+from .verdict import Verdict, baseline_sentences, make_verdicts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,8 @@ class Comparison:
         output: the folder that holds everything.
         plan: what was compared.
         records: every run, failed ones included.
-        summaries: what each arm achieved.
-        verdicts: what may be said about each arm.
+        summaries: the results of each arm.
+        verdicts: the outcome of each arm in words.
         environment: versions, hardware, date.
     """
 
@@ -53,7 +55,7 @@ class Comparison:
         return {name: chosen_runs(self.plan, self.records, name) for name in self.plan.arms}
 
     def to_dict(self) -> dict[str, Any]:
-        """Every number, as plain values: the content of ``results.json``."""
+        """What ``summary.json`` holds, as plain values: the plan, each arm's results, and each run's metrics."""
         return {
             "title": self.title,
             "metric": self.plan.metric,
@@ -64,69 +66,89 @@ class Comparison:
             "variants": {name: dict(options) for name, options in self.plan.variants.items()},
             "baselines": dict(self.plan.baselines),
             "environment": dict(self.environment),
-            "arms": {name: self._arm_to_dict(name) for name in self.plan.arms},
-            "runs": [_run_to_dict(self.records[key]) for key in self.plan.run_keys()],
+            "arms": {name: self._arm_to_dict(name, runs) for name, runs in self.chosen_runs().items()},
+            "runs": [_run_to_dict(self.records[key], SHORT) for key in self.plan.run_keys()],
         }
 
-    def _arm_to_dict(self, name: str) -> dict[str, Any]:
+    def _arm_to_dict(self, name: str, runs: Sequence[RunMetrics]) -> dict[str, Any]:
         summary, verdict = dataclasses.asdict(self.summaries[name]), self.verdicts[name]
         summary["rates"] = [{**dataclasses.asdict(rate), "mean": rate.mean} for rate in self.summaries[name].rates]
         arm = self.plan.arms[name]
         summary = {"config": None if arm is None else arm.to_dict(), **summary}
         del summary["arm"]
-        return {**summary, "outcome": verdict.outcome.name.lower(), "verdict": list(verdict.sentences)}
+        conditioning = {moment: conditioning_by_layer(runs, moment) for moment in MOMENTS}
+        outcome = {"outcome": verdict.outcome.name.lower(), "verdict": list(verdict.sentences)}
+        return {**summary, **outcome, "conditioning": conditioning}
+
+    def runs_to_list(self) -> list[dict[str, Any]]:
+        """What ``runs.json.gz`` holds, as plain values: every number of every run."""
+        return [_run_to_dict(self.records[key], METRICS) for key in self.plan.run_keys()]
 
 
-def _run_to_dict(record: RunRecord) -> dict[str, Any]:
-    """A run without its traceback (which names paths of the machine) and pictures: they stay in the run's own file."""
+METRICS = tuple(field.name for field in dataclasses.fields(RunMetrics) if field.name != "pictures")
+SHORT = ("validation", "test", "seconds_per_step")
+
+
+def _run_to_dict(record: RunRecord, metrics: Sequence[str]) -> dict[str, Any]:
+    """A run with these of its metrics, and without its traceback, which holds paths of the machine."""
     values = record.to_dict()
     values.pop("traceback")
-    (values["metrics"] or {}).pop("pictures", None)
     description = values.pop("description")
+    if values["metrics"] is not None:
+        values["metrics"] = {name: values["metrics"][name] for name in metrics}
     return {**{name: description[name] for name in ("arm", "seed", "learning_rate")}, **values}
 
 
 def build_comparison(plan: Plan, records: Mapping[RunKey, RunRecord], *, title: str, output: Path) -> Comparison:
-    """Everything that can be said from ``records``, which hold every run of ``plan``."""
-    summaries = summarise(plan, records)
+    """Summarize ``records``, which hold every run of ``plan``."""
+    summaries = summarize(plan, records)
     return Comparison(
         title=title,
         output=output,
         plan=plan,
         records=dict(records),
         summaries=summaries,
-        verdicts=give_verdicts(plan, summaries),
+        verdicts=make_verdicts(plan, summaries),
         environment=describe_environment(),
     )
 
 
 def write_report(comparison: Comparison) -> None:
-    """Write ``results.json``, the plots and ``report.html`` (which embeds the plots).
+    """Write ``summary.json``, ``runs.json.gz``, the pictures and ``report.html``, which links the pictures.
 
-    Everything is made from the runs' files, so a failed write loses nothing: resume the comparison to write again.
+    Files of an earlier report that are not written again are removed. Everything is computed from the files in
+    ``runs/``: after a failed write, resume the comparison to write the report again.
 
     Raises:
         OSError: the folder cannot be written to; the runs themselves are on the disk already.
     """
-    write_atomically(comparison.output / RESULTS, to_json(comparison.to_dict()))
-    runs = comparison.chosen_runs()
-    pictures = draw_figures(comparison.plan, comparison.summaries, runs)
-    for name, picture in pictures.items():
-        (comparison.output / f"{PLOT_PREFIX}{name}.png").write_bytes(picture.png)
-    page = build_page(
-        comparison.plan,
-        comparison.summaries,
+    page = _build_page(comparison)
+    runs = gzip.compress(to_json(comparison.runs_to_list(), indent=None).encode(), mtime=0)
+    files: dict[str, str | bytes] = {SUMMARY: to_json(comparison.to_dict()), RUNS: runs}
+    files |= {picture.file: picture.png for picture in page.pictures if picture.file is not None}
+    files[REPORT] = render_html(page)
+    for name, content in files.items():
+        write_atomically(comparison.output / name, content)
+    for path in written_files(comparison.output):
+        if path.name not in files:
+            path.unlink()
+
+
+def _build_page(comparison: Comparison) -> Page:
+    plan, summaries, runs = comparison.plan, comparison.summaries, comparison.chosen_runs()
+    return build_page(
+        plan,
+        summaries,
         comparison.verdicts,
         runs,
-        pictures,
+        draw_figures(plan, summaries, runs),
         title=comparison.title,
         environment=comparison.environment,
     )
-    write_atomically(comparison.report, render_html(page))
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print the table, the words, and the path of the report."""
+    """Print the table of results, the verdicts, and the path of the report."""
     print_table(results_table(comparison.plan, comparison.summaries))
     for verdict in comparison.verdicts.values():
         print(f"{verdict.arm}: {verdict.outcome.value}.", *verdict.sentences)

@@ -1,4 +1,4 @@
-"""Paired differences over seeds, ratios of times, and steps to a loss."""
+"""Intervals of paired differences and ratios, and the number of steps to reach a loss."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Interval:
         mean: their mean.
         low: the lower end; None with fewer than two pairs.
         high: the upper end; None with fewer than two pairs.
-        has_spread: whether the values differ by more than rounding; if not, the interval has no width to speak of.
-        level: how often such an interval holds the true mean, if its suppositions hold.
+        has_spread: whether the values differ by more than rounding errors; if not, the interval is meaningless.
+        level: the confidence level.
     """
 
     values: tuple[float, ...]
@@ -36,11 +36,11 @@ class Interval:
 def student_interval(values: Sequence[float], *, scale: float = 0.0) -> Interval:
     """The mean of ``values`` with the 95 % interval ``mean ± t_(n-1) s / sqrt(n)`` (Student 1908).
 
-    The interval supposes values that are independent and about normal, which a handful of seeds cannot show.
+    It assumes independent, approximately normal values, which a few seeds cannot confirm.
 
     Args:
         values: finite numbers, at least one.
-        scale: the size of the numbers that the values were computed from, which decides what counts as rounding.
+        scale: the magnitude of the numbers that the values were computed from; it sets the size of rounding errors.
 
     Raises:
         ValueError: no values, or one that is not finite.
@@ -60,7 +60,7 @@ def student_interval(values: Sequence[float], *, scale: float = 0.0) -> Interval
 
 
 def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Interval:
-    """The interval of ``values[i] - reference[i]``: pairs share the seed, so what the seed does to both drops out."""
+    """The interval of ``values[i] - reference[i]``: pairs share the seed, so its common effect cancels."""
     scale = max(abs(value) for value in (*values, *reference))
     return student_interval([value - base for value, base in zip(values, reference, strict=True)], scale=scale)
 

@@ -1,4 +1,4 @@
-"""From the runs to what each arm achieved: the chosen learning rate, paired differences, steps, time."""
+"""The results of each arm: the chosen learning rate, paired differences, steps, time."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class RateSummary:
 
     @property
     def mean(self) -> float | None:
-        """The mean over seeds; None if a seed failed: a mean over the others would favour rates that diverge."""
+        """The mean over seeds; None if a seed failed, because a mean over the others would favor rates that diverge."""
         return None if self.failed_seeds else math.fsum(self.validation) / len(self.validation)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that gave no usable numbers."""
+    """A failed run and the reason."""
 
     key: RunKey
     reason: str
@@ -37,20 +37,20 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmSummary:
-    """What one arm achieved. Everything after ``failures`` is None or empty if no learning rate could be chosen.
+    """The results of one arm. Everything after ``failures`` is None or empty if no learning rate could be chosen.
 
     Args:
         name: the arm.
         arm: None for the reference.
         rates: every learning rate, ascending.
         failures: the runs that failed, at any learning rate.
-        learning_rate: the rate with the best mean validation metric (the smaller of equals).
+        learning_rate: the rate with the best mean validation metric (in a tie the smaller).
         bracketed: whether rates that finished lie on both sides of it.
         validation: per seed, at that rate.
         test: per seed, at that rate.
         difference: test metric minus the reference's, paired by seed; None for the reference.
         steps: per seed, steps to the reference's final training loss (None: not reached); None if not measured.
-        total_steps: per seed, how many steps were taken.
+        total_steps: per seed, the number of steps.
         time_ratio: time per step relative to the reference, paired by seed and learning rate; None if not measured.
         seconds_per_step: the mean over seeds at the chosen rate; None if not measured.
     """
@@ -70,8 +70,8 @@ class ArmSummary:
     seconds_per_step: float | None = None
 
 
-def summarise(plan: Plan, records: Mapping[RunKey, RunRecord]) -> dict[str, ArmSummary]:
-    """What each arm of ``plan`` achieved, in the plan's order. ``records`` holds every run of the plan."""
+def summarize(plan: Plan, records: Mapping[RunKey, RunRecord]) -> dict[str, ArmSummary]:
+    """The results of each arm of ``plan``, in the plan's order. ``records`` holds every run of the plan."""
     chosen = {name: chosen_runs(plan, records, name) for name in plan.arms}
     return {name: _summarise_arm(plan, records, name, chosen[name], chosen[REFERENCE]) for name in plan.arms}
 
@@ -87,14 +87,14 @@ def rate_summaries(plan: Plan, records: Mapping[RunKey, RunRecord], arm: str) ->
 
 
 def choose_rate(rates: Sequence[RateSummary], *, higher_is_better: bool) -> RateSummary | None:
-    """The rate with the best mean validation metric, the smaller of equals; None if at every rate a seed failed."""
+    """The rate with the best mean validation metric, in a tie the smaller; None if a seed failed at every rate."""
     sign = -1 if higher_is_better else 1
     usable = [(sign * rate.mean, rate.learning_rate, rate) for rate in rates if rate.mean is not None]
     return min(usable)[2] if usable else None
 
 
 def chosen_runs(plan: Plan, records: Mapping[RunKey, RunRecord], arm: str) -> tuple[RunMetrics, ...]:
-    """What the runs of ``arm`` at its chosen rate reported, in the order of the seeds; empty if none can be chosen."""
+    """The metrics of the runs of ``arm`` at its chosen rate, in the order of the seeds; empty if none can be chosen."""
     rate = choose_rate(rate_summaries(plan, records, arm), higher_is_better=plan.higher_is_better)
     if rate is None:
         return ()

@@ -1,4 +1,4 @@
-"""The tables of a comparison: which numbers go into which cell."""
+"""The tables of a comparison."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def results_table(plan: Plan, summaries: Summaries) -> Table:
         f"time per step / {REFERENCE}",
     )
     note = (
-        f"Means over {len(plan.seeds)} seeds. Intervals: Student's t on the paired differences, each for itself, "
-        "not corrected for several arms. Steps are means if every seed got there; otherwise the cell says how many did."
+        f"Means over {len(plan.seeds)} seeds. Intervals: Student's t on the paired differences, not corrected "
+        "for multiple comparisons. Steps are means if every seed reached the loss; otherwise the cell counts the seeds."
     )
     if plan.baselines:
         scores = ", ".join(f"{name} {format_number(value, 4)}" for name, value in plan.baselines.items())
         note += f" Test {plan.metric} without a model: {scores}."
     return Table(
-        title="Results at the learning rate that validation chose", columns=columns, rows=tuple(rows), note=note
+        title="Results at the learning rate chosen on validation data", columns=columns, rows=tuple(rows), note=note
     )
 
 
@@ -88,7 +88,7 @@ def seeds_table(plan: Plan, summaries: Summaries, runs: Mapping[str, Sequence[Ru
 
 
 def rates_table(plan: Plan, summaries: Summaries) -> Table:
-    """Validation metric per learning rate and arm; what the choice was made from."""
+    """Validation metric per learning rate and arm, from which the rate is chosen."""
     values = [value for summary in summaries.values() for rate in summary.rates for value in rate.validation]
     decimals = decimals_for(values)
     rows = []
@@ -108,8 +108,8 @@ def rates_table(plan: Plan, summaries: Summaries) -> Table:
         title=f"Validation {plan.metric} by learning rate",
         columns=("learning rate", *summaries),
         rows=tuple(rows),
-        note="Mean ± standard deviation over seeds. ◂ chosen: the best mean, the smaller rate of equals. "
-        "A rate at which a seed failed cannot be chosen.",
+        note="Mean ± standard deviation over seeds. ◂ chosen: the best mean, in a tie the smaller rate. "
+        "A rate at which a seed failed is not chosen.",
     )
 
 
@@ -128,7 +128,7 @@ def conditioning_table(runs: Mapping[str, Sequence[RunMetrics]], moment: str) ->
         columns=("arm", "layer", "kappa before C", "kappa after C", "spread before C", "spread after C"),
         rows=tuple(rows),
         text_columns=2,
-        note=f"Medians over seeds. In {REFERENCE}, C is not applied: its columns after C show what C would give.",
+        note=f"Medians over seeds. In {REFERENCE}, C is not applied: its columns after C show C A computed from its A.",
     )
 
 
@@ -146,10 +146,10 @@ def failures_table(summaries: Summaries) -> Table | None:
 
 
 def arms_table(plan: Plan) -> Table:
-    """What each arm is."""
+    """The options of each arm."""
     rows = []
     for name, arm in plan.arms.items():
-        options = "the model as it is" if arm is None else _options(arm.to_dict())
+        options = "unchanged model" if arm is None else _options(arm.to_dict())
         variant = f"; task: {_options(plan.variants[name])}" if name in plan.variants else ""
         rows.append((name, options + variant))
     return Table(title="Arms", columns=("arm", "options"), rows=tuple(rows), text_columns=2)
@@ -162,7 +162,7 @@ def settings_table(title: str, settings: Mapping[str, Any]) -> Table | None:
 
 
 def format_interval(interval: Interval | None, decimals: int) -> str:
-    """``low to high``; an en dash where there is no interval, or none that values without spread could give."""
+    """``low to high``; an en dash without an interval, or without spread between the values."""
     if interval is None or interval.low is None or interval.high is None or not interval.has_spread:
         return format_number(None)
     low, high = (format_number(bound, decimals, sign=True) for bound in (interval.low, interval.high))
@@ -174,7 +174,7 @@ def _mean(values: Sequence[float], decimals: int) -> str:
 
 
 def _steps(summary: ArmSummary) -> str:
-    """The mean over seeds if all of them got there; a mean over the others alone would flatter the arm."""
+    """The mean over seeds if all of them reached the loss; a mean over the others would favor the arm."""
     if summary.steps is None:
         return format_number(None)
     reached = [step for step in summary.steps if step is not None]

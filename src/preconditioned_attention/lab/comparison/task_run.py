@@ -1,4 +1,4 @@
-"""From a training configuration to the ``run`` of a comparison."""
+"""The ``run`` function of a comparison for a training configuration."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from ..training.errors import NonFiniteError
 from .metrics import CONDITIONING_KEYS, DURING, SAMPLES, RunMetrics
 from .preparation import Prepare
 
-POINTS = 20  # how often a run is looked at on the way, unless its configuration says how often
+MONITORED_STEPS = 20  # per run, unless its configuration has a monitor
 
-# What the comparison sets itself, and what cannot change a result.
+# Set by the comparison, or without effect on the results.
 _NOT_SETTINGS = ("seed", "learning_rate", "precondition", "checkpoint_every", "keep_checkpoints", "monitor", "workers")
 
 
 def task_run(config: TrainConfig) -> Callable[[Prepare, int, float], RunMetrics]:
     """A ``run`` for :func:`compare` that trains the task of ``config``.
 
-    Seed, learning rate and preconditioning are the comparison's. Attention is looked at before the first step and
-    after the last, on the task's fixed batch of validation examples, and on the way on the batches that it trains on.
-    The run's own files go to a temporary folder: a comparison resumes at whole runs.
+    Seed, learning rate and preconditioning come from the comparison. The conditioning of attention is measured before
+    the first step and after the last on a fixed batch of validation examples, and in between on the training batches.
+    The run's own files go to a temporary folder, because a comparison resumes at whole runs.
     """
     task = make_task(config.task, config.task_options)
     batch = task.example_batch()
-    monitor = config.monitor or MonitorConfig(every=max(1, config.steps // POINTS))
+    monitor = config.monitor or MonitorConfig(every=max(1, config.steps // MONITORED_STEPS))
 
     def run(prepare: Prepare, seed: int, learning_rate: float) -> RunMetrics:
-        at_initialisation: list[dict[str, Any]] = []
+        at_initialization: list[dict[str, Any]] = []
 
-        def prepare_and_look(model: nn.Module) -> nn.Module:
+        def prepare_and_measure(model: nn.Module) -> nn.Module:
             prepare(model)
-            at_initialisation.extend(look_inside(model, batch))
+            at_initialization.extend(measure_conditioning(model, batch))
             return model
 
         variant = dataclasses.replace(config, task_options={**config.task_options, **prepare.options})
@@ -50,11 +50,11 @@ def task_run(config: TrainConfig) -> Callable[[Prepare, int, float], RunMetrics]
         )
         with tempfile.TemporaryDirectory(prefix="precond-") as folder:
             try:
-                result = train(run_config, Path(folder), prepare=prepare_and_look, progress=False)
+                result = train(run_config, Path(folder), prepare=prepare_and_measure, progress=False)
             except NonFiniteError as error:
-                # The message names a checkpoint in the temporary folder; its cause says what happened.
+                # The message names a checkpoint in the temporary folder; the cause is the error itself.
                 raise error.__cause__ or error from None
-        moments = (("initialisation", at_initialisation), ("end", look_inside(result.model, batch)))
+        moments = (("initialization", at_initialization), ("end", measure_conditioning(result.model, batch)))
         return RunMetrics(
             validation=result.validation[task.metric],
             test=result.test[task.metric],
@@ -81,17 +81,17 @@ def _reported(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def task_settings(config: TrainConfig) -> dict[str, Any]:
-    """What of ``config`` and of the task's data decides the results of a comparison, as plain values."""
+    """The options of ``config``, and the task's data, that determine the results, as plain values."""
     settings = {name: value for name, value in config.to_dict().items() if name not in _NOT_SETTINGS}
     data = make_task(config.task, config.task_options).describe_data()
     return {**settings, "data": data} if data else settings
 
 
-def look_inside(model: nn.Module, batch: tuple[Tensor, ...]) -> list[dict[str, Any]]:
+def measure_conditioning(model: nn.Module, batch: tuple[Tensor, ...]) -> list[dict[str, Any]]:
     """Condition number and row-norm spread per attention layer, before and after C, in evaluation mode.
 
-    A copy of the model is looked at, in double precision and on the CPU: rows of attention that are nearly parallel,
-    as they are at initialisation, have condition numbers that single precision cannot tell from infinity.
+    Computed with a copy of the model in float64 on the CPU: at initialization, attention rows are nearly parallel, and
+    float32 cannot distinguish their condition numbers from infinity.
     """
     copied = copy.deepcopy(model).to("cpu", torch.float64).eval()
     arguments = [entry.to("cpu", torch.float64 if entry.is_floating_point() else None) for entry in batch]

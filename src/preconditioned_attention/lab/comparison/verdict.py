@@ -1,4 +1,4 @@
-"""What the intervals allow to say, in words, and no more."""
+"""The outcome of each arm, classified by its interval, and the sentences that state it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ FEW_SEEDS = 3
 
 
 class Outcome(Enum):
-    """How an arm stands against the reference on this task."""
+    """The result of an arm relative to the reference."""
 
-    REFERENCE = "the reference"
+    REFERENCE = "reference"
     BETTER = "better"
     WORSE = "worse"
-    UNDECIDED = "no difference that these runs could show"
+    INCONCLUSIVE = "inconclusive"
     NO_INTERVAL = "no interval"
     FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome of one arm and the sentences that say it, the most important one first."""
+    """The outcome of one arm and the sentences that state it, the most important one first."""
 
     arm: str
     outcome: Outcome
@@ -46,16 +46,16 @@ def difference_decimals(summaries: Mapping[str, ArmSummary]) -> int:
 
 
 def baseline_sentences(plan: Plan, summaries: Mapping[str, ArmSummary]) -> tuple[str, ...]:
-    """How the mean test metric of every arm stands to each of the predictors without a model."""
+    """The mean test metric of every arm relative to each predictor without a model."""
     decimals = difference_decimals(summaries)
     tested = {name: statistics.fmean(summary.test) for name, summary in summaries.items() if summary.test}
     sentences = []
     for name, score in plan.baselines.items():
-        sides: dict[str, list[str]] = {"better than": [], "not better than": []}
+        sides: dict[str, list[str]] = {"better": [], "not better": []}
         for arm, value in tested.items():
             better = value > score if plan.higher_is_better else value < score
-            sides["better than" if better else "not better than"].append(f"{arm} ({format_number(value, decimals)})")
-        words = [f"{side} it: {', '.join(arms)}" for side, arms in sides.items() if arms]
+            sides["better" if better else "not better"].append(f"{arm} ({format_number(value, decimals)})")
+        words = [f"{side}: {', '.join(arms)}" for side, arms in sides.items() if arms]
         sentences.append(f"{name}: test {plan.metric} {format_number(score, decimals)}; {'; '.join(words)}.")
     return tuple(sentences)
 
@@ -70,11 +70,11 @@ def classify(summary: ArmSummary, *, higher_is_better: bool) -> Outcome:
     if difference is None or difference.low is None or difference.high is None or not difference.has_spread:
         return Outcome.NO_INTERVAL
     if difference.low <= 0 <= difference.high:
-        return Outcome.UNDECIDED
+        return Outcome.INCONCLUSIVE
     return Outcome.BETTER if (difference.low > 0) == higher_is_better else Outcome.WORSE
 
 
-def give_verdicts(plan: Plan, summaries: Mapping[str, ArmSummary]) -> dict[str, Verdict]:
+def make_verdicts(plan: Plan, summaries: Mapping[str, ArmSummary]) -> dict[str, Verdict]:
     """One verdict per arm, in the plan's order."""
     decimals = difference_decimals(summaries)
     verdicts = {}
@@ -92,14 +92,14 @@ def give_verdicts(plan: Plan, summaries: Mapping[str, ArmSummary]) -> dict[str, 
 
 def _main_sentence(outcome: Outcome, summary: ArmSummary, plan: Plan, decimals: int) -> str:
     if outcome is Outcome.FAILED:
-        return "No learning rate finished with every seed, so there is nothing to compare."
+        return "At every learning rate a seed failed, so there is no result to compare."
     if outcome is Outcome.REFERENCE:
         mean = format_number(sum(summary.test) / len(summary.test), decimals)
         seeds = _count(len(summary.test), "seed")
-        return f"Test {plan.metric} {mean}, the mean of {seeds}. The other arms are measured against it."
+        return f"Test {plan.metric} {mean}, the mean of {seeds}. Differences of the other arms are relative to it."
     difference = summary.difference
     if difference is None:
-        return f"The reference {REFERENCE} failed, so there is nothing to measure this arm against."
+        return f"The reference {REFERENCE} failed, so there is no difference to compute."
     return _difference_sentence(outcome, difference, plan, decimals)
 
 
@@ -107,39 +107,35 @@ def _difference_sentence(outcome: Outcome, difference: Interval, plan: Plan, dec
     count, metric = _count(len(difference.values), "seed"), f"test {plan.metric}"
     mean = format_number(difference.mean, decimals, sign=True)
     if difference.low is None or difference.high is None:
-        return f"The difference in {metric} is {mean} with {count}: no interval, so nothing can be said about its sign."
+        return f"The difference in {metric} is {mean} with {count}, too few for an interval."
     if not difference.has_spread:
-        return (
-            f"The difference in {metric} is {mean} in each of {count}: without spread between seeds "
-            "there is no interval to judge it by."
-        )
+        return f"The difference in {metric} is {mean} in each of {count}: without spread there is no interval."
     low, high = (format_number(bound, decimals, sign=True) for bound in (difference.low, difference.high))
-    interval = f"{LEVEL:.0%} interval {low} to {high}, {count}"
-    if outcome is Outcome.UNDECIDED:
+    words = f"The mean difference in {metric} is {mean} ({LEVEL:.0%} interval {low} to {high}, {count})"
+    if outcome is Outcome.INCONCLUSIVE:
         gain, loss = (difference.high, -difference.low) if plan.higher_is_better else (-difference.low, difference.high)
         return (
-            f"On this task the difference in {metric} is {mean} on average ({interval}), which may be chance. "
-            f"At this level, differences larger than {format_number(gain, decimals)} in favour and "
-            f"{format_number(loss, decimals)} against are ruled out; smaller ones are not."
+            f"{words}; the interval contains 0. It excludes gains above {format_number(gain, decimals)} and losses "
+            f"above {format_number(loss, decimals)}."
         )
-    return f"On this task {metric} is {outcome.value} by {mean.lstrip('+−')} (difference {mean}, {interval})."
+    return f"{words}: {'a gain' if outcome is Outcome.BETTER else 'a loss'}, the interval excludes 0."
 
 
 def _seed_sentences(outcome: Outcome, summary: ArmSummary) -> list[str]:
     count = len(summary.test)
     if outcome in (Outcome.FAILED, Outcome.REFERENCE, Outcome.NO_INTERVAL) or count >= FEW_SEEDS:
         return []
-    return [f"The interval comes from {count} seeds only; take it as a hint, and run more."]
+    return [f"With {count} seeds the interval is unreliable; run more."]
 
 
 def _rate_sentences(summary: ArmSummary) -> list[str]:
     if summary.learning_rate is None or summary.bracketed:
         return []
     if len(summary.rates) == 1:
-        return [f"The grid holds one learning rate ({summary.learning_rate:g}): nothing was chosen on validation."]
+        return [f"There was one learning rate ({summary.learning_rate:g}), so none was chosen on validation data."]
     return [
-        f"The chosen learning rate {summary.learning_rate:g} lies at the edge of the rates that finished: "
-        "the grid does not bracket the optimum, and a wider one may change the result."
+        f"The chosen learning rate {summary.learning_rate:g} is the smallest or largest of those that finished: "
+        "the grid does not bracket the optimum, and a wider grid may change the result."
     ]
 
 

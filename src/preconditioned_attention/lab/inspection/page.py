@@ -119,7 +119,7 @@ def _finding(inspection: Inspection) -> Callout:
 
 
 def _beside(one: Inspection, inspections: Sequence[Inspection]) -> Figures:
-    """kappa and, beside it, what explains it; colours mean the same for every inspection."""
+    """kappa and, beside it, what explains it; colors mean the same for every inspection."""
     kappa = [("A", lambda head: head.kappa_before), ("C A", lambda head: head.kappa_after)]
     shares = [
         ("spread of row norms", lambda head: head.spread),

@@ -1,13 +1,14 @@
-"""One self-contained HTML page: no script, no link to anything outside, pictures embedded."""
+"""One HTML page without scripts; its pictures are embedded, or files beside it."""
 
 from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, ClassVar, Literal
+from urllib.parse import quote
 
 from ..._extras import require
 from .tables import Table
@@ -41,15 +42,25 @@ class Callout:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with its description for those who cannot see it and the caption below it."""
+    """A PNG, its description (``alt`` text) and the caption below it.
+
+    Args:
+        png: the content of a PNG file.
+        description: what it shows, for readers who cannot see it.
+        caption: the text below it.
+        file: the name of its file beside the page; None embeds it.
+    """
 
     png: bytes
     description: str
     caption: str
+    file: str | None = None
 
     @property
-    def data_uri(self) -> str:
-        """The picture as a ``data:`` URI."""
+    def source(self) -> str:
+        """The address in the page: the file's name, percent-encoded, or a ``data:`` URI."""
+        if self.file is not None:
+            return quote(self.file)
         return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
     @property
@@ -61,7 +72,7 @@ class Picture:
         return width > max(LARGE, 2 * height)
 
     def to_dict(self) -> dict[str, str]:
-        """Plain values for JSON, the PNG in base 64."""
+        """Plain values for JSON, the PNG in base 64; without the name of its file."""
         png = base64.b64encode(self.png).decode("ascii")
         return {"png": png, "description": self.description, "caption": self.caption}
 
@@ -107,6 +118,14 @@ class Page:
     subtitle: str
     sections: tuple[Section, ...]
     footer: str
+
+    @property
+    def pictures(self) -> Iterator[Picture]:
+        """Every picture on the page, from top to bottom."""
+        for section in self.sections:
+            for block in section.blocks:
+                if isinstance(block, Figures):
+                    yield from block.pictures
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Pictures of what a classifier does: the confusion matrix, and images with their predictions."""
+"""Pictures of a classifier: the confusion matrix, and images with their predictions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..._extras import require
-from .plots import WIDTH_INCHES, _png
+from .plots import WIDTH_INCHES, encode_png
 
 COLUMNS = 4
-RIGHT_COLOUR = "#0072b2"
-WRONG_COLOUR = "#d55e00"
+RIGHT_COLOR = "#0072b2"
+WRONG_COLOR = "#d55e00"
 SHORT = 14
 
 
@@ -27,9 +27,9 @@ def plot_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], *, tit
     for row in range(size):
         for column in range(size):
             if values[row, column]:
-                colour = "white" if shares[row, column] > 0.5 else "#1f2933"
+                color = "white" if shares[row, column] > 0.5 else "#1f2933"
                 text = f"{values[row, column]:g}"
-                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
     labels = [_short(name) for name in names]
     upright = max(map(len, labels), default=0) > 3
     axes.set_xticks(range(size), labels, fontsize=8, rotation=90 if upright else 0)
@@ -37,10 +37,10 @@ def plot_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], *, tit
     axes.set_xlabel("predicted", fontsize=10.5)
     axes.set_ylabel("label", fontsize=10.5)
     axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold")
-    return _png(figure)
+    return encode_png(figure)
 
 
-def plot_labelled_images(
+def plot_labeled_images(
     images: Sequence[Any], captions: Sequence[str], wrong: Sequence[str | None], *, title: str
 ) -> bytes:
     """Images in a grid.
@@ -57,14 +57,15 @@ def plot_labelled_images(
     for axes in figure.subplots(rows, COLUMNS, squeeze=False).flat:
         axes.set_axis_off()
     for axes, image, caption, correction in zip(figure.axes, images, captions, wrong, strict=False):
-        colour = RIGHT_COLOUR if correction is None else WRONG_COLOUR
+        color = RIGHT_COLOR if correction is None else WRONG_COLOR
         axes.imshow(image, interpolation="nearest")
-        axes.set_title(_short(caption, 2 * SHORT), fontsize=9, color=colour)
+        axes.set_title(_short(caption, 2 * SHORT), fontsize=9, color=color)
         if correction is not None:
             place = {"transform": axes.transAxes, "ha": "center", "va": "top"}
-            axes.text(0.5, -0.03, _short(correction, 2 * SHORT), fontsize=9, color=colour, **place)
+            axes.text(0.5, -0.03, _short(correction, 2 * SHORT), fontsize=9, color=color, **place)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11.5, fontweight="bold")
-    return _png(figure)
+    in_color = any((image != image[..., :1]).any() for image in images)
+    return encode_png(figure, all_colors=in_color)
 
 
 def _short(text: str, length: int = SHORT) -> str:

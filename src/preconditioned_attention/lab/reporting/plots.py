@@ -1,4 +1,4 @@
-"""Plots as PNG bytes. Matplotlib (extra ``train``) is used through its figure objects: no global state is touched."""
+"""Plots as PNG bytes. They use Matplotlib's figure objects and none of its global state."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which people with any common colour blindness can tell apart; grey for the reference.
-COLOURS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# Okabe and Ito's colors, which people with any common color blindness can tell apart; grey for the reference.
+COLORS = ("#4d4d4d", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 WIDTH_INCHES = 6.4
-DOTS_PER_INCH = 170
+DOTS_PER_INCH = 150
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One curve per seed, all at the same ``x``; ``style`` picks colour and line."""
+    """One curve per seed, all at the same ``x``; ``style`` picks color and line."""
 
     label: str
     style: int
@@ -82,8 +82,8 @@ class Profile:
     values: Sequence[float]
 
 
-def _colour(style: int) -> str:
-    return COLOURS[style % len(COLOURS)]
+def _color(style: int) -> str:
+    return COLORS[style % len(COLORS)]
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
@@ -108,11 +108,17 @@ def _log_scale(axes: Axes) -> None:
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    # Without a fixed "Software" entry the same numbers would give other bytes under another version of matplotlib.
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
+def encode_png(figure: Figure, *, all_colors: bool = False) -> bytes:
+    """The figure as a PNG file with a palette of 256 colors, which takes a third of the bytes, or with all colors."""
+    image_module = require("PIL.Image", extra="train")
+    raw, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(raw, format="png", dpi=DOTS_PER_INCH, facecolor="white", pil_kwargs={"compress_level": 1})
+    image = image_module.open(raw).convert("RGB")
+    if not all_colors:
+        # Maximum coverage keeps the colors of thin lines, which cover few pixels.
+        image = image.quantize(256, method=image_module.Quantize.MAXCOVERAGE, dither=image_module.Dither.NONE)
+    image.save(png, format="png", optimize=True)
+    return png.getvalue()
 
 
 def plot_bands(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str, log_y: bool = False) -> bytes:
@@ -123,18 +129,18 @@ def plot_bands(curves: Sequence[Curve], *, title: str, x_label: str, y_label: st
         values = np.asarray(curve.y_per_seed, dtype=float)
         line = LINE_STYLES[curve.style % len(LINE_STYLES)]
         axes.plot(
-            curve.x, values.mean(axis=0), line, color=_colour(curve.style), linewidth=1.8, label=curve.label, zorder=3
+            curve.x, values.mean(axis=0), line, color=_color(curve.style), linewidth=1.8, label=curve.label, zorder=3
         )
         if len(values) > 1:
             band = (values.min(axis=0), values.max(axis=0))
-            axes.fill_between(curve.x, *band, color=_colour(curve.style), alpha=0.16, linewidth=0)
+            axes.fill_between(curve.x, *band, color=_color(curve.style), alpha=0.16, linewidth=0)
     if log_y:
         _log_scale(axes)
     axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold")
     axes.set_xlabel(x_label, fontsize=10.5)
     axes.set_ylabel(y_label, fontsize=10.5)
     axes.legend(frameon=False, fontsize=10)
-    return _png(figure)
+    return encode_png(figure)
 
 
 def plot_intervals(rows: Sequence[SeedInterval], *, title: str, x_label: str, reference: str) -> bytes:
@@ -144,18 +150,18 @@ def plot_intervals(rows: Sequence[SeedInterval], *, title: str, x_label: str, re
     axes.grid(axis="x", color="#e6e9ed", linewidth=0.8)
     axes.axvline(0, color="#4d4d4d", linewidth=1.2, linestyle="--", zorder=1)
     for position, row in enumerate(rows):
-        colour = _colour(row.style)
+        color = _color(row.style)
         if row.low is not None and row.high is not None:
-            axes.plot([row.low, row.high], [position, position], color=colour, linewidth=3, solid_capstyle="butt")
-        axes.plot(row.values, [position + 0.26] * len(row.values), linestyle="", marker="|", color=colour, markersize=9)
+            axes.plot([row.low, row.high], [position, position], color=color, linewidth=3, solid_capstyle="butt")
+        axes.plot(row.values, [position + 0.26] * len(row.values), linestyle="", marker="|", color=color, markersize=9)
         marker = MARKERS[row.style % len(MARKERS)]
-        axes.plot(row.mean, position, marker=marker, color=colour, markersize=8.5, markeredgecolor="white", zorder=4)
+        axes.plot(row.mean, position, marker=marker, color=color, markersize=8.5, markeredgecolor="white", zorder=4)
     axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=10.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.text(0, 1.0, reference, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=9.5)
     axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", pad=18)
     axes.set_xlabel(x_label, fontsize=10.5)
-    return _png(figure)
+    return encode_png(figure)
 
 
 def plot_ratios(ratios: Sequence[Ratio], *, title: str, x_label: str) -> bytes:
@@ -170,10 +176,10 @@ def plot_ratios(ratios: Sequence[Ratio], *, title: str, x_label: str) -> bytes:
         own = [ratio for ratio in ratios if ratio.candidate == candidate]
         y = [labels.index(ratio.label) + 0.22 * (style - (len(candidates) + 1) / 2) for ratio in own]
         for ratio, position in zip(own, y, strict=True):
-            axes.plot([ratio.low, ratio.high], [position] * 2, color=_colour(style), linewidth=2)
+            axes.plot([ratio.low, ratio.high], [position] * 2, color=_color(style), linewidth=2)
         marker = MARKERS[style % len(MARKERS)]
         middles = [ratio.middle for ratio in own]
-        axes.plot(middles, y, linestyle="", marker=marker, color=_colour(style), markersize=5, label=candidate)
+        axes.plot(middles, y, linestyle="", marker=marker, color=_color(style), markersize=5, label=candidate)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("{x:g}")
@@ -182,7 +188,7 @@ def plot_ratios(ratios: Sequence[Ratio], *, title: str, x_label: str) -> bytes:
     axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold")
     axes.set_xlabel(x_label, fontsize=10.5)
     figure.legend(frameon=False, fontsize=9, ncols=max(1, len(candidates)), loc="outside lower center")
-    return _png(figure)
+    return encode_png(figure)
 
 
 def plot_layers(groups: Sequence[LayerPoints], *, title: str, y_label: str, log_y: bool = False) -> bytes:
@@ -191,16 +197,16 @@ def plot_layers(groups: Sequence[LayerPoints], *, title: str, y_label: str, log_
     step = 0.7 / max(1, len(groups))
     for index, group in enumerate(groups):
         shift = (index - (len(groups) - 1) / 2) * step
-        colour = _colour(group.style)
+        color = _color(group.style)
         marks: dict[str, Any] = {
-            "color": colour,
+            "color": color,
             "marker": MARKERS[group.style % len(MARKERS)],
             "linestyle": "",
             "clip_on": False,
         }
         for layer, (before, after) in enumerate(zip(group.before, group.after, strict=True), start=1):
             if math.isfinite(before) and math.isfinite(after):
-                axes.plot([layer + shift] * 2, [before, after], color=colour, linewidth=1.4, alpha=0.6)
+                axes.plot([layer + shift] * 2, [before, after], color=color, linewidth=1.4, alpha=0.6)
         x = [layer + shift for layer in range(1, len(group.before) + 1)]
         # The open mark is the larger one, to be seen also where both are at the same place.
         before_marks = marks | {"markerfacecolor": "white", "markersize": 9, "label": f"{group.label}: before"}
@@ -218,7 +224,7 @@ def plot_layers(groups: Sequence[LayerPoints], *, title: str, y_label: str, log_
     axes.set_xlabel("attention layer", fontsize=10.5)
     axes.set_ylabel(y_label, fontsize=10.5)
     figure.legend(frameon=False, fontsize=9, ncols=max(1, len(groups)), loc="outside lower center")
-    return _png(figure)
+    return encode_png(figure)
 
 
 def _finite(values: Sequence[float]) -> list[float]:
@@ -235,7 +241,7 @@ def plot_heat_maps(
     limits: tuple[float, float] | None = None,
     log: bool = False,
 ) -> bytes:
-    """The maps side by side with one colour scale; cells without a number are crossed out.
+    """The maps side by side with one color scale; cells without a number are crossed out.
 
     Columns count from 0 unless ``column_labels`` are given. ``limits`` of the scale are those of the numbers unless
     they are given, as for a picture beside another.
@@ -243,8 +249,8 @@ def plot_heat_maps(
     np = require("numpy", extra="train")
     columns = max((1, *(len(row) for one in maps for row in one.values)))
     low, high = heat_limits(maps) if limits is None else limits
-    colours = require("matplotlib.colors", extra="train")
-    norm = (colours.LogNorm if log else colours.Normalize)(low, high if high > low else low * 1.01 + 1e-12)
+    colors = require("matplotlib.colors", extra="train")
+    norm = (colors.LogNorm if log else colors.Normalize)(low, high if high > low else low * 1.01 + 1e-12)
     height = 1.5 + 0.24 * max(4, len(row_labels))
     figure = require("matplotlib.figure", extra="train").Figure(figsize=(WIDTH_INCHES, height), layout="constrained")
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
@@ -272,7 +278,7 @@ def plot_heat_maps(
         bar.ax.yaxis.set_major_formatter("{x:g}")
         bar.ax.yaxis.set_minor_formatter("{x:g}" if high < 10 * low else "")
         bar.ax.tick_params(which="minor", labelsize=8)
-    return _png(figure)
+    return encode_png(figure)
 
 
 def heat_limits(maps: Sequence[HeatMap]) -> tuple[float, float]:
@@ -282,18 +288,18 @@ def heat_limits(maps: Sequence[HeatMap]) -> tuple[float, float]:
 
 
 def plot_profiles(profiles: Sequence[Profile], *, title: str, x_label: str, y_label: str) -> bytes:
-    """The curves on a logarithmic axis, coloured by depth; numbers that are not positive end a curve."""
+    """The curves on a logarithmic axis, colored by depth; numbers that are not positive end a curve."""
     figure, axes = _figure(3.9)
     map_ = require("matplotlib", extra="train").colormaps["viridis"]
     for profile in profiles:
         values = [value if value > 0 else math.nan for value in profile.values]
-        colour = map_(0.92 * profile.depth)
+        color = map_(0.92 * profile.depth)
         marker = "o" if len(values) == 1 else None
-        axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.4, marker=marker, label=profile.label)
+        axes.plot(range(1, len(values) + 1), values, color=color, linewidth=1.4, marker=marker, label=profile.label)
     _log_scale(axes)
     axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold")
     axes.set_xlabel(x_label, fontsize=10.5)
     axes.set_ylabel(y_label, fontsize=10.5)
     if len(profiles) <= 12:
         axes.legend(frameon=False, fontsize=7.5, ncols=2)
-    return _png(figure)
+    return encode_png(figure)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ..reporting import Picture
-from ..reporting.pictures import plot_confusion, plot_labelled_images
+from ..reporting.pictures import plot_confusion, plot_labeled_images
 
 COUNTED = 5000
 SHOWN = 16
@@ -97,7 +97,7 @@ def _predictions(
     captions = [f"{names[best.indices[i]]}  {best.values[i]:.0%}" for i in chosen]
     wrong = [None if best.indices[i] == labels[i] else f"is {names[labels[i]]}" for i in chosen]
     return Picture(
-        plot_labelled_images(images, captions, wrong, title="Predictions"),
+        plot_labeled_images(images, captions, wrong, title="Predictions"),
         f"{len(chosen)} test images, each with the predicted class and its probability",
         "Test images as the model gets them, with the predicted class and its probability; "
         "where it is wrong, the right class is below in the same color.",
