@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write ``content`` to ``path`` so that a reader, also after a crash, finds the old content or the new, never a part.
+    """Write ``content`` to ``path``: a reader, also after a crash, finds the old content or the new, never a part.
 
     Raises:
         OSError: it could not be written; ``path`` is as it was.

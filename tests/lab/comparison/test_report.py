@@ -156,7 +156,7 @@ def test_plots_beside_the_page_are_pictures(comparison):
 
 def test_pictures_of_the_first_seed_are_beside_the_page(tmp_path):
     def pictured(prepare, seed, learning_rate):
-        picture = Picture(f"{prepare.config} {seed}".encode(), "a dot", "The dot.")
+        picture = Picture(f"{prepare.arm} {seed}".encode(), "a dot", "The dot.")
         return {**run(prepare, seed, learning_rate), "pictures": {"dot": picture}}
 
     compare(pictured, learning_rates=(1e-3,), output=tmp_path, verbose=False)
