@@ -120,23 +120,44 @@ def test_public_names_of_the_library_load_no_compiler_and_nothing_of_the_lab() -
     assert not {name for name in loaded if name.startswith(("preconditioned_attention.lab.", *COMPILERS))}
 
 
+KERNELS = {"cpu", "cuda", "efficient", "cudnn", "packed_cpu", "packed_cuda"}
+BACKENDS = {"ops.reference", "ops.sdpa_then_normalize", *(f"ops.flash.{kernel}" for kernel in KERNELS)}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of ours that a file imports, as far as they are files or packages: ``"ops.flash.cpu"``."""
+    package = ("preconditioned_attention", *path.relative_to(SOURCE).parts[:-1])
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*package[1 : len(package) - node.level + 1], *filter(None, (node.module or "").split("."))]
+            names = [".".join([*base, alias.name]) for alias in node.names]
+            found |= {name if _is_module(name) else ".".join(base) for name in names}
+    return found
+
+
+def _is_module(name: str) -> bool:
+    path = SOURCE.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or path.is_dir()
+
+
 def test_backends_never_import_each_other() -> None:
-    shared = {"__init__", "api", "call", "cuda", "operators", "renormalised", "rows", "rows_torch", "rows_triton"}
-    shared |= {"equilibrated", "one_key", "recording", "second_order", "varlen_call", "varlen_renormalised"}
-    choosing = {
-        "causal_bias",
-        "containers",
-        "dtensor",
-        "nested",
-        "varlen",
-        "varlen_sequences",
-    }  # they hand calls to the backends
-    backends = [path for path in (SOURCE / "ops").glob("*.py") if path.stem not in shared | choosing]
-    assert {path.stem for path in backends} >= {"composition", "flash_cpu", "reference"}
-    for path in backends:
-        froms = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-        siblings = {node.module for node in froms if node.level == 1}
-        assert siblings <= shared, f"{path.name} imports another backend"
+    """Only the dispatcher knows them all; the second derivative of a flash kernel is the reference's."""
+    for path in (SOURCE / "ops").rglob("*.py"):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+        if name == "ops.dispatch":
+            assert imported_modules(path) >= BACKENDS
+        else:
+            others = (imported_modules(path) & BACKENDS) - {name}
+            assert not others or (name, others) == ("ops.flash.second_order", {"ops.reference"}), f"{name}: {others}"
+    assert {path.stem for path in (SOURCE / "ops" / "flash").glob("*.py")} >= KERNELS
+
+
+def test_rows_know_nothing_of_attention() -> None:
+    """The row work imports the mathematics, the question whether a call is traced, and itself."""
+    for path in (SOURCE / "ops" / "rows").glob("*.py"):
+        ops = {name for name in imported_modules(path) if name.startswith("ops") and not name.startswith("ops.rows")}
+        assert ops <= {"ops.tracing"}, path.name
 
 
 def test_import_needs_torch_alone() -> None:

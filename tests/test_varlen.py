@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from preconditioned_attention import preconditioned_attention
-from preconditioned_attention.ops import varlen_sequences
+from preconditioned_attention.ops import dispatch
 from preconditioned_attention.varlen import preconditioned_varlen_attention
 from tests.helpers.explicit import relative_error
 from tests.helpers.ragged import KEYS, QUERIES, cumulative, explicit_ragged, ragged
@@ -78,9 +78,9 @@ def test_auto_takes_the_packed_kernel_where_it_serves(monkeypatch: pytest.Monkey
 
     def attend(packed, backend):
         one_by_one.append(backend)
-        return packed.call.q
+        return packed.inputs.q
 
-    monkeypatch.setattr(varlen_sequences, "attend", attend)
+    monkeypatch.setattr(dispatch, "attend_each_sequence", attend)
     for options in ({}, {"eps": 0.1}, {"backend": "reference"}):
         preconditioned_varlen_attention(*qkv, *starts, *LONGEST, enable_gqa=True, **options)
     assert one_by_one == ["auto", "reference"]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .flex import preconditioned_flex_attention
     from .functional import preconditioned_attention
     from .lab.comparison import compare
-    from .ops.equilibrated import equilibrate
+    from .ops.rows.autograd import equilibrate
     from .varlen import preconditioned_varlen_attention
 
 __all__ = [
@@ -73,7 +73,7 @@ _DEFINED_IN = {
     "PreconditionConfig": "config",
     "check_adapter": "conversion",
     "compare": "lab.comparison",
-    "equilibrate": "ops.equilibrated",
+    "equilibrate": "ops.rows.autograd",
     "is_preconditioned": "conversion",
     "precondition_": "conversion",
     "preconditioned_attention": "functional",

@@ -1,7 +1,7 @@
-"""What torch.fx and TorchScript make of code of ours: a call is recorded whole, as one node, and is not compiled.
+"""torch.fx and TorchScript: a call of ours is recorded as one node of a graph, and is not compiled by TorchScript.
 
-A symbol of torch.fx has neither sizes nor options to look at. So a graph calls our functions and modules as it calls
-PyTorch's own, and they compute when it runs; a module is called with all its state, its mark included.
+A `Proxy` of torch.fx has no sizes to check. So a graph calls our functions and modules as it calls PyTorch's own, and
+they compute when it runs; a module is called with all its state, its mark included.
 """
 
 from __future__ import annotations
@@ -25,12 +25,18 @@ NO_SCRIPT = (
 
 
 def is_symbolic(*values: object) -> bool:
-    """Whether one of ``values`` stands for what a graph of torch.fx will compute."""
+    """Whether one of ``values`` is a `Proxy` of torch.fx."""
     return any(isinstance(value, Proxy) for value in values)
 
 
+def not_scriptable(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorator for a function that TorchScript refuses, with `NO_SCRIPT` as the reason."""
+    vars(function)["__script_unsupported"] = NO_SCRIPT
+    return function
+
+
 def one_call(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Decorator for a function that graphs shall call and TorchScript shall refuse."""
+    """Decorator for a function that is one node of a graph and that TorchScript refuses."""
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -40,15 +46,14 @@ def one_call(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
                 return recorded
         return function(*args, **kwargs)
 
-    vars(call)["__script_unsupported"] = NO_SCRIPT
     _own_code(call, function)
-    return call
+    return not_scriptable(call)
 
 
 def one_node(method: Method) -> Method:
-    """Decorator for a module's method that graphs shall call, on the module, which they then hold.
+    """Decorator for a module's method that is one node of a graph: a call of the method of the module, which it holds.
 
-    The method and not the module: hooks of the module act on symbols while it is traced, and once is enough.
+    The method and not the module, because hooks of the module run while it is traced, and would run again.
     """
 
     @functools.wraps(method)
@@ -73,7 +78,7 @@ def _call_method(tracer: Any, module: nn.Module, name: str, args: tuple[object, 
 
 
 def trace_into(module: nn.Module, yes: bool) -> None:
-    """Have tracers look into a module of `torch.nn`, which they record as one call as a rule: they go by this name."""
+    """Have torch.fx trace into a module of `torch.nn`, or again record it as one node: it decides by ``__module__``."""
     if yes:
         vars(module)["__module__"] = __name__
     else:

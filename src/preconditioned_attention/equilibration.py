@@ -26,20 +26,21 @@ from torch import Tensor
 
 from .config import Gradient
 
-_EPS_FLOAT16 = 2.0**-14  # the smallest normal float16 number: below it a row carries no direction worth keeping
-_EPS = 1e-12
+EPS_FLOAT16 = 2.0**-14  # the smallest normal float16 number: below it a row carries no direction worth keeping
+EPS = 1e-12
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def default_eps(dtype: torch.dtype) -> float:
     """The norm at or below which a row counts as zero: 2**-14 in float16, 1e-12 otherwise."""
-    return _EPS_FLOAT16 if dtype == torch.float16 else _EPS
+    return EPS_FLOAT16 if dtype == torch.float16 else EPS
 
 
 def check_rows(x: object, name: str) -> None:
     """Raise unless ``x`` is a real floating-point tensor with rows to take norms of."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor; got {type(x).__name__}")
-    if x.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+    if x.dtype not in DTYPES:
         raise TypeError(
             f"{name} must be float16, bfloat16, float32 or float64; got {x.dtype}. "
             f"Convert it first, for example {name}.float()"

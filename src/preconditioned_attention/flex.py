@@ -9,8 +9,8 @@ from torch import Tensor
 from ._symbolic import one_call
 from .config import GRADIENTS, Gradient, check_choice, check_eps
 from .equilibration import check_gain, check_rows
-from .ops import flex
 from .ops.arguments import check_flag, check_scale
+from .ops.flex import ScoreMod, flex_then_normalize
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions
@@ -21,7 +21,7 @@ def preconditioned_flex_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    score_mod: flex.ScoreMod | None = None,
+    score_mod: ScoreMod | None = None,
     block_mask: BlockMask | None = None,
     scale: float | None = None,
     enable_gqa: bool = False,
@@ -80,7 +80,7 @@ def preconditioned_flex_attention(
     check_eps(eps)
     check_gain(gain, q.shape[1])
     check_flag("enable_gqa", enable_gqa)
-    return flex.attend(
+    return flex_then_normalize(
         q,
         k,
         v,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.fx import Proxy
+from torch.overrides import handle_torch_function
 
-from ._symbolic import one_call
-from .config import GRADIENTS, Backend, Gradient, check_choice, check_eps
-from .equilibration import check_gain, check_rows, default_eps
-from .ops import Call, as_mask, attend, attended_dtype
-from .ops.arguments import check_flag, check_mask, check_probability, check_scale
+from ._symbolic import not_scriptable
+from .config import Backend, Gradient
+from .ops import check_inputs, compute
 
 
-@one_call
+@not_scriptable
 def preconditioned_attention(
     q: Tensor,
     k: Tensor,
@@ -58,7 +58,7 @@ def preconditioned_attention(
 
     Raises:
         TypeError, ValueError: an argument does not fit, the tensors do not go together, or the backend cannot serve
-            the call; the message says what was expected and what came.
+            the call; the message says what was expected and what was passed.
 
     Nested tensors (jagged or strided) and distributed tensors (`torch.distributed.tensor.DTensor`, sharded along batch
     or heads) are served alike.
@@ -71,30 +71,13 @@ def preconditioned_attention(
         >>> preconditioned_attention(q, k, v, is_causal=True).norm(dim=-1).allclose(torch.ones(2, 4, 16))
         True
     """
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        check_rows(x, name)
-        if x.dim() < 2:
-            raise ValueError(f"{name} must have shape (..., tokens, head_dim); got {tuple(x.shape)}")
-    check_choice("gradient", gradient, GRADIENTS)
-    check_eps(eps)
-    check_gain(gain, q.size(-3) if q.dim() >= 3 else None)
-    check_mask(attn_mask)
-    check_flag("is_causal", is_causal)
-    check_flag("enable_gqa", enable_gqa)
-    if attn_mask is not None and is_causal:
-        raise ValueError("attn_mask and is_causal=True exclude each other; put the causal mask into attn_mask")
-    attn_mask, is_causal = as_mask(attn_mask, is_causal, q, k)
-    call = Call(
-        q=q,
-        k=k,
-        v=v,
-        attn_mask=attn_mask,
-        dropout_p=check_probability("dropout_p", dropout_p),
-        is_causal=is_causal,
-        scale=check_scale(scale),
-        enable_gqa=enable_gqa,
-        gradient=gradient,
-        gain=gain,
-        eps=default_eps(attended_dtype(q)) if eps is None else eps,
+    for value in (q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, gradient, gain, eps, backend):
+        if isinstance(value, Proxy):  # written here: `one_call` would be one more function on the way to the kernel
+            arguments = (q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+            options = {"gradient": gradient, "gain": gain, "eps": eps, "backend": backend}
+            recorded: Tensor = handle_torch_function(preconditioned_attention, (value,), *arguments, **options)
+            return recorded
+    inputs = check_inputs(
+        q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, gradient=gradient, gain=gain, eps=eps
     )
-    return attend(call, backend)
+    return compute(inputs, backend)

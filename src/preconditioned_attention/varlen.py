@@ -9,8 +9,9 @@ from ._checks import check_integer
 from ._symbolic import one_call
 from .config import GRADIENTS, Backend, Gradient, check_choice, check_eps
 from .equilibration import check_gain, check_rows, default_eps
-from .ops import Call, Packed, attend_packed, attended_dtype
+from .ops import AttentionInputs, PackedInputs, compute_packed
 from .ops.arguments import check_flag, check_probability, check_scale
+from .ops.autocast import attended_dtype
 
 
 @one_call
@@ -79,7 +80,7 @@ def preconditioned_varlen_attention(
     check_gain(gain, q.shape[1])
     check_flag("is_causal", is_causal)
     check_flag("enable_gqa", enable_gqa)
-    call = Call(
+    inputs = AttentionInputs(
         q=q,
         k=k,
         v=v,
@@ -93,7 +94,7 @@ def preconditioned_varlen_attention(
         eps=default_eps(attended_dtype(q)) if eps is None else eps,
     )
     longest = {"max_q": check_integer("max_q", max_q, minimum=0), "max_k": check_integer("max_k", max_k, minimum=0)}
-    return attend_packed(Packed(call=call, cu_seq_q=cu_seq_q, cu_seq_k=cu_seq_k, **longest), backend)
+    return compute_packed(PackedInputs(inputs=inputs, cu_seq_q=cu_seq_q, cu_seq_k=cu_seq_k, **longest), backend)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, enable_gqa: bool) -> None:
@@ -126,5 +127,5 @@ def _check_positions(cu_seq_q: Tensor, cu_seq_k: Tensor, q: Tensor) -> None:
             raise ValueError(f"{name} must be on the device of q, {q.device}; got {cu_seq.device}")
     if len(cu_seq_q) != len(cu_seq_k):
         raise ValueError(
-            f"cu_seq_q and cu_seq_k must speak of as many sequences; got {len(cu_seq_q) - 1} and {len(cu_seq_k) - 1}"
+            f"cu_seq_q and cu_seq_k must hold as many sequences; got {len(cu_seq_q) - 1} and {len(cu_seq_k) - 1}"
         )

@@ -14,7 +14,7 @@ import preconditioned_attention as pa
 from preconditioned_attention import PreconditionConfig, is_preconditioned, precondition_, restore_
 from preconditioned_attention.conversion import Adapter, HeadShape, register_adapter
 from preconditioned_attention.conversion import registry as registry_module
-from preconditioned_attention.ops import flash_cpu
+from preconditioned_attention.ops.flash.cpu import FLASH_CPU
 
 
 def vit(**options) -> nn.Module:
@@ -326,8 +326,8 @@ def bert() -> nn.Module:
 )
 def test_converted_models_compute_by_the_fused_form(build, given: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     computed = []
-    attend = flash_cpu.attend
-    monkeypatch.setattr(flash_cpu, "attend", lambda call: computed.append(call) or attend(call))
+    attend = FLASH_CPU.attend
+    monkeypatch.setattr(FLASH_CPU, "attend", lambda call: computed.append(call) or attend(call))
     model = build()
     precondition_(model)
     model(given)

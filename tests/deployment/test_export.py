@@ -24,7 +24,7 @@ def foreign(program: torch.export.ExportedProgram) -> set[str]:
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in ("maxvit", "beit")])  # others stand for them
 def test_every_family_is_exported_and_decomposed(name: str) -> None:
-    """Of GPT-2 that is more than the plain model takes: see `ops/composition.py` on layouts."""
+    """Of GPT-2 that is more than the plain model takes: see `ops/sdpa_then_normalize.py` on layouts."""
     family = ALL[name]
     program = torch.export.export(family.converted(), (family.inputs(),))
     assert not foreign(program)

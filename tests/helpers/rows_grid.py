@@ -12,7 +12,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from preconditioned_attention.ops import rows_triton
+from preconditioned_attention.ops.rows import triton as rows_triton
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 WIDTHS = (1, 7, 24, 48, 64, 80, 128, 256)

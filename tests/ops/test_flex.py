@@ -9,7 +9,7 @@ from torch.nn.attention import flex_attention as torch_flex
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from preconditioned_attention import preconditioned_attention
-from preconditioned_attention.ops import flex
+from preconditioned_attention.ops.flex import flex_then_normalize
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
 GRADIENTS = ["full", "stop"]
@@ -32,7 +32,7 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, score_mod=None, block_mask=None, gradient: str = "full", **options
 ) -> Tensor:
     defaults = {"scale": None, "enable_gqa": False, "kernel_options": None, "gain": None, "eps": None}
-    return flex.attend(q, k, v, score_mod, block_mask, gradient=gradient, **defaults | options)
+    return flex_then_normalize(q, k, v, score_mod, block_mask, gradient=gradient, **defaults | options)
 
 
 def causal(b, h, i, j):

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from preconditioned_attention import preconditioned_attention
-from preconditioned_attention.ops import Call, attend
+from preconditioned_attention.ops import AttentionInputs, compute
 from tests.helpers.explicit import relative_error
 from tests.helpers.ragged import explicit_ragged
 
@@ -82,8 +82,8 @@ def test_strided(gradient: str) -> None:
     q, k, v = (torch.nested.as_nested_tensor(part, layout=torch.strided) for part in parts)
     gain = torch.rand(4, dtype=torch.float64)
     options = {"attn_mask": None, "dropout_p": 0.0, "scale": None, "eps": 1e-12}
-    call = Call(q=q, k=k, v=v, is_causal=True, enable_gqa=True, gradient=gradient, gain=gain, **options)
-    out = attend(call, "auto")
+    call = AttentionInputs(q=q, k=k, v=v, is_causal=True, enable_gqa=True, gradient=gradient, gain=gain, **options)
+    out = compute(call, "auto")
     assert out.is_nested
     assert out.layout == torch.strided
     alone = [

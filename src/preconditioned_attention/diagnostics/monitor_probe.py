@@ -14,7 +14,7 @@ from ..config import PreconditionConfig
 from ..conversion.registry import Adapter, HeadShape, find_adapter
 from ..layers import Preconditioner
 from ..layers.preconditioner import Scores
-from ..ops.equilibrated import equilibrate
+from ..ops.rows.autograd import equilibrate
 from .monitor_config import MonitorConfig
 from .monitor_jacobian import jacobian_kappa
 from .monitor_records import Observation, softmax_weights

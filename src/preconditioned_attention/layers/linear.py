@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .._symbolic import one_node
 from ..config import PreconditionConfig
-from ..ops.call import without_autocast
+from ..ops.autocast import without_autocast
 from ._attention import PAPER, AttentionLayer, check_key_padding_mask, split_qkv
 
 _CHUNK = 64  # tokens that causal attention takes at once

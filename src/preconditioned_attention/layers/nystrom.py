@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .._checks import check_integer
 from .._symbolic import one_node
 from ..config import PreconditionConfig
-from ..ops.call import without_autocast
+from ..ops.autocast import without_autocast
 from ._attention import PAPER, AttentionLayer, check_key_padding_mask, split_qkv
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._symbolic import NO_SCRIPT, one_node
 from ..config import ROW_BACKENDS, PreconditionConfig
 from ..functional import preconditioned_attention
-from ..ops.equilibrated import equilibrate
+from ..ops.rows.autograd import equilibrate
 from .firing import Firing, note_traced
 from .mark import Mark, is_current, make_mark, read_mark
 

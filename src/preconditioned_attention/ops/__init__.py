@@ -1,13 +1,10 @@
 """How preconditioned attention is computed.
 
-`containers` is where a call comes in, `api` chooses a backend, one file per backend computes; `varlen` chooses for
-packed sequences.
+`inputs` checks a call, `dispatch` chooses the backend, `flash` has the re-normalized kernels, `rows` the row work.
 """
 
-from .call import Call, attended_dtype
 from .causal_bias import as_mask
-from .containers import attend
-from .varlen import attend_packed
-from .varlen_call import Packed
+from .dispatch import compute, compute_packed
+from .inputs import AttentionInputs, PackedInputs, check_inputs
 
-__all__ = ["Call", "Packed", "as_mask", "attend", "attend_packed", "attended_dtype"]
+__all__ = ["AttentionInputs", "PackedInputs", "as_mask", "check_inputs", "compute", "compute_packed"]

@@ -1,15 +1,15 @@
-"""Distributed tensors: rows never look across samples or heads, so every process attends to what it holds.
+"""Distributed tensors: no row depends on another sample or head, so every process attends to its own part.
 
-Served are q, k and v with the same placements, each of them replicated or sharded along the batch or head axes (data
-and tensor parallelism). Nothing is sent in the forward pass; the gradients of a replicated gain and mask are
-summed over the processes that share it.
+Supported are q, k and v with the same placements, each replicated or sharded along the batch or head axes (data and
+tensor parallelism). Nothing is sent in the forward pass; the gradients of a replicated gain and mask are summed over
+the processes that share it.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -17,41 +17,39 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from ..config import Backend
-from . import api
-from .call import Call
+from .inputs import AttentionInputs
 
 
-def attend(call: Call, backend: Backend) -> Tensor:
+def attend_distributed(inputs: AttentionInputs, attend_local: Callable[[AttentionInputs], Tensor]) -> Tensor:
     """`C A` as a distributed tensor with the placements of q.
 
     Raises:
         TypeError: some of the tensors are distributed and some are not.
-        ValueError: their meshes or placements are none that can be served locally.
+        ValueError: their meshes or placements need more than the local parts.
     """
-    q, k, v = _distributed(call)
-    _check_placements(q, k, v, call.dropout_p)
+    q, k, v = _distributed(inputs)
+    _check_placements(q, k, v, inputs.dropout_p)
     heads = q.dim() - 3
     local = replace(
-        call,
+        inputs,
         q=q.to_local(),
         k=k.to_local(),
         v=v.to_local(),
         attn_mask=None
-        if call.attn_mask is None
-        else _local_part(call.attn_mask, q, _broadcast_axes(call.attn_mask, q)),
-        gain=None if call.gain is None else _local_part(call.gain, q, {heads: 0}),
+        if inputs.attn_mask is None
+        else _local_part(inputs.attn_mask, q, _broadcast_axes(inputs.attn_mask, q)),
+        gain=None if inputs.gain is None else _local_part(inputs.gain, q, {heads: 0}),
     )
-    out = api.attend(local, backend)
+    out = attend_local(local)
     shape = torch.Size((*q.shape[:-1], v.shape[-1]))
     return DTensor.from_local(
         out, q.device_mesh, q.placements, run_check=False, shape=shape, stride=_strides_like(out, shape)
     )
 
 
-def _distributed(call: Call) -> tuple[DTensor, DTensor, DTensor]:
+def _distributed(inputs: AttentionInputs) -> tuple[DTensor, DTensor, DTensor]:
     """q, k and v, if all tensors of the call are distributed over one mesh."""
-    named = {"q": call.q, "k": call.k, "v": call.v, "attn_mask": call.attn_mask, "gain": call.gain}
+    named = {"q": inputs.q, "k": inputs.k, "v": inputs.v, "attn_mask": inputs.attn_mask, "gain": inputs.gain}
     found: dict[str, DTensor] = {}
     for name, x in named.items():
         if isinstance(x, DTensor):
@@ -70,8 +68,8 @@ def _distributed(call: Call) -> tuple[DTensor, DTensor, DTensor]:
 def _check_placements(q: DTensor, k: DTensor, v: DTensor, dropout_p: float) -> None:
     placements = {"q": q.placements, "k": k.placements, "v": v.placements}
     heads = q.dim() - 3
-    served = all(type(p) is Replicate or (type(p) is Shard and p.dim <= heads) for p in q.placements)
-    if not served or len(set(placements.values())) > 1:
+    supported = all(type(p) is Replicate or (type(p) is Shard and p.dim <= heads) for p in q.placements)
+    if not supported or len(set(placements.values())) > 1:
         raise ValueError(
             f"q, k and v must have the same placements, each Replicate() or Shard() of a batch or head axis (0 to "
             f"{heads}); got {placements}. Use x.redistribute(placements=...)"

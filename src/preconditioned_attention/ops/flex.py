@@ -1,10 +1,10 @@
-"""`C A` over FlexAttention, as two steps: its kernel with any score function and block mask, then the rows.
+"""FlexAttention, with any score function and block mask, and then row equilibration.
 
-Not the re-normalised form of `rows`: FlexAttention's backward pass takes `Y` and `lambda` only through a private
-operator. That wants the traced graphs of `score_mod`, its captured tensors as arguments of their own and the block mask
+Not the re-normalized form of `rows`: FlexAttention's backward pass takes `Y` and `lambda` only through a private
+operator. That needs the traced graphs of `score_mod`, its captured tensors as arguments of their own and the block mask
 as a tuple that is longer in newer releases. Called from an autograd function it fails in PyTorch 2.11 and in 2.14,
 compiled or not, and on the CPU it has no kernel. There is little to gain: FlexAttention is meant to be compiled, and a
-compiler makes the row work one kernel each way, which the re-normalised form has too. What is saved for the backward
+compiler makes the row work one kernel each way, which the re-normalized form has too. What is saved for the backward
 pass is what plain FlexAttention saves, one number and three flags per row, and, where merging the heads is a view, the
 rows themselves once more.
 """
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..config import Gradient
-from .equilibrated import equilibrate
+from .rows.autograd import equilibrate
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-def attend(
+def flex_then_normalize(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -39,8 +39,8 @@ def attend(
     gain: Tensor | None,
     eps: float | None,
 ) -> Tensor:
-    """`equilibrate(flex_attention(q, k, v, ...))`; ``eps=None`` goes by the dtype that comes out, as under autocast."""
-    # Not at the top: it takes longer to import than everything of ours.
+    """`equilibrate(flex_attention(q, k, v, ...))`; ``eps=None``: that of the result's dtype, as under autocast."""
+    # Not at the top: its import takes longer than that of this package.
     from torch.nn.attention.flex_attention import flex_attention
 
     rows = flex_attention(

@@ -1,35 +1,35 @@
 """Nested tensors: a batch of sequences of different lengths, (B, H, j, d) as `scaled_dot_product_attention` takes them.
 
-The jagged layout is a packed tensor already; its sequences go through the packed kernels. The strided layout, the
-older one, is taken apart sequence by sequence.
+The jagged layout holds a packed tensor, for the packed kernels. The strided layout, the older one, is computed sequence
+by sequence.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import Backend
-from . import api
-from .call import Call
-from .varlen import attend_packed
-from .varlen_call import Packed
+from .inputs import AttentionInputs, PackedInputs
+
+AttendDense = Callable[[AttentionInputs], Tensor]
+AttendPacked = Callable[[PackedInputs], Tensor]
 
 
-def attend(call: Call, backend: Backend) -> Tensor:
+def attend_nested(inputs: AttentionInputs, attend_dense: AttendDense, attend_packed: AttendPacked) -> Tensor:
     """`C A` within each sequence, as a nested tensor of the layout of q.
 
     Raises:
         ValueError: q, k and v are not nested alike, or there is a mask.
     """
-    tensors = {"q": call.q, "k": call.k, "v": call.v}
+    tensors = {"q": inputs.q, "k": inputs.k, "v": inputs.v}
     kinds = {name: str(x.layout) if x.is_nested else "not nested" for name, x in tensors.items()}
     if len(set(kinds.values())) > 1:
         raise ValueError(f"q, k and v must be nested tensors of one layout; got {kinds}")
-    if call.attn_mask is not None:
+    if inputs.attn_mask is not None:
         raise ValueError("attn_mask must be None with nested tensors: they need no padding mask; is_causal is served")
     for name, x in tensors.items():
         if x.dim() != 4:
@@ -37,30 +37,30 @@ def attend(call: Call, backend: Backend) -> Tensor:
     sizes = {name: x.size(0) for name, x in tensors.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"nested q, k and v must hold as many sequences; got {sizes}")
-    if call.q.layout == torch.jagged:
-        return _attend_jagged(call, backend)
-    parts = zip(call.q.unbind(), call.k.unbind(), call.v.unbind(), strict=True)
-    outs = [api.attend(replace(call, q=q[None], k=k[None], v=v[None]), backend)[0] for q, k, v in parts]
+    if inputs.q.layout == torch.jagged:
+        return _attend_jagged(inputs, attend_packed)
+    parts = zip(inputs.q.unbind(), inputs.k.unbind(), inputs.v.unbind(), strict=True)
+    outs = [attend_dense(replace(inputs, q=q[None], k=k[None], v=v[None]))[0] for q, k, v in parts]
     return torch.nested.as_nested_tensor(outs, layout=torch.strided)
 
 
-def _attend_jagged(call: Call, backend: Backend) -> Tensor:
-    q, k, v = (_tokens_first(x, name) for name, x in (("q", call.q), ("k", call.k), ("v", call.v)))
+def _attend_jagged(inputs: AttentionInputs, attend_packed: AttendPacked) -> Tensor:
+    q, k, v = (_tokens_first(x, name) for name, x in (("q", inputs.q), ("k", inputs.k), ("v", inputs.v)))
     if not _same_lengths(k, v):
         raise ValueError(f"nested k and v must have the same lengths; got offsets {k.offsets()} and {v.offsets()}")
-    if call.is_causal and not _same_lengths(q, k):
+    if inputs.is_causal and not _same_lengths(q, k):
         raise ValueError(
             "is_causal=True needs nested q and k of the same lengths: kernels differ in how they align the mask "
             "otherwise. preconditioned_varlen_attention aligns it to the lower right"
         )
-    packed = Packed(
-        call=replace(call, q=q.values(), k=k.values(), v=v.values()),
+    packed = PackedInputs(
+        inputs=replace(inputs, q=q.values(), k=k.values(), v=v.values()),
         cu_seq_q=q.offsets().to(torch.int32),
         cu_seq_k=k.offsets().to(torch.int32),
         max_q=_longest(q),
         max_k=_longest(k),
     )
-    out = attend_packed(packed, backend)
+    out = attend_packed(packed)
     jagged = torch.nested.nested_tensor_from_jagged(out, offsets=q.offsets(), max_seqlen=q._maybe_max_seqlen)
     return jagged.transpose(1, 2)
 
@@ -77,11 +77,11 @@ def _tokens_first(x: Any, name: str) -> Any:  # of a class that PyTorch does not
 
 
 def _longest(x: Any) -> int:
-    """What no sequence is longer than; GPU kernels want it exact, and PyTorch keeps it once it has been computed."""
+    """The longest length, or more; GPU kernels need it exact, and PyTorch caches it."""
     longest: int = len(x.values()) if x.device.type == "cpu" else x._get_max_seqlen()
     return longest
 
 
 def _same_lengths(a: Any, b: Any) -> bool:
-    """Tensors made from the same offsets have the same symbol as their size; others have to be looked at."""
+    """Tensors made from the same offsets have the same symbol as their size; of others the offsets are compared."""
     return a.size(1) == b.size(1) or torch.equal(a.offsets(), b.offsets())

@@ -1,4 +1,4 @@
-"""The definition written out: scores, softmax, product, diagonal matrix. Slow, quadratic, and what tests trust."""
+"""The definition in plain operations: scores, softmax, product, diagonal matrix. Quadratic; the tests' reference."""
 
 from __future__ import annotations
 
@@ -8,43 +8,53 @@ import torch
 from torch import Tensor
 
 from ..config import Gradient
-from .call import Call, without_autocast
+from .autocast import without_autocast
+from .inputs import AttentionInputs
 
 
-def refusal(call: Call) -> str | None:
-    """None: it serves every call."""
-    return None
+class Reference:
+    """The backend that computes the definition; it supports everything."""
+
+    def unsupported_reason(self, inputs: AttentionInputs) -> None:
+        """None."""
+
+    def attend(self, inputs: AttentionInputs) -> Tensor:
+        """As :func:`definition`, for tensors that fit each other."""
+        inputs.check_shapes()
+        return definition(inputs)
 
 
-def attend(call: Call) -> Tensor:
+REFERENCE = Reference()
+
+
+def definition(inputs: AttentionInputs) -> Tensor:
     """`diag(g / ||A_i||) A` with `A = dropout(softmax(scale q k^T + mask)) v`, in at least float32.
 
     A query that may attend to no key has a zero row.
     """
-    call.check()
-    a = rows(call)
+    a = attention_rows(inputs)
     with without_autocast(a.device.type):
-        out = _diagonal(a, call.eps, call.gradient) @ a
-        if call.gain is not None:
-            out = out * call.gain.to(a.dtype).view(-1, 1, 1)
-    return out.to(call.q.dtype)
+        out = _diagonal(a, inputs.eps, inputs.gradient) @ a
+        if inputs.gain is not None:
+            out = out * inputs.gain.to(a.dtype).view(-1, 1, 1)
+    return out.to(inputs.q.dtype)
 
 
-def rows(call: Call) -> Tensor:
+def attention_rows(inputs: AttentionInputs) -> Tensor:
     """`A`, in at least float32."""
-    q, k, v = call.q, _per_query_head(call.k, call), _per_query_head(call.v, call)
+    q, k, v = inputs.q, _per_query_head(inputs.k, inputs), _per_query_head(inputs.v, inputs)
     dtype = torch.promote_types(q.dtype, torch.float32)
     with without_autocast(q.device.type):
-        weights = _weights(q.to(dtype), k.to(dtype), call.attn_mask, call.is_causal, call.scale)
-        if call.dropout_p > 0:
-            weights = torch.dropout(weights, call.dropout_p, train=True)
+        weights = _weights(q.to(dtype), k.to(dtype), inputs.attn_mask, inputs.is_causal, inputs.scale)
+        if inputs.dropout_p > 0:
+            weights = torch.dropout(weights, inputs.dropout_p, train=True)
         return weights @ v.to(dtype)
 
 
-def _per_query_head(x: Tensor, call: Call) -> Tensor:
+def _per_query_head(x: Tensor, inputs: AttentionInputs) -> Tensor:
     """Keys or values with every head repeated for the query heads that share it."""
-    q = call.q
-    if not call.enable_gqa or x.shape[-3] == q.shape[-3]:
+    q = inputs.q
+    if not inputs.enable_gqa or x.shape[-3] == q.shape[-3]:
         return x
     return x.repeat_interleave(q.shape[-3] // x.shape[-3], dim=-3)
 

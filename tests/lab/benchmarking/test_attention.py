@@ -4,7 +4,7 @@ import torch
 from preconditioned_attention.lab.benchmarking.attention import measure_shape
 from preconditioned_attention.lab.benchmarking.correctness import WrongResultError
 from preconditioned_attention.lab.benchmarking.shapes import Shape
-from preconditioned_attention.ops import flash_cpu
+from preconditioned_attention.ops.flash.cpu import FLASH_CPU
 
 TINY = Shape(name="tiny", batch=1, heads=2, length=9, keys=9, head_dim=8)
 
@@ -30,7 +30,7 @@ def test_decoding_is_measured_forward_only() -> None:
 
 
 def test_a_wrong_result_gives_no_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    attend = flash_cpu.attend
-    monkeypatch.setattr(flash_cpu, "attend", lambda call: attend(call) * 1.01)
+    attend = FLASH_CPU.attend
+    monkeypatch.setattr(FLASH_CPU, "attend", lambda call: attend(call) * 1.01)
     with pytest.raises(WrongResultError):
         next(measure_shape(TINY, torch.float32, compiled=False, device="cpu", seconds=0.0))
