@@ -31,10 +31,13 @@ _ADAPTER_FILES = {
     "layers.tables": "preconditioned_attention.layers",
     "timm.swaps_attention": "timm.layers",
     "timm.swaps_davit": "timm.models",
+    "timm.swaps_efficientformer_v2": "timm.models",
     "timm.swaps_mvitv2": "timm.models",
     "timm.swaps_iformer": "timm.models.iformer",
     "timm.hooks": "timm.models",
     "torchvision.swaps_swin": "torchvision.models",
+    "torchvision.swaps_mvit": "torchvision.models",
+    "torchvision.tables": "torchvision.models",
     "transformers.attention_interface": "transformers.modeling_utils",
     "transformers.hooks": "transformers.modeling_utils",
     "transformers.swaps_esmfold": "transformers.models.esm.modeling_esmfold",
@@ -43,8 +46,9 @@ _ADAPTER_FILES = {
     "transformers.swaps_wavlm": "transformers.models.wavlm.modeling_wavlm",
     "transformers.swaps_xlnet": "transformers.models.xlnet.modeling_xlnet",
     "diffusers.hooks": "diffusers.models",
-    "x_transformers.hooks": "x_transformers",
+    "x_transformers.tables": "x_transformers",
     "open_clip.swaps": "open_clip",
+    "open_clip.tables": "open_clip",
     "flash_attn.tables": "flash_attn",
 }
 # The same for a library that holds no attention and saves what was trained.
@@ -75,8 +79,8 @@ class Adapter(ABC):
 
     kind: Kind = "softmax"
     mechanism: ClassVar[str]
-    value_skip: ClassVar[bool] = False  # whether it adds a skip to its output and honours config.placement
-    honours_backend: ClassVar[bool] = False  # whether `Preconditioner.attend` computes it, by config.backend
+    value_skip: bool = False  # whether it adds a skip to its output and honours config.placement
+    honours_backend: bool = False  # whether `Preconditioner.attend` computes it, by config.backend
     parts: tuple[str, ...] = ()  # paths inside it that belong to it and are not listed on their own
     definition: str = ""  # what counts as a head's output, where that is a choice of ours
 

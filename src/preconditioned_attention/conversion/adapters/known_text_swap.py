@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..mechanisms import ClassSwap, text_digest
-from ..registry import HeadShape, read_int
+from ..registry import HeadShape, class_name, read_int
 
 
 class KnownTextSwap(ClassSwap):
@@ -35,3 +35,19 @@ class KnownTextSwap(ClassSwap):
     def shape(self, module: nn.Module) -> HeadShape:
         """From the module's attributes."""
         return HeadShape(read_int(module, "num_heads"), read_int(module, "head_dim"))
+
+
+class RefusingTextSwap(KnownTextSwap):
+    """A class swap that refuses, with a reason, where upstream's code is another."""
+
+    read_in: ClassVar[str]  # the version that the replacement was written for
+
+    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
+        """Whether ``cls`` is the class itself or already the replacement, whatever its text."""
+        return ClassSwap.serves(self, cls, registered)
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """Another text, which may compute something else."""
+        if self.is_text_known():
+            return None
+        return f"the code of {class_name(self.original)} is not that of {self.read_in}, which was read"

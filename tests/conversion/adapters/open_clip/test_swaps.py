@@ -2,38 +2,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from preconditioned_attention import PreconditionConfig, precondition_, restore_
-from preconditioned_attention.conversion.mechanisms import text_digest
+from preconditioned_attention import precondition_, restore_
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
-from tests.helpers.oracle import compare, jitter_, normalising_inside
+from tests.helpers.oracle import jitter_, normalising_inside
 
 pytest.importorskip("open_clip")
 
 from open_clip import modified_resnet, transformer
 
-from preconditioned_attention.conversion.adapters.open_clip import swaps as adapter
+from preconditioned_attention.conversion.adapters.open_clip.swaps import AttentionPoolSwap
 
 POOLING = ("softmax", "pooling")
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"inner_norm": True}, {"qk_norm": True, "qkv_bias": False}], ids=["plain", "inner norm", "qk norm"]
-)
-@pytest.mark.parametrize("training", [True, False])
-def test_attention(options: dict, training: bool) -> None:
-    module = jitter_(transformer.Attention(12, 3, norm_layer=nn.LayerNorm, **options)).double().train(training)
-    x, mask = torch.randn(2, 5, 12, dtype=torch.float64), torch.ones(5, 5, dtype=torch.bool).triu(1)
-    for given in (None, mask):
-        proof = compare(module, x, given, config=PreconditionConfig())
-        assert proof.error <= 1e-10
-        assert proof.effect > 1e-3
-        assert proof.widths == {4}
-
-
-def test_scaled_heads_are_refused() -> None:
-    module = transformer.Attention(12, 3, scale_heads=True)
-    with pytest.raises(ValueError, match="heads are scaled before"):
-        precondition_(module)
 
 
 def pool_by_hand(module: nn.Module, x: Tensor) -> Tensor:
@@ -83,20 +62,6 @@ def test_whole_towers() -> None:
     assert torch.equal(custom(x), plain)
 
 
-def test_multihead_attention_users_convert_whole() -> None:
-    text = transformer.TextTransformer(6, 20, 12, 3, 2, 2.0, output_dim=5).double().eval()
-    report = precondition_(text, strict=True)
-    report.verify(torch.randint(1, 19, (2, 6)))
-    assert len(report.converted) == 2
-
-
 def test_the_installed_forward_is_the_known_one() -> None:
     """Fails when a new open_clip changes the pooling: read it, then renew the replacement and its digest."""
-    assert text_digest(modified_resnet.AttentionPool2d.forward) == adapter.KNOWN_POOL
-
-
-def test_a_pooler_is_what_it_holds() -> None:
-    pooler = transformer.AttentionalPooler(12, 8, n_head=3, n_queries=4).double()
-    report = precondition_(pooler, strict=True)
-    assert [entry.path for entry in report.entries] == ["attn"]
-    report.verify(torch.randn(2, 5, 8, dtype=torch.float64))
+    assert AttentionPoolSwap.is_text_known()

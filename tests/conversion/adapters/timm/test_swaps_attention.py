@@ -5,8 +5,7 @@ from timm.layers import attention as upstream
 from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_
-from preconditioned_attention.conversion.adapters.timm import swaps_attention as adapter
-from preconditioned_attention.conversion.mechanisms import text_digest
+from preconditioned_attention.conversion.adapters.timm.swaps_attention import AttentionSwap
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
 
@@ -34,7 +33,7 @@ VARIANTS = {
 @pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 def test_against_a_forward_by_hand(options: dict, known: bool, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not known:
-        monkeypatch.setattr(adapter, "KNOWN_FORWARD", "another text")
+        monkeypatch.setitem(AttentionSwap.methods, "forward", "another text")
     module = upstream.Attention(12, 3, **options).double().eval()
     module.fused_attn = fused
     report = precondition_(module)
@@ -71,7 +70,7 @@ def test_dropout_is_on_in_training_only() -> None:
 
 def test_the_installed_forward_is_the_known_one() -> None:
     """Fails when a new timm changes the forward: read it, then renew the replacement and its digest."""
-    assert text_digest(upstream.Attention.forward) == adapter.KNOWN_FORWARD
+    assert AttentionSwap.is_text_known()
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])

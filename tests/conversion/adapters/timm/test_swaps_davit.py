@@ -3,8 +3,7 @@ import torch
 from timm.models import davit
 
 from preconditioned_attention import PreconditionConfig, precondition_
-from preconditioned_attention.conversion.adapters.timm import swaps_davit
-from preconditioned_attention.conversion.mechanisms import text_digest
+from preconditioned_attention.conversion.adapters.timm.swaps_davit import WindowAttentionSwap
 from tests.helpers.oracle import compare, jitter_
 
 WINDOW = (3, 3)
@@ -18,7 +17,7 @@ def test_against_attention_that_normalises_inside(
     mechanism: str, fused: bool, training: bool, gain: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if mechanism == "pre-hook":  # as with a timm that has another forward
-        monkeypatch.setattr(swaps_davit, "KNOWN_FORWARD", "another")
+        monkeypatch.setitem(WindowAttentionSwap.methods, "forward", "another")
     module = jitter_(davit.WindowAttention(12, WINDOW, 3).double())
     module.train(training)
     module.fused_attn = fused
@@ -45,4 +44,4 @@ def kept_bytes(module: torch.nn.Module, x: torch.Tensor) -> int:
 
 def test_the_installed_forward_is_the_known_one() -> None:
     """Fails when a new timm changes the forward: read it, then renew the replacement and its digest."""
-    assert text_digest(davit.WindowAttention.forward) == swaps_davit.KNOWN_FORWARD
+    assert WindowAttentionSwap.is_text_known()

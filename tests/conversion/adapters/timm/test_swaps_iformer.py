@@ -4,7 +4,6 @@ from timm.models import iformer
 
 from preconditioned_attention import PreconditionConfig, precondition_
 from preconditioned_attention.conversion.adapters.timm import swaps_iformer
-from preconditioned_attention.conversion.mechanisms import text_digest
 from tests.helpers.explicit import relative_error
 from tests.helpers.oracle import compare, jitter_
 
@@ -42,4 +41,4 @@ def test_fused_convolutions_stay_converted() -> None:
 
 def test_the_installed_forward_is_the_known_one() -> None:
     """Fails when a new timm changes the forward: read it, then renew the replacement and its digest."""
-    assert text_digest(iformer.SHMA.forward) == swaps_iformer.SHMASwap.known_forward
+    assert swaps_iformer.SHMASwap.is_text_known()

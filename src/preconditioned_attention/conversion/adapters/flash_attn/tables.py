@@ -1,8 +1,8 @@
-"""flash-attn: `MHA`, alone and tensor-parallel.
+"""flash-attn: where the heads' outputs of `MHA` are, alone and tensor-parallel.
 
 Which of its kernels runs depends on the call (training, packed sequences, a key-value cache, fused rotary embeddings),
-and the inner attention modules see some of the calls only. What every call reaches is `out_proj`, with the heads merged
-head by head: ``(B, N, H d)``, or ``(tokens, H d)`` where sequences are packed.
+and the inner attention modules are called in some cases only. Every call reaches `out_proj`, with the heads merged head
+by head: ``(B, N, H d)``, or ``(tokens, H d)`` where sequences are packed.
 
 Written against the source of flash-attn 2 and tested on a module of the same structure; flash-attn itself needs a GPU
 to be installed and has not been run.
@@ -12,17 +12,17 @@ from __future__ import annotations
 
 from torch import nn
 
-from ...mechanisms import PreHook
-from ...registry import HeadShape, read_int, register_named
+from ...registry import HeadShape, read_int
+from ..table_hooks import HookRow, register_table
 
 
-@register_named("flash_attn.modules.mha.MHA", "flash_attn.modules.mha.ParallelMHA")
-class MHAHook(PreHook):
-    """Self-attention and cross-attention, shared key heads, caches; of `ParallelMHA` the heads of this process."""
+def _heads(module: nn.Module) -> HeadShape:
+    """A `ParallelMHA` holds only some of the heads."""
+    return HeadShape(read_int(module, "num_heads_per_rank", "num_heads"), read_int(module, "head_dim"))
 
-    point = "out_proj"
-    parts = ("inner_attn", "inner_cross_attn")
 
-    def shape(self, module: nn.Module) -> HeadShape:
-        """From the module's attributes; a `ParallelMHA` holds only some of the heads."""
-        return HeadShape(read_int(module, "num_heads_per_rank", "num_heads"), read_int(module, "head_dim"))
+_MHA = HookRow(hook_targets=("out_proj",), heads=_heads, parts=("inner_attn", "inner_cross_attn"))
+
+HOOKS = {"flash_attn.modules.mha.MHA": _MHA, "flash_attn.modules.mha.ParallelMHA": _MHA}
+
+register_table(HOOKS)

@@ -1,23 +1,43 @@
-"""This package's own layers, which look for their preconditioner themselves: adding the child is all there is to do."""
+"""The layers of this package, which look for their preconditioner themselves: the child is all that they need."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import NamedTuple
 
 from torch import nn
 
 from ....layers import Preconditioner
-from ...registry import Adapter, HeadShape, read_int, register_named
-
-_ROOM = "preconditioned_attention.layers"
+from ...registry import Adapter, HeadShape, Kind, add_adapter, read_int
 
 
-@register_named(f"{_ROOM}.multihead.MultiheadAttention", f"{_ROOM}.window.WindowAttention")
+class LayerRow(NamedTuple):
+    """What a layer computes; the fields are those of :class:`Adapter`."""
+
+    kind: Kind = "softmax"
+    honours_backend: bool = False
+    value_skip: bool = False
+    definition: str = ""
+
+
+LAYERS = {
+    "multihead.MultiheadAttention": LayerRow(honours_backend=True),
+    "window.WindowAttention": LayerRow(honours_backend=True),
+    "nystrom.NystromAttention": LayerRow(
+        value_skip=True, definition='before the convolution of the values is added; with placement="post_skip" after'
+    ),
+    "cross_covariance.CrossCovarianceAttention": LayerRow(kind="channel"),
+    "channel_group.ChannelGroupAttention": LayerRow(kind="channel"),
+    "linear.LinearAttention": LayerRow(kind="linear", definition="the quotient of the two sums, per head"),
+}
+
+
 class LayerChild(Adapter):
-    """Softmax attention over tokens."""
+    """Nothing beside the child module."""
 
-    mechanism: ClassVar[str] = "child module"
-    honours_backend: ClassVar[bool] = True
+    mechanism = "child module"
+
+    def __init__(self, row: LayerRow) -> None:
+        self.kind, self.honours_backend, self.value_skip, self.definition = row
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the module's attributes."""
@@ -30,27 +50,5 @@ class LayerChild(Adapter):
         """The layer is plain as soon as it has none."""
 
 
-@register_named(f"{_ROOM}.nystrom.NystromAttention")
-class NystromChild(LayerChild):
-    """The layer honours ``placement``."""
-
-    value_skip = True
-    honours_backend = False
-    definition = 'before the convolution of the values is added; with placement="post_skip" after'
-
-
-@register_named(f"{_ROOM}.cross_covariance.CrossCovarianceAttention", f"{_ROOM}.channel_group.ChannelGroupAttention")
-class ChannelChild(LayerChild):
-    """Attention between channels."""
-
-    kind = "channel"
-    honours_backend = False
-
-
-@register_named(f"{_ROOM}.linear.LinearAttention")
-class LinearChild(LayerChild):
-    """Linear attention with an output per head."""
-
-    kind = "linear"
-    honours_backend = False
-    definition = "the quotient of the two sums, per head"
+for _name, _row in LAYERS.items():
+    add_adapter(LayerChild(_row), f"preconditioned_attention.layers.{_name}")

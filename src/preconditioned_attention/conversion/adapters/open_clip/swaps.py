@@ -1,26 +1,16 @@
-"""open_clip: its own `Attention` and the attention pooling of its ResNets.
-
-Its ordinary transformers are built of `nn.MultiheadAttention`, see `torch`; its timm and Hugging Face towers are
-those libraries' classes.
-"""
+"""open_clip: the attention pooling of its ResNets."""
 
 from __future__ import annotations
+
+from typing import ClassVar
 
 import torch
 from open_clip import modified_resnet as upstream
 from torch import Tensor, nn
 
 from ....layers import Preconditioner
-from ...mechanisms import ClassSwap, PreHook, text_digest
-from ...normalized import normalised_already
-from ...registry import HeadShape, composites_named, read_int, register_named
-
-KNOWN_POOL = "6b9e82cf44216015"  # digest of the pooling's upstream forward, open_clip 3.3.0
-
-composites_named(
-    "open_clip.loss.DistillClipLoss",  # its softmax is over a batch's logits
-    "open_clip.transformer.AttentionalPooler",  # holds an `nn.MultiheadAttention`
-)
+from ...registry import HeadShape, read_int, register_named
+from ..known_text_swap import KnownTextSwap
 
 
 class PreconditionedAttentionPool2d(upstream.AttentionPool2d):
@@ -39,38 +29,16 @@ class PreconditionedAttentionPool2d(upstream.AttentionPool2d):
 
 
 @register_named("open_clip.modified_resnet.AttentionPool2d")
-class AttentionPoolSwap(ClassSwap):
-    """The exact class, with a forward that is known: upstream's hands its projections to a functional."""
+class AttentionPoolSwap(KnownTextSwap):
+    """Upstream passes its projections to a function."""
 
     kind = "pooling"
     honours_backend = True
     original = upstream.AttentionPool2d
     replacement = PreconditionedAttentionPool2d
-
-    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
-        """Whether upstream's forward is the one that the replacement was written against."""
-        return super().serves(cls, registered) and text_digest(registered.forward) == KNOWN_POOL
+    methods: ClassVar = {"forward": "6b9e82cf44216015"}  # open_clip 3.3.0
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the number of heads and the width of the values."""
         heads, width = read_int(module, "num_heads"), read_int(module.v_proj, "out_features")
         return HeadShape(heads, width // heads if heads and width else None)
-
-
-@register_named("open_clip.transformer.Attention")
-class AttentionHook(PreHook):
-    """`ln_inner` is always called, with the merged heads, and does nothing unless the model has an inner norm."""
-
-    point = "ln_inner"
-
-    def refusal(self, module: nn.Module) -> str | None:
-        """What stands between the heads and the hook, or no module to hook."""
-        if module.head_scale is not None:
-            return "with scale_heads=True the heads are scaled before the first module that sees them"
-        if not isinstance(getattr(module, "ln_inner", None), nn.Module):
-            return "this open_clip's Attention has no `ln_inner` module; install open_clip_torch >= 3.0"
-        return normalised_already(module.ln_inner, self.shape(module))
-
-    def shape(self, module: nn.Module) -> HeadShape:
-        """From the module's attributes."""
-        return HeadShape(read_int(module, "num_heads"), read_int(module, "head_dim"))

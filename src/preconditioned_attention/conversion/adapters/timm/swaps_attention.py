@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from timm.layers import attention as upstream
 from torch import Tensor, nn
 
 from ....layers import Preconditioner
-from ...mechanisms import ClassSwap, text_digest
 from ...normalized import normalised_already
-from ...registry import HeadShape, read_int, register_named
-
-# Digest of the upstream forward that the replacement below was written against (timm 1.0.28 to 1.0.31). Any other
-# text (1.0.16 to 1.0.26 have three) goes by pre-hook, which needs to know less about the forward.
-KNOWN_FORWARD = "37a80e0fdf45af9c"
+from ...registry import register_named
+from ..known_text_swap import KnownTextSwap
 
 
 class PreconditionedAttention(upstream.Attention):
@@ -43,26 +41,15 @@ class PreconditionedAttention(upstream.Attention):
         return self.attn_drop(weights) @ v
 
 
-def _shape(module: nn.Module) -> HeadShape:
-    return HeadShape(read_int(module, "num_heads"), read_int(module, "head_dim"))
-
-
 @register_named("timm.layers.attention.Attention")
-class AttentionSwap(ClassSwap):
-    """The exact class, with a forward that is known: computes through the function."""
+class AttentionSwap(KnownTextSwap):
+    """Computes through the function. With any other text, `norm` is hooked."""
 
     honours_backend = True
     original = upstream.Attention
     replacement = PreconditionedAttention
-
-    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
-        """Whether upstream's forward is the one that the replacement was written against."""
-        return super().serves(cls, registered) and text_digest(registered.forward) == KNOWN_FORWARD
+    methods: ClassVar = {"forward": "37a80e0fdf45af9c"}  # timm 1.0.28 to 1.0.31; 1.0.16 to 1.0.26 have three others
 
     def refusal(self, module: nn.Module) -> str | None:
-        """One head, and a norm."""
-        return normalised_already(module.norm, _shape(module))
-
-    def shape(self, module: nn.Module) -> HeadShape:
-        """From the module's attributes."""
-        return _shape(module)
+        """One head before a norm."""
+        return normalised_already(module.norm, self.shape(module))

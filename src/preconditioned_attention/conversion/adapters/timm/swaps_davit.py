@@ -1,17 +1,15 @@
-"""timm: DaViT's window attention, so that the fused operators serve it; its channel attention is in `tables`."""
+"""timm: DaViT's window attention, so that the fused operators compute it."""
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 from timm.models import davit
-from torch import Tensor, nn
+from torch import Tensor
 
 from ....layers import Preconditioner
-from ...mechanisms import ClassSwap, text_digest
-from ...registry import HeadShape, read_int, register_named
-
-# Digest of the upstream forward that the replacement below was written against (timm 1.0.31). Any other text goes by
-# the pre-hook of `tables`, which keeps the heads' outputs once more, before and after C.
-KNOWN_FORWARD = "f612770d6f7651f7"
+from ...registry import HeadShape, register_named
+from ..known_text_swap import KnownTextSwap
 
 
 class PreconditionedWindowAttention(davit.WindowAttention):
@@ -30,20 +28,14 @@ class PreconditionedWindowAttention(davit.WindowAttention):
 
 
 @register_named("timm.models.davit.WindowAttention")
-class WindowAttentionSwap(ClassSwap):
-    """The exact class, with a forward that is known: computes through the function."""
+class WindowAttentionSwap(KnownTextSwap):
+    """Computes through the function. With any other text, `proj` is hooked, which keeps the heads' outputs twice."""
 
     honours_backend = True
     original = davit.WindowAttention
     replacement = PreconditionedWindowAttention
+    methods: ClassVar = {"forward": "f612770d6f7651f7"}  # timm 1.0.31
 
-    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
-        """Whether upstream's forward is the one that the replacement was written against."""
-        return super().serves(cls, registered) and text_digest(registered.forward) == KNOWN_FORWARD
-
-    def shape(self, module: nn.Module) -> HeadShape:
+    def shape(self, module: Any) -> HeadShape:
         """From the module's attributes."""
-        num_heads, dim = read_int(module, "num_heads"), read_int(module, "dim")
-        assert num_heads is not None, "upstream's constructor sets both"
-        assert dim is not None, "upstream's constructor sets both"
-        return HeadShape(num_heads, dim // num_heads)
+        return HeadShape(module.num_heads, module.dim // module.num_heads)

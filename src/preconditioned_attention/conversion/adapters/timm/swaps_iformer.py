@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from timm.models import iformer
 from torch import Tensor, nn
 
 from ....layers import Preconditioner
 from ...registry import HeadShape, register_named
-from .swaps_mvitv2 import KnownForwardSwap
+from ..known_text_swap import RefusingTextSwap
 
 
 class PreconditionedSHMA(iformer.SHMA):
@@ -39,13 +41,14 @@ class PreconditionedSHMA(iformer.SHMA):
 
 
 @register_named("timm.models.iformer.SHMA")
-class SHMASwap(KnownForwardSwap):
+class SHMASwap(RefusingTextSwap):
     """One head, multiplied by a gate before any module sees it."""
 
     honours_backend = True
     original = iformer.SHMA
     replacement = PreconditionedSHMA
-    known_forward = "107b2a76063f47f8"
+    methods: ClassVar = {"forward": "107b2a76063f47f8"}
+    read_in = "timm 1.0.31"
 
     def shape(self, module: nn.Module) -> HeadShape:
         """One head, as wide as half of what the convolution of values and gate gives."""

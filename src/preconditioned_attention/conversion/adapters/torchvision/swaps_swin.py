@@ -1,8 +1,6 @@
-"""torchvision: Swin (1, 2 and 3d), MViT and MaxViT; its ViT is built of `nn.MultiheadAttention`, see `torch`.
+"""torchvision: Swin, 1, 2 and 3d.
 
-Swin hands its projection's weight to a functional, so a hook on the projection never fires; MViT adds the queries to
-the heads' outputs before it projects. Both are swapped for classes with a forward of their own, while the upstream
-text is the one these were written against. MaxViT calls its projection `merge`, with nothing in between.
+Swin passes its projection's weight to a function, so that a hook on the projection is never called.
 """
 
 from __future__ import annotations
@@ -16,23 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import swin_transformer as swin
-from torchvision.models.video import mvit
 from torchvision.models.video import swin_transformer as swin3d
 
 from ...._symbolic import one_node
 from ....layers import Preconditioner
-from ...mechanisms import ClassSwap, PreHook, text_digest
 from ...registry import HeadShape, read_int, register_named
-
-# Digests of the upstream texts that the replacements below were written against (torchvision 0.29.1).
-KNOWN_TEXTS: dict[Callable[..., Any], str] = {
-    swin.shifted_window_attention: "83f7a786345e8ce6",
-    swin.ShiftedWindowAttention.forward: "5163df6ea97f0e6c",
-    swin.ShiftedWindowAttentionV2.forward: "00ef00213659622c",
-    swin3d.shifted_window_attention_3d: "1746e055dacb298c",
-    swin3d.ShiftedWindowAttention3d.forward: "07245cd62550316a",
-    mvit.MultiscaleAttention.forward: "ab6d6ffa46b85812",
-}
+from ..known_text_swap import KnownTextSwap
 
 _OTHER_REGION = -100.0  # what upstream adds to the score of two tokens that only the cyclic shift brought together
 
@@ -147,36 +134,8 @@ def _split(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-class PreconditionedMultiscaleAttention(mvit.MultiscaleAttention):
-    """`MultiscaleAttention` of MViT; residual pooling adds the queries after the rows are scaled."""
-
-    preconditioner: Preconditioner
-
-    @one_node
-    def forward(self, x: Tensor, thw: tuple[int, int, int]) -> tuple[Tensor, tuple[int, int, int]]:
-        """As upstream; ``(B, N, C)``, the class token first, and the grid of the other tokens."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim)).transpose(1, 3).unbind(dim=2)
-        k, k_thw = (k, thw) if self.pool_k is None else self.pool_k(k, thw)
-        v = v if self.pool_v is None else self.pool_v(v, thw)[0]
-        q, q_thw = (q, thw) if self.pool_q is None else self.pool_q(q, thw)
-        scores = (self.scaler * q) @ k.transpose(2, 3)
-        if self.rel_pos_h is not None and self.rel_pos_w is not None and self.rel_pos_t is not None:
-            scores = mvit._add_rel_pos(scores, q, q_thw, k_thw, self.rel_pos_h, self.rel_pos_w, self.rel_pos_t)
-        rows = self.preconditioner(scores.softmax(dim=-1) @ v)
-        if self.residual_pool:
-            # not in place, as upstream has it: whoever observes the preconditioner holds these rows
-            rows = rows + (q if self.residual_with_cls_embed else F.pad(q[:, :, 1:], (0, 0, 1, 0)))
-        return self.project(rows.transpose(1, 2).flatten(2)), q_thw
-
-
-class _KnownSwap(ClassSwap):
-    """A swap for one text of the upstream functions only."""
-
-    texts: ClassVar[tuple[Callable[..., Any], ...]]
-
-    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
-        """Whether upstream's functions are those that the replacement was written against."""
-        return super().serves(cls, registered) and all(text_digest(f) == KNOWN_TEXTS[f] for f in self.texts)
+class _ShiftedWindowSwap(KnownTextSwap):
+    honours_backend = True
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the module's heads and the width of its `qkv`."""
@@ -184,51 +143,32 @@ class _KnownSwap(ClassSwap):
         return HeadShape(heads, width // (3 * heads) if heads and width else None)
 
 
+# The digests are those of torchvision 0.29.1.
 @register_named("torchvision.models.swin_transformer.ShiftedWindowAttention")
-class ShiftedWindowSwap(_KnownSwap):
+class ShiftedWindowSwap(_ShiftedWindowSwap):
     """Swin."""
 
-    honours_backend = True
     original = swin.ShiftedWindowAttention
     replacement = PreconditionedShiftedWindowAttention
-    texts = (swin.ShiftedWindowAttention.forward, swin.shifted_window_attention)
+    methods: ClassVar = {"forward": "5163df6ea97f0e6c"}
+    functions: ClassVar = {swin.shifted_window_attention: "83f7a786345e8ce6"}
 
 
 @register_named("torchvision.models.swin_transformer.ShiftedWindowAttentionV2")
-class ShiftedWindowV2Swap(_KnownSwap):
+class ShiftedWindowV2Swap(_ShiftedWindowSwap):
     """Swin 2."""
 
-    honours_backend = True
     original = swin.ShiftedWindowAttentionV2
     replacement = PreconditionedShiftedWindowAttentionV2
-    texts = (swin.ShiftedWindowAttentionV2.forward, swin.shifted_window_attention)
+    methods: ClassVar = {"forward": "00ef00213659622c"}
+    functions: ClassVar = {swin.shifted_window_attention: "83f7a786345e8ce6"}
 
 
 @register_named("torchvision.models.video.swin_transformer.ShiftedWindowAttention3d")
-class ShiftedWindow3dSwap(_KnownSwap):
+class ShiftedWindow3dSwap(_ShiftedWindowSwap):
     """Video Swin."""
 
-    honours_backend = True
     original = swin3d.ShiftedWindowAttention3d
     replacement = PreconditionedShiftedWindowAttention3d
-    texts = (swin3d.ShiftedWindowAttention3d.forward, swin3d.shifted_window_attention_3d)
-
-
-@register_named("torchvision.models.video.mvit.MultiscaleAttention")
-class MultiscaleSwap(_KnownSwap):
-    """MViT."""
-
-    original = mvit.MultiscaleAttention
-    replacement = PreconditionedMultiscaleAttention
-    texts = (mvit.MultiscaleAttention.forward,)
-
-
-@register_named("torchvision.models.maxvit.RelativePositionalMultiHeadAttention")
-class RelativePositionalHook(PreHook):
-    """MaxViT, its windows and its grids."""
-
-    point = "merge"
-
-    def shape(self, module: nn.Module) -> HeadShape:
-        """From the module's attributes."""
-        return HeadShape(read_int(module, "n_heads"), read_int(module, "head_dim"))
+    methods: ClassVar = {"forward": "07245cd62550316a"}
+    functions: ClassVar = {swin3d.shifted_window_attention_3d: "1746e055dacb298c"}
