@@ -168,6 +168,20 @@ def test_an_earlier_comparison_resumes_under_the_present_names_of_its_arms(tmp_p
     assert [row["moment"] for row in record.metrics.conditioning] == ["initialization"]
 
 
+def test_settings_of_an_earlier_comparison_are_brought_up_to_date(tmp_path):
+    settings = {"task": "masked-lm", "task_options": {"corpus": "tokenised"}}
+    write_earlier(tmp_path, description=EARLIER["description"] | {"settings": settings})
+    plan = dataclasses.replace(
+        PLAN, settings={"task": "masked-lm", "task_options": {"corpus": "tokenized"}, "eps": 1e-12}
+    )
+    assert list(open_store(tmp_path, plan, resume=True).records) == [RunKey(0, 1e-3, "row-stopgrad")]
+    same = dataclasses.replace(PLAN, settings=settings)
+    assert list(open_store(tmp_path, same, resume=True).records) == [RunKey(0, 1e-3, "row-stopgrad")]
+    other = dataclasses.replace(plan, settings=plan.settings | {"eps": 1e-8})
+    with pytest.raises(FileExistsError, match="another comparison"):
+        open_store(tmp_path, other, resume=True)
+
+
 def test_a_plan_may_use_a_former_name(tmp_path):
     write_earlier(tmp_path)
     plan = Plan(

@@ -69,6 +69,12 @@ class Plan:
         except (TypeError, ValueError) as error:
             raise TypeError(f"settings must hold values that JSON can hold: {error}") from error
 
+    @property
+    def plain_settings(self) -> dict[str, Any]:
+        """The settings as JSON reads them back."""
+        settings: dict[str, Any] = json.loads(json.dumps(self.settings))
+        return settings
+
     def run_keys(self) -> Iterator[RunKey]:
         """The runs in order, with arms innermost, so that other load on the machine affects every arm alike."""
         for seed in self.seeds:
@@ -87,7 +93,7 @@ class Plan:
             "learning_rate": key.learning_rate,
             "config": None if arm is None else arm.to_dict(),
             "metric": self.metric,
-            "settings": json.loads(json.dumps(self.settings)),
+            "settings": self.plain_settings,
         }
 
 

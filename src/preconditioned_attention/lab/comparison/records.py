@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ..._files import write_atomically
 from ..training.arms import FORMER_NAMES, Arm
+from ..training.former_options import update_options
 from .folder import written_files
 from .metrics import RunMetrics
 from .plan import Plan, RunKey
@@ -77,15 +78,16 @@ def _json_safe(value: Any) -> Any:
 
 
 def _update_description(description: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """Bring the description of an earlier comparison's run up to date: the arm's name, and options added since.
+    """The description of a run that an earlier version wrote, with today's names and options.
 
-    An arm keeps a former name that ``plan`` itself uses.
+    Arms and settings that ``plan`` has as they are stay as they are.
     """
-    arm, config = description["arm"], description["config"]
+    arm, config, settings = (description[name] for name in ("arm", "config", "settings"))
     return {
         **description,
         "arm": arm if arm in plan.arms else FORMER_NAMES.get(arm, arm),
         "config": None if config is None else Arm.from_dict(config).to_dict(),
+        "settings": settings if settings == plan.plain_settings else update_options(settings),
     }
 
 

@@ -13,6 +13,7 @@ from ...config import check_choice
 from ...diagnostics import MonitorConfig
 from ..tasks import OptimizerSettings
 from .arms import Arm
+from .former_options import update_options
 
 Precision = Literal["float32", "float64", "bfloat16", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
@@ -176,7 +177,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> TrainConfig:
-        """The inverse of :meth:`to_dict`; options left out keep their defaults.
+        """The inverse of :meth:`to_dict`; options left out keep their defaults. Reads what earlier versions saved.
 
         Raises:
             ValueError, TypeError: an option is unknown, missing, or has a value it cannot have.
@@ -191,7 +192,7 @@ class TrainConfig:
         missing = [name for name in without_default if name not in options]
         if missing:
             raise ValueError(f"training option(s) missing: {', '.join(missing)}")
-        values = dict(options)
+        values = update_options(options)
         if isinstance(values.get("precondition"), Mapping):
             values["precondition"] = Arm.from_dict(values["precondition"])
         if isinstance(values.get("monitor"), Mapping):
