@@ -8,13 +8,21 @@ Needs the extras ``vision``, ``language`` and ``train``. Writes runs/hf-trainer/
 import argparse
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from preconditioned_attention.lab.comparison import Prepare, compare
 from preconditioned_attention.lab.data.digits import load_digits
@@ -32,8 +40,8 @@ MODEL = {
 }
 
 
-class Named(Dataset):
-    """The examples of a dataset under the names that the model's forward uses."""
+class WithNames(Dataset):
+    """A dataset whose examples are dictionaries with the names of the model's arguments."""
 
     def __init__(self, dataset: Dataset) -> None:
         """Keep ``dataset``, whose examples are pairs of image and label."""
@@ -47,13 +55,13 @@ class Named(Dataset):
         return {"pixel_values": image, "labels": label}
 
 
-def make_run(steps: int):
+def make_run(steps: int) -> Callable[[Prepare, int, float], dict]:
     """The function that ``compare`` calls for every arm, seed and learning rate."""
-    train, validation, test = map(Named, load_digits())
+    train, validation, test = map(WithNames, load_digits())
 
     def run(prepare: Prepare, seed: int, learning_rate: float) -> dict:
         model = ViTForImageClassification(ViTConfig(**MODEL))
-        prepare(model)  # applies the arm; before the Trainer makes the optimiser
+        prepare(model)  # applies the arm; before the Trainer makes the optimizer
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 output_dir=folder,
@@ -69,7 +77,7 @@ def make_run(steps: int):
                 dataloader_pin_memory=False,
             )
             trainer = Trainer(model=model, args=arguments, train_dataset=train, compute_metrics=compute_accuracy)
-            trainer.remove_callback(PrinterCallback)  # one line per step is not needed; the losses are in the log
+            trainer.remove_callback(PrinterCallback)  # do not print every step; the losses are in the log
             outcome = trainer.train()
             return {
                 "validation": trainer.evaluate(validation)["eval_accuracy"],
@@ -81,7 +89,7 @@ def make_run(steps: int):
     return run
 
 
-def compute_accuracy(prediction) -> dict[str, float]:
+def compute_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """The share of images that are classified correctly."""
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
@@ -92,7 +100,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--output", type=Path, default=Path("runs/hf-trainer"))
     options = parser.parse_args()
-    torch.set_num_threads(1)  # the model is tiny: more threads would only wait for each other
+    torch.set_num_threads(1)  # the model is too small to gain from more
     compare(
         make_run(options.steps),
         seeds=range(options.seeds),

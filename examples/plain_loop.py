@@ -1,4 +1,4 @@
-"""Compare arms in a training loop written by hand: a small torch.nn.TransformerEncoder that reads digits row by row.
+"""Compare arms in a plain training loop: a small torch.nn.TransformerEncoder on digits, one token per image row.
 
     python examples/plain_loop.py
 
@@ -7,6 +7,7 @@ Needs the extras ``vision`` (for the digits) and ``train``. Writes runs/plain-lo
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,11 +21,11 @@ BATCH_SIZE = 64
 WIDTH = 32
 
 
-class RowReader(nn.Module):
+class RowTransformer(nn.Module):
     """An image of 8 rows is a sequence of 8 tokens; the mean of the encoded tokens is classified."""
 
     def __init__(self) -> None:
-        """Weights from torch's global generator, which ``compare`` seeds."""
+        """Draw the weights from torch's global generator, which ``compare`` seeds."""
         super().__init__()
         self.embed = nn.Linear(8, WIDTH)
         self.position = nn.Parameter(0.02 * torch.randn(8, WIDTH))
@@ -37,13 +38,13 @@ class RowReader(nn.Module):
         return self.head(self.encoder(self.embed(images[:, 0]) + self.position).mean(dim=1))
 
 
-def make_run(steps: int):
+def make_run(steps: int) -> Callable[[Prepare, int, float], RunMetrics]:
     """The function that ``compare`` calls for every arm, seed and learning rate."""
     train, validation, test = (split.tensors for split in load_digits())
 
     def run(prepare: Prepare, seed: int, learning_rate: float) -> RunMetrics:
-        model = RowReader()
-        prepare(model)  # applies the arm; before the optimiser is made
+        model = RowTransformer()
+        prepare(model)  # applies the arm; before the optimizer is made
         optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
         order = torch.Generator().manual_seed(seed)  # the same batches in every arm
         losses, seconds = [], []
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--output", type=Path, default=Path("runs/plain-loop"))
     options = parser.parse_args()
-    torch.set_num_threads(1)  # the model is tiny: more threads would only wait for each other
+    torch.set_num_threads(1)  # the model is too small to gain from more
     compare(
         make_run(options.steps),
         seeds=range(options.seeds),

@@ -1,4 +1,4 @@
-"""Compare arms on a timm vision transformer, and look inside its attention before and after training.
+"""Compare arms on a timm vision transformer, and measure its condition numbers before and after training.
 
     python examples/timm_model.py
 
@@ -7,6 +7,7 @@ Needs the extras ``vision`` and ``train``. Writes runs/timm-model/report.html.
 
 import argparse
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import timm
@@ -22,14 +23,14 @@ BATCH_SIZE = 64
 MODEL = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
-def make_run(steps: int):
+def make_run(steps: int) -> Callable[[Prepare, int, float], dict]:
     """The function that ``compare`` calls for every arm, seed and learning rate."""
     train, validation, test = (split.tensors for split in load_digits())
 
     def run(prepare: Prepare, seed: int, learning_rate: float) -> dict:
         model = timm.create_model("vit_tiny_patch16_224", pretrained=False, **MODEL)
-        prepare(model)  # applies the arm; before the optimiser is made
-        before = look_inside(model, validation[0][:16])
+        prepare(model)  # applies the arm; before the optimizer is made
+        before = measure_conditioning(model, validation[0][:16])
         optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
         order = torch.Generator().manual_seed(seed)  # the same batches in every arm
@@ -43,7 +44,7 @@ def make_run(steps: int):
             optimizer.step()
             schedule.step()
             losses.append(loss.item())
-        after = look_inside(model, validation[0][:16])
+        after = measure_conditioning(model, validation[0][:16])
         return {
             "validation": accuracy(model, *validation),
             "test": accuracy(model, *test),
@@ -56,10 +57,10 @@ def make_run(steps: int):
 
 
 @torch.no_grad()
-def look_inside(model: nn.Module, images: torch.Tensor) -> list[dict]:
+def measure_conditioning(model: nn.Module, images: torch.Tensor) -> list[dict]:
     """Condition number and row-norm spread per layer, before and after C.
 
-    In double precision: single precision cannot tell the condition number of nearly parallel rows from infinity.
+    In double precision, because nearly parallel rows are numerically singular in single precision.
     """
     copied = copy.deepcopy(model).double().eval()
     with ConditionMonitor(copied) as monitor:
@@ -80,7 +81,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--output", type=Path, default=Path("runs/timm-model"))
     options = parser.parse_args()
-    torch.set_num_threads(1)  # the model is tiny: more threads would only wait for each other
+    torch.set_num_threads(1)  # the model is too small to gain from more
     compare(
         make_run(options.steps),
         seeds=range(options.seeds),

@@ -38,14 +38,14 @@ def test_pathfinder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(data))
-def test_every_data_set_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_dataset_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["data", name, "--help"])
     assert ended.value.code == 0
     assert "--output" in capsys.readouterr().out
 
 
-def test_an_unknown_data_set_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_dataset_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["data", "digit-scene"])
     assert ended.value.code == 2

@@ -18,7 +18,7 @@ from .._version import __version__
 COMMANDS = {
     "train": "train one arm of a recipe; can be stopped and resumed",
     "compare": "train with and without preconditioning, several seeds, and report the differences",
-    "data": "write data sets that need no download",
+    "data": "write datasets that need no download",
     "export": "write the model of a finished run in the format of another library",
     "glue": "fine-tune a pretrained model on GLUE, several trials, and report the medians",
     "inspect": "list the attention modules of a timm or transformers model and measure their condition numbers",

@@ -1,4 +1,4 @@
-"""``precond data DATASET``: write a data set that needs no download."""
+"""``precond data DATASET``: write a dataset that needs no download."""
 
 from __future__ import annotations
 
@@ -70,4 +70,4 @@ def pathfinder(*, output: Path, count: int = 200_000, difficulty: str = "hard", 
 
 
 data = {"digit-scenes": digit_scenes, "listops": listops, "pathfinder": pathfinder}
-"""What writes each data set, by its name on the command line; a function's options are its data set's."""
+"""Name on the command line -> the function that writes the dataset; its arguments are the options."""
