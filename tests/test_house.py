@@ -1,9 +1,10 @@
-"""The rules of the house (DESIGN.md), held by a test: who may import whom, what an import brings, what is public."""
+"""The rules of DESIGN.md: imports between packages, what an import loads, public names, where tests are, code style."""
 
 import ast
+import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -160,14 +161,10 @@ def test_rows_know_nothing_of_attention() -> None:
         assert ops <= {"ops.tracing"}, path.name
 
 
-def test_import_needs_torch_alone() -> None:
-    script = (
-        "import sys; import preconditioned_attention, preconditioned_attention.lab.comparison, "
-        "preconditioned_attention.lab.training, preconditioned_attention.lab.reporting; "
-        f"print([m for m in {HEAVY} if m in sys.modules])"
-    )
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+def test_public_names_and_the_lab_need_torch_alone() -> None:
+    lab = [f"preconditioned_attention.lab.{name}" for name in ("comparison", "training", "reporting")]
+    program = f"import preconditioned_attention as pa, {', '.join(lab)}\nfor name in pa.__all__:\n    getattr(pa, name)"
+    assert not set(HEAVY) & set(modules_after(program))
 
 
 def test_public_names() -> None:
@@ -234,3 +231,26 @@ def test_helpers_of_tests_live_in_one_folder() -> None:
 def test_nothing_rebinds_torch_functions() -> None:
     for path in SOURCE.rglob("*.py"):
         assert "F.scaled_dot_product_attention =" not in path.read_text(), path
+
+
+def test_every_module_says_what_is_in_it() -> None:
+    for path in SOURCE.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def function_lengths(folder: Path) -> Iterator[int]:
+    """Lines of every function, from its ``def`` to its end, without the docstring."""
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                docstring = node.body[0] if ast.get_docstring(node) is not None else None
+                length = (node.end_lineno or 0) - node.lineno + 1
+                yield length - (0 if docstring is None else (docstring.end_lineno or 0) - docstring.lineno + 1)
+
+
+@pytest.mark.parametrize("folder", [SOURCE, SOURCE / "lab", TESTS], ids=["src", "lab", "tests"])
+def test_functions_are_short(folder: Path) -> None:
+    lengths = list(function_lengths(folder))
+    assert statistics.median(lengths) <= 7
+    assert statistics.quantiles(lengths, n=10)[-1] <= 17
+    assert max(lengths) <= 55
