@@ -196,6 +196,17 @@ def test_public_names() -> None:
         _ = pa.precondition  # type: ignore[attr-defined]
 
 
+def test_a_name_may_be_first_used_inside_a_compiled_function() -> None:
+    program = """
+import torch
+import preconditioned_attention as pa
+x = torch.randn(1, 2, 4, 8)
+compiled = torch.compile(lambda x: pa.preconditioned_attention(x, x, x), fullgraph=True, backend="eager")
+torch.testing.assert_close(compiled(x), pa.preconditioned_attention(x, x, x))
+"""
+    assert "preconditioned_attention.functional" in modules_after(program)
+
+
 def test_every_test_file_has_its_source() -> None:
     own = {
         "test_house",
