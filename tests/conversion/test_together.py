@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 from preconditioned_attention import precondition_, restore_
 from preconditioned_attention.conversion import ConversionReport
+from preconditioned_attention.layers.observation import OutputObserver, attach_observer
 from tests.helpers.explicit import relative_error
 
 MODELS = {"class swap": "vit_tiny_patch16_224", "pre-hook": "vit_relpos_base_patch16_224"}
@@ -50,7 +51,7 @@ def test_dynamic_quantisation(mechanism: str) -> None:
     quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
     seen: list[Tensor] = []
     for block in quantized.blocks:
-        block.attn.preconditioner.watchers.append(lambda out: seen.append(out.norm(dim=-1)))
+        attach_observer(block.attn.preconditioner, OutputObserver(lambda out: seen.append(out.norm(dim=-1))))
     assert relative_error(quantized(IMAGES), expected) < 0.2
     assert len(seen) == 2
     assert all(torch.allclose(norms, torch.ones_like(norms)) for norms in seen)

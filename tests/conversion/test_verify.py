@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion import VerificationError
+from preconditioned_attention.layers import preconditioner
 
 
 def vit(**options) -> nn.Module:
@@ -27,7 +28,7 @@ def test_a_converted_model_passes_and_is_left_as_it_was(options: dict) -> None:
     assert all((result.calls, result.rows, result.zero_rows) == (1, 2 * 3 * 5, 0) for result in results)
     assert all(0 < result.allowed < 1e-6 for result in results)
     assert torch.equal(model(IMAGES), before)
-    assert not any(module.preconditioner.watchers for module in (model.blocks[0].attn, model.blocks[1].attn))
+    assert not any(module.preconditioner.observers for module in (model.blocks[0].attn, model.blocks[1].attn))
 
 
 def test_half_precision_and_negative_gains_pass() -> None:
@@ -63,8 +64,8 @@ def test_an_attachment_that_is_passed_by_is_found() -> None:
 def test_rows_of_another_length_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     model = vit()
     report = precondition_(model)
-    c = model.blocks[1].attn.preconditioner
-    monkeypatch.setattr(type(c), "_watched", lambda self, out: [w(out * 1.001) for w in self.watchers] and out)
+    compute = preconditioner.preconditioned_attention
+    monkeypatch.setattr(preconditioner, "preconditioned_attention", lambda *args, **kw: compute(*args, **kw) * 1.001)
     with pytest.raises(VerificationError, match=r"a row's norm is off by 0\.001, and rounding explains"):
         report.verify(IMAGES)
 

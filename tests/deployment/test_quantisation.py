@@ -9,6 +9,7 @@ from torch import nn
 
 from preconditioned_attention import precondition_
 from preconditioned_attention.conversion.convert import preconditioned_modules
+from preconditioned_attention.layers.observation import OutputObserver, attach_observer
 from tests.helpers.deployment_models import FAMILIES, INCLUDE, LANGUAGE, assert_is_converted
 
 ALL = FAMILIES | LANGUAGE
@@ -39,7 +40,7 @@ def test_converted_and_then_quantised(name: str, quantise: Callable[[nn.Module],
     model = quantise(family.converted())
     seen = []
     for _, module in preconditioned_modules(model):
-        module.preconditioner.watchers.append(lambda out: seen.append(out.norm(dim=-1)))
+        attach_observer(module.preconditioner, OutputObserver(lambda out: seen.append(out.norm(dim=-1))))
     with torch.no_grad():
         assert_is_converted(model(family.inputs()), family, within=0.07)
     assert seen

@@ -39,7 +39,6 @@ def remains(model: nn.Module) -> tuple[object, ...]:
         [sorted(vars(module)) for module in model.modules()],
         [list(getattr(module, name)) for module in model.modules() for name in hooks],
         [list(getattr(module, "observers", [])) for module in model.modules()],
-        [list(getattr(module, "score_observers", [])) for module in model.modules()],
         [module.training for module in model.modules()],
     )
 

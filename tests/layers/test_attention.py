@@ -19,6 +19,7 @@ from preconditioned_attention.layers import (
     WindowAttention,
 )
 from preconditioned_attention.layers._attention import AttentionLayer
+from preconditioned_attention.layers.observation import RowObserver, attach_observer
 from tests.helpers.explicit import relative_error
 
 MARK = "preconditioner.requires_preconditioned_attention"
@@ -67,7 +68,7 @@ def test_plain_and_preconditioned_differ_in_the_child_alone(build: Callable[...,
 def test_rows_of_unit_norm_reach_the_merge(build: Callable[..., nn.Module]) -> None:
     layer = build(dtype=torch.float64)
     seen: list[tuple[Tensor, Tensor]] = []
-    layer.preconditioner.observers.append(lambda before, after: seen.append((before, after)))
+    attach_observer(layer.preconditioner, RowObserver(lambda before, after: seen.append((before, after))))
     layer(tokens(dtype=torch.float64))
     ((before, after),) = seen
     assert before.shape == after.shape == (2, 3, 8, 4)

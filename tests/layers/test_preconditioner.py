@@ -13,6 +13,13 @@ from torch.optim.swa_utils import AveragedModel
 from preconditioned_attention import PreconditionConfig, equilibrate, preconditioned_attention
 from preconditioned_attention.config import BACKENDS
 from preconditioned_attention.layers import Preconditioner
+from preconditioned_attention.layers.observation import (
+    AttentionArguments,
+    OutputObserver,
+    RowObserver,
+    attach_observer,
+    observed,
+)
 
 MARKER = "requires_preconditioned_attention"
 
@@ -32,19 +39,19 @@ def test_observers_see_both_sides_and_change_nothing() -> None:
     q = torch.randn(2, 3, 5, 4)
     unobserved = c.attend(q, q, q, is_causal=True)
     seen = []
-    c.observers.append(lambda before, after: seen.append((before, after)))
-    observed = c.attend(q, q, q, is_causal=True)
-    assert torch.equal(observed, unobserved)
+    attach_observer(c, RowObserver(lambda before, after: seen.append((before, after))))
+    out = c.attend(q, q, q, is_causal=True)
+    assert torch.equal(out, unobserved)
     ((before, after),) = seen
     assert torch.equal(before, F.scaled_dot_product_attention(q, q, q, is_causal=True))
-    assert torch.equal(after, observed)
+    assert torch.equal(after, out)
 
 
 def test_observed_dropout_draws_once() -> None:
     c, seen, q = Preconditioner(PreconditionConfig()), [], torch.randn(2, 3, 5, 4)
     torch.manual_seed(7)
     unobserved, state = c.attend(q, q, q, dropout_p=0.4), torch.get_rng_state()
-    c.observers.append(lambda before, after: seen.append((before, after)))
+    attach_observer(c, RowObserver(lambda before, after: seen.append((before, after))))
     torch.manual_seed(7)
     assert torch.equal(c.attend(q, q, q, dropout_p=0.4), unobserved)
     assert torch.equal(torch.get_rng_state(), state)
@@ -52,15 +59,34 @@ def test_observed_dropout_draws_once() -> None:
     torch.testing.assert_close(c(before), after)  # A with the very weights that were dropped
 
 
-def test_score_observers_see_queries_and_keys_first() -> None:
-    c, seen, q, k = Preconditioner(PreconditionConfig()), [], torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
-    c.score_observers.append(seen.append)
-    c.attend(q, k, k, is_causal=True)
-    assert seen == [], "nobody observes the rows"
-    c.observers.append(lambda before, after: seen.append(None))
-    c.attend(q, k, k, is_causal=True)
-    scores, last = seen
-    assert (scores.q is q, scores.k is k, scores.is_causal, last) == (True, True, True, None)
+def test_observers_are_shown_the_arguments_first_and_several_are_shown_the_same() -> None:
+    class Recorder:
+        def __init__(self) -> None:
+            self.seen: list[object] = []
+
+        def before(self, arguments: AttentionArguments) -> None:
+            self.seen.append(arguments)
+
+        def after(self, rows: torch.Tensor | None, out: torch.Tensor) -> None:
+            self.seen += [rows, out]
+
+    c, q, k = Preconditioner(PreconditionConfig()), torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
+    first, second = Recorder(), Recorder()
+    with observed(c, first), observed(c, second):
+        out = c.attend(q, k, k, is_causal=True)
+        of_rows = c(q)
+    c.attend(q, k, k)
+    for recorder in (first, second):
+        arguments, rows, result, given, scaled = recorder.seen
+        assert (arguments.q is q, arguments.k is k, arguments.is_causal, rows) == (True, True, True, None)
+        assert (result is out, given is q, scaled is of_rows) == (True, True, True)
+
+
+def test_copies_are_not_observed() -> None:
+    c, seen = Preconditioner(PreconditionConfig()), []
+    attach_observer(c, OutputObserver(seen.append))
+    copy.deepcopy(c)(torch.randn(2, 3, 4))
+    assert not seen
 
 
 def test_state_dict_holds_the_mark_and_the_gain_only_when_asked() -> None:
@@ -145,7 +171,8 @@ def test_a_module_pickled_with_three_integers_comes_up_to_date() -> None:
     for persistent in (True, False):
         c = Preconditioner(PreconditionConfig(gradient="stop"))
         c.register_buffer(MARKER, torch.tensor([1, 1, 0]), persistent=persistent)
-        del c.firing
+        vars(c).update(observers=[], score_observers=[], watchers=[])
+        del c.calls
         again = pickle.loads(pickle.dumps(c))
         state = Preconditioner(c.config).state_dict() if persistent else {}
         assert {key: value.shape for key, value in again.state_dict().items()} == {k: v.shape for k, v in state.items()}

@@ -12,7 +12,7 @@ from torch.nn.attention.bias import CausalBias, CausalVariant, causal_lower_righ
 from preconditioned_attention import PreconditionConfig, preconditioned_attention
 from preconditioned_attention.diagnostics.monitor_records import softmax_weights
 from preconditioned_attention.layers import MultiheadAttention, Preconditioner
-from preconditioned_attention.layers.preconditioner import Scores
+from preconditioned_attention.layers.observation import AttentionArguments, RowObserver, attach_observer
 from preconditioned_attention.ops import as_mask
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 
@@ -142,14 +142,11 @@ def test_layers_and_what_watches_them(variant: str) -> None:
     q, k, v = inputs(3, 5)
     module = Preconditioner(PreconditionConfig())
     seen: list[Tensor] = []
-    module.observers.append(lambda rows, out: seen.append(rows))
+    attach_observer(module, RowObserver(lambda rows, out: seen.append(rows)))
     assert relative_error(module.attend(q, k, v, bias), diagonal_product(attention_rows(q, k, v, mask))) <= 1e-13
     assert relative_error(seen[0], attention_rows(q, k, v, mask)) <= 1e-13
     places = torch.arange(2), torch.arange(2), torch.arange(3)
-    given = [
-        softmax_weights(Scores(q=q, k=k, attn_mask=m, is_causal=False, scale=None, enable_gqa=False), *places)
-        for m in (bias, mask)
-    ]
+    given = [softmax_weights(AttentionArguments(q, k, v, attn_mask=m), *places) for m in (bias, mask)]
     assert torch.equal(*given)
     for config in (None, PreconditionConfig()):
         layer = MultiheadAttention(16, 2, precondition=config)

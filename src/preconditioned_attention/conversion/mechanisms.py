@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .._symbolic import is_symbolic, trace_into
 from ..layers import Preconditioner
-from ..layers.firing import raise_traced
+from ..layers.call_record import raise_while_tracing
 from .registry import Adapter
 from .saving.unpickling import Unpickled
 
@@ -228,7 +228,7 @@ class AttachmentGuard:
 
 def _refuse(message: str) -> None:
     if torch.compiler.is_dynamo_compiling():
-        raise_traced(message)
+        raise_while_tracing(message)
     raise RuntimeError(message)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..equilibration import default_eps, row_norms
 from ..layers import Preconditioner
+from ..layers.observation import OutputObserver, observed
 
 
 class VerificationError(RuntimeError):
@@ -97,18 +98,13 @@ def verify(
 
 @contextmanager
 def _watching(modules: Mapping[str, nn.Module], tallies: Mapping[str, _Tally]) -> Iterator[None]:
-    watched: list[tuple[Preconditioner, Callable[[Tensor], None]]] = []
-    try:
+    with ExitStack() as stack:
         for path, module in modules.items():
             preconditioner = module.get_submodule("preconditioner")
             assert isinstance(preconditioner, Preconditioner)
-            watcher: Callable[[Tensor], None] = partial(tallies[path].add, preconditioner=preconditioner)
-            preconditioner.watchers.append(watcher)
-            watched.append((preconditioner, watcher))
+            add = partial(tallies[path].add, preconditioner=preconditioner)
+            stack.enter_context(observed(preconditioner, OutputObserver(add)))
         yield
-    finally:
-        for preconditioner, watcher in watched:
-            preconditioner.watchers.remove(watcher)
 
 
 def _message(failed: list[Verification], total: int) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..config import PreconditionConfig
 from ..conversion.registry import Adapter, HeadShape, find_adapter
 from ..layers import Preconditioner
-from ..layers.preconditioner import Scores
+from ..layers.observation import AttentionArguments, attach_observer, detach_observer
 from ..ops.rows.autograd import equilibrate
 from .monitor_config import MonitorConfig
 from .monitor_jacobian import jacobian_kappa
@@ -21,16 +21,16 @@ from .monitor_records import Observation, softmax_weights
 
 
 class Probe(Preconditioner):
-    """Shows its observers `A` and what `C A` would be, and passes `A` on: the model computes what it did."""
+    """Shows its observers `A` and what `C A` would be, and returns `A`: the model computes what it did."""
 
     origin = "probe"
 
     def forward(self, rows: Tensor) -> Tensor:
         """``rows``, unchanged."""
-        self._note_call()
-        if self.observers:
-            with torch.no_grad():
-                self._show(rows, equilibrate(rows.detach()))
+        self._record_call()
+        with torch.no_grad():
+            for observer in self.observers:
+                observer.after(rows, equilibrate(rows.detach()))
         return rows
 
     def attend(
@@ -45,7 +45,9 @@ class Probe(Preconditioner):
         enable_gqa: bool = False,
     ) -> Tensor:
         """`Attn(q, k, v)`, as the plain model computes it."""
-        self._show_scores(q, k, attn_mask, is_causal, scale, enable_gqa)
+        arguments = AttentionArguments(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        for observer in self.observers:
+            observer.before(arguments)
         rows = F.scaled_dot_product_attention(
             q, k, v, attn_mask, dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -86,34 +88,38 @@ class LayerObserver:
         self._path, self._module, self._preconditioner = path, module, preconditioner
         self._config, self._step, self._process, self._emit = config, step, process, emit
         self._handle = module.register_forward_pre_hook(self._look_at_input, with_kwargs=True) if jacobian else None
-        self._scores: Scores | None = None
+        self._arguments: AttentionArguments | None = None
+        self._rows: Tensor | None = None
         self._kappa_jacobian = math.nan
         self._busy = False
         self._place = (0, 0)  # the step and the call in it
-        preconditioner.observers.append(self._see)
-        preconditioner.score_observers.append(self._see_scores)
+        attach_observer(preconditioner, self)
 
     def close(self) -> None:
         """Take everything back."""
-        self._preconditioner.observers.remove(self._see)
-        self._preconditioner.score_observers.remove(self._see_scores)
+        detach_observer(self._preconditioner, self)
         if self._handle is not None:
             self._handle.remove()
 
-    def _see_scores(self, scores: Scores) -> None:
-        self._scores = None if self._busy else scores
+    def before(self, arguments: AttentionArguments) -> None:
+        """Keep queries and keys, and compute `A`; a probe computes that itself."""
+        self._arguments = None if self._busy else arguments
+        self._rows = None if self._busy or isinstance(self._preconditioner, Probe) else arguments.compute_rows()
 
     @torch.no_grad()
-    def _see(self, before: Tensor, after: Tensor) -> None:
+    def after(self, rows: Tensor | None, out: Tensor) -> None:
+        """Emit an observation of `A` and `C A`."""
         if self._busy:
             return
-        scores, self._scores = self._scores, None
+        arguments, self._arguments = self._arguments, None
+        before, self._rows = self._rows if rows is None else rows, None
+        assert before is not None, "`attend` calls `before` first"
         step = self._step()
         self._place = (step, self._place[1] + 1 if self._place[0] == step else 0)
         with torch.autocast(before.device.type, enabled=False):
-            self._emit(self._observation(before.detach(), after.detach(), scores))
+            self._emit(self._observation(before.detach(), out.detach(), arguments))
 
-    def _observation(self, before: Tensor, after: Tensor, scores: Scores | None) -> Observation:
+    def _observation(self, before: Tensor, after: Tensor, arguments: AttentionArguments | None) -> Observation:
         rows = before.reshape(-1, *before.shape[-3:])  # (B, H, N, d), whatever B is made of
         samples = self._config.draw(f"{self._path} samples", rows.shape[0], self._config.samples)
         heads = self._config.draw(f"{self._path} heads", rows.shape[1], self._config.heads)
@@ -128,8 +134,8 @@ class LayerObserver:
             heads=heads,
             before=rows[pick].cpu(),
             after=after.reshape(rows.shape)[pick].cpu(),
-            weights=None if scores is None else softmax_weights(scores, samples, heads, tokens),
-            not_available="" if scores is not None else self._why_no_weights(),
+            weights=None if arguments is None else softmax_weights(arguments, samples, heads, tokens),
+            not_available="" if arguments is not None else self._why_no_weights(),
             kappa_jacobian=self._kappa_jacobian,
         )
 

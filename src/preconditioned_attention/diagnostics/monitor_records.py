@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..layers.preconditioner import Scores
+from ..layers.observation import AttentionArguments
 from ..ops import as_mask
 from .condition import condition_number
 from .entropy import attention_entropy
@@ -104,18 +104,18 @@ def measure(seen: Observation) -> list[Record]:
     ]  # fmt: skip
 
 
-def softmax_weights(scores: Scores, samples: Tensor, heads: Tensor, tokens: Tensor) -> Tensor:
+def softmax_weights(arguments: AttentionArguments, samples: Tensor, heads: Tensor, tokens: Tensor) -> Tensor:
     """The attention weights of the drawn samples, heads and queries before dropout, in float64; masked rows are zero.
 
     Leading axes before the heads count as one, as in the observed rows.
     """
-    q, k = (x.detach() for x in (scores.q, scores.k))
+    q, k = (x.detach() for x in (arguments.q, arguments.k))
     shape = (*q.shape[:-1], k.shape[-2])
     groups = q.shape[-3] // k.shape[-3]
     q = q.reshape(-1, *q.shape[-3:])[samples][:, heads][:, :, tokens].double().cpu()
     k = k.reshape(-1, *k.shape[-3:])[samples][:, heads // groups].double().cpu()
-    products = q @ k.mT * (q.shape[-1] ** -0.5 if scores.scale is None else scores.scale)
-    attn_mask, is_causal = as_mask(scores.attn_mask, scores.is_causal, scores.q, scores.k)
+    products = q @ k.mT * (q.shape[-1] ** -0.5 if arguments.scale is None else arguments.scale)
+    attn_mask, is_causal = as_mask(arguments.attn_mask, arguments.is_causal, arguments.q, arguments.k)
     if attn_mask is not None:
         mask = attn_mask.detach().expand(shape).reshape(-1, *shape[-3:])[samples][:, heads][:, :, tokens].cpu()
         products = products.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else products + mask

@@ -1,39 +1,20 @@
-"""The preconditioner `C` as a module: its options, its gain, and the mark that it leaves in a checkpoint."""
+"""`Preconditioner`: `C` as a module, with its options, its gain, and the mark that it leaves in a checkpoint."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._symbolic import NO_SCRIPT, one_node
 from ..config import ROW_BACKENDS, PreconditionConfig
 from ..functional import preconditioned_attention
 from ..ops.rows.autograd import equilibrate
-from .firing import Firing, note_traced
+from .call_record import CallRecord, record_traced_call
 from .mark import Mark, is_current, make_mark, read_mark
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """What the attention weights of one call are made of; the arguments of `scaled_dot_product_attention`."""
-
-    q: Tensor
-    k: Tensor
-    attn_mask: Tensor | None
-    is_causal: bool
-    scale: float | None
-    enable_gqa: bool
-
-
-Observer = Callable[[Tensor, Tensor], None]
-ScoreObserver = Callable[[Scores], None]
-Watcher = Callable[[Tensor], None]
+from .observation import AttentionArguments, Observer
 
 _MARKER = "requires_preconditioned_attention"
 
@@ -57,7 +38,7 @@ class Preconditioner(nn.Module):
 
     gain: nn.Parameter | None
     origin: Literal["conversion", "layer", "probe"] = "conversion"
-    """What put it there: a conversion, the constructor of a layer of this package, or somebody who only looks."""
+    """What put it there: a conversion, the constructor of a layer of this package, or the condition monitor."""
 
     def __init__(
         self,
@@ -70,10 +51,8 @@ class Preconditioner(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.observers: list[Observer] = []  # each is shown every A and C A; see diagnostics
-        self.score_observers: list[ScoreObserver] = []  # each is shown q and k before that, where `attend` has them
-        self.watchers: list[Watcher] = []  # each is shown every C A that leaves, however it was computed
-        self.firing = Firing()
+        self.observers: tuple[Observer, ...] = ()
+        self.calls: CallRecord | None = None  # set by the guard of a converted attention
         self.register_buffer(_MARKER, make_mark(self.says(), device=device, dtype=dtype) if marker else None)
         if config.gain is None:
             self.register_parameter("gain", None)
@@ -89,7 +68,7 @@ class Preconditioner(nn.Module):
         Raises:
             ValueError: the options name a backend that computes attention, which is computed already.
         """
-        self._note_call()
+        self._record_call()
         if self.config.backend not in ROW_BACKENDS:
             raise ValueError(
                 f"backend={self.config.backend!r} computes attention, and this module computed its own and has only "
@@ -97,8 +76,9 @@ class Preconditioner(nn.Module):
                 "backend='auto' or 'composition'"
             )
         out = equilibrate(rows, gradient=self.config.gradient, eps=self.config.eps, gain=self.gain)
-        self._show(rows, out)
-        return self._watched(out)
+        for observer in self.observers:
+            observer.after(rows, out)
+        return out
 
     @one_node
     def attend(
@@ -114,9 +94,6 @@ class Preconditioner(nn.Module):
     ) -> Tensor:
         """`C Attn(q, k, v)` by :func:`preconditioned_attention.preconditioned_attention`, with this module's options.
 
-        While somebody observes, `A` is computed once more, aside: what is returned, its gradient and the random state
-        are what they would be without.
-
         Raises:
             RuntimeError: the gain is on the meta device and nothing is there to bring it back.
         """
@@ -127,15 +104,11 @@ class Preconditioner(nn.Module):
                 return self.attend(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
             finally:
                 hook.post_forward(self, None)
-        self._note_call()
-        rows = None
+        self._record_call()
         if self.observers:
-            self._show_scores(q, k, attn_mask, is_causal, scale, enable_gqa)
-            devices = [q.device] if q.is_cuda else []
-            with torch.no_grad(), torch.random.fork_rng(devices):  # the same dropout mask in both computations
-                rows = F.scaled_dot_product_attention(
-                    q, k, v, attn_mask, dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-                )
+            arguments = AttentionArguments(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+            for observer in self.observers:
+                observer.before(arguments)
         out = preconditioned_attention(
             q,
             k,
@@ -150,19 +123,18 @@ class Preconditioner(nn.Module):
             eps=self.config.eps,
             backend=self.config.backend,
         )
-        if rows is not None:
-            self._show(rows, out)
-        return self._watched(out)
+        for observer in self.observers:
+            observer.after(None, out)
+        return out
 
-    def _note_call(self) -> None:
-        """What the guard of a converted attention looks for."""
+    def _record_call(self) -> None:
         if torch.compiler.is_dynamo_compiling():
-            note_traced()
-        else:
-            self.firing.note()
+            record_traced_call()
+        elif self.calls is not None:
+            self.calls.add()
 
     def _offloading_hook(self) -> Any:
-        """What Accelerate left here to bring the gain in for a call of the module, and `attend` is none."""
+        """Accelerate's hook, which brings the gain in for a call of the module; a call of `attend` does not run it."""
         hook = getattr(self, "_hf_hook", None)
         if hook is None:
             raise RuntimeError(
@@ -171,24 +143,8 @@ class Preconditioner(nn.Module):
             )
         return hook
 
-    def _show_scores(
-        self, q: Tensor, k: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool
-    ) -> None:
-        scores = Scores(q=q, k=k, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
-        for observer in self.score_observers:
-            observer(scores)
-
-    def _show(self, rows: Tensor, out: Tensor) -> None:
-        for observer in self.observers:
-            observer(rows, out)
-
-    def _watched(self, out: Tensor) -> Tensor:
-        for watcher in self.watchers:
-            watcher(out)
-        return out
-
     def __prepare_scriptable__(self) -> None:
-        """TorchScript asks every module of a model for a form that it can compile, and there is none of this one."""
+        """Called by `torch.jit.script`, which cannot compile this module."""
         raise RuntimeError(NO_SCRIPT)
 
     def extra_repr(self) -> str:
@@ -204,7 +160,8 @@ class Preconditioner(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("firing", Firing())
+        self.__dict__.setdefault("calls", None)
+        self.observers = ()  # a copy is not observed
         own = self._buffers[_MARKER]
         if own is not None and not is_current(own):  # pickled while the mark was three integers
             self.renew_mark(keep=_MARKER not in self._non_persistent_buffers_set)

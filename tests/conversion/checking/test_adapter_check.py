@@ -17,9 +17,9 @@ from preconditioned_attention.conversion import (
     PreHook,
     VerificationError,
     check_adapter,
-    checking,
     register_adapter,
 )
+from preconditioned_attention.conversion.checking import adapter_check
 from preconditioned_attention.conversion.checking.row_matching import Match
 from preconditioned_attention.conversion.mechanisms import Layout, RowHook
 from preconditioned_attention.layers import Preconditioner
@@ -134,7 +134,7 @@ def test_scaling_the_values_of_a_head_alone_catches_a_head_that_is_too_wide(monk
     """The same without the comparison of rows: it is a proof of its own."""
     register_prehook(Own, point="proj", num_heads=2)
     everything_found = Match(seen=8, looked_at=8, found=8, alike=False, axes={1: -1}, labelled=None)
-    monkeypatch.setattr(checking, "match_rows", lambda *args: everything_found)
+    monkeypatch.setattr(adapter_check, "match_rows", lambda *args: everything_found)
     with pytest.raises(VerificationError, match="scaling the values of one head changes what leaves"):
         check_adapter(Own(), X)
 
@@ -326,7 +326,7 @@ def test_attention_that_is_left_out_is_said() -> None:
     assert [attention.path for attention in check.attentions] == ["0"]
     assert [entry.path for entry in check.left_out] == ["1"]
     assert not check.complete
-    assert "1: tests.conversion.test_checking" in str(check)
+    assert "1: tests.conversion.checking.test_adapter_check" in str(check)
     assert "    not converted: " in str(check)
 
 
@@ -477,6 +477,6 @@ def test_every_adapter_of_this_package_is_proven_by_it(zoo: str) -> None:
 
 
 def test_the_example_of_the_docstring_runs() -> None:
-    result = doctest.testmod(checking)
+    result = doctest.testmod(adapter_check)
     assert result.attempted > 3
     assert result.failed == 0

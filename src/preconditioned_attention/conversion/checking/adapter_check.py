@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from ...config import PreconditionConfig
 from ...equilibration import default_eps, row_norms
 from ...layers import Preconditioner
+from ...layers.observation import OutputObserver, RowObserver, observed
 from ...selection import DEFAULT_INCLUDE, Include
 from ..convert import is_preconditioned, plan_conversion, precondition_, restore_
 from ..detection.runtime import as_arguments
@@ -262,7 +264,7 @@ class _Check:
         left: dict[str, list[Tensor]] = {path: [] for path in self.entries}
         wrong: list[str] = []
 
-        def observe(rows: Tensor, out: Tensor, path: str, gain: Tensor | None) -> None:
+        def compare(rows: Tensor, out: Tensor, path: str, gain: Tensor | None) -> None:
             left[path].append(out.detach().clone())
             norms = row_norms(rows.detach())[..., None]
             expected = rows.detach() / norms if gain is None else gain.detach().view(-1, 1, 1) * rows.detach() / norms
@@ -271,11 +273,11 @@ class _Check:
             if error.numel() and not error.max() <= tolerance(rows.dtype):
                 wrong.append(path)
 
-        for path, c in self._preconditioners().items():
-            c.observers.append(partial(observe, path=path, gain=c.gain))
-        out = self._run()
-        for c in self._preconditioners().values():
-            c.observers.clear()
+        with ExitStack() as stack:
+            for path, c in self._preconditioners().items():
+                see = RowObserver(partial(compare, path=path, gain=c.gain))
+                stack.enter_context(observed(c, see))
+            out = self._run()
         for path in wrong:
             raise self._fail(path, "a row that leaves the preconditioner is not the row that came, divided by its norm")
         return left, out
@@ -287,13 +289,14 @@ class _Check:
         scaled = {path for path, entry in self.entries.items() if rows[path].match.proven and not entry.reason}
         seen = {path: c for path, c in self._preconditioners().items() if path in scaled and rows[path].attended}
         left: dict[str, list[Tensor]] = {path: [] for path in self.entries}
-        for path, c in self._preconditioners().items():
-            c.watchers.append(partial(_keep, left[path]))
+        observers = [
+            observed(c, OutputObserver(partial(_keep, left[path]))) for path, c in self._preconditioners().items()
+        ]
         sites = {path: module for path, module in self._sites().items() if path in scaled - seen.keys()}
-        with replaced(seen, Scaling), watching_products(sites, partial(_scaled, rows)):
+        with ExitStack() as stack, replaced(seen, Scaling), watching_products(sites, partial(_scaled, rows)):
+            for observer in observers:
+                stack.enter_context(observer)
             out = self._run()
-        for c in self._preconditioners().values():
-            c.watchers.clear()
         for path, tensors in converted.items():
             if not _alike(left[path], tensors):
                 raise self._fail(

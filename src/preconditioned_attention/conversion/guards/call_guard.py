@@ -16,7 +16,7 @@ from torch.fx import Proxy
 from torch.utils._pytree import tree_leaves
 
 from ...layers import Preconditioner
-from ...layers.firing import any_traced, expect_traced, require_traced
+from ...layers.call_record import CallRecord, any_traced, enter_traced_attention, leave_traced_attention
 from ..registry import load_companions
 from ..saving.unpickling import Unpickled
 from .compile_cache import exchange_dicts
@@ -32,9 +32,10 @@ class Expect(Unpickled):
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forget earlier calls."""
         if torch.compiler.is_dynamo_compiling():
-            expect_traced()
+            enter_traced_attention()
         else:
-            self.preconditioner.firing.expect()
+            if self.preconditioner.calls is not None:
+                self.preconditioner.calls.expect()
             load_companions()
 
 
@@ -51,13 +52,14 @@ class Require:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Look whether it was."""
         if torch.compiler.is_dynamo_compiling():
-            require_traced(_message(type(module).__name__))
-        elif not self.preconditioner.firing.seen() and not _cannot_tell(module, output):
+            leave_traced_attention(_message(type(module).__name__))
+        elif not _was_called(self.preconditioner) and not _cannot_tell(module, output):
             raise RuntimeError(_message(type(module).__name__))
 
 
 def guard(module: nn.Module, preconditioner: Preconditioner) -> None:
     """Watch over ``module``, to which an adapter has attached ``preconditioner``."""
+    preconditioner.calls = CallRecord()
     module.register_forward_pre_hook(Expect(preconditioner))
     module.register_forward_hook(Require(preconditioner, type(module)))
     exchange_dicts(module)
@@ -67,9 +69,14 @@ def unguard(module: nn.Module) -> None:
     """Find the guard's hooks by their type (a copied model has no handles) and remove them."""
     for hooks, kind in ((module._forward_pre_hooks, Expect), (module._forward_hooks, Require)):
         for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
-            del hooks[key]
-            if kind is Require:
+            hook = hooks.pop(key)
+            if isinstance(hook, Require):
+                hook.preconditioner.calls = None
                 exchange_dicts(module)
+
+
+def _was_called(preconditioner: Preconditioner) -> bool:
+    return preconditioner.calls is None or preconditioner.calls.seen()
 
 
 def guarded_class(module: nn.Module) -> type[nn.Module] | None:

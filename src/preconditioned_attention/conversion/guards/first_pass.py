@@ -68,9 +68,8 @@ def _refuse(passed_by: list[str]) -> None:
 
 
 def _was_called(module: nn.Module) -> bool:
-    preconditioner = module._modules.get("preconditioner")
-    firing = getattr(preconditioner, "firing", None)
-    return firing is None or firing.ever  # without one, it has been restored since
+    calls = getattr(module._modules.get("preconditioner"), "calls", None)
+    return calls is None or calls.ever  # without a record, it has been restored since
 
 
 def _passed_by(model: nn.Module, silent: Sequence[tuple[str, nn.Module]], reached: set[int]) -> list[str]:

@@ -14,6 +14,7 @@ from preconditioned_attention.conversion.adapters.torchvision.swaps_swin import 
     ShiftedWindowSwap,
     ShiftedWindowV2Swap,
 )
+from preconditioned_attention.layers.observation import RowObserver, attach_observer
 from tests.helpers.explicit import relative_error
 from tests.helpers.torchvision_by_hand import CLIP, IMAGE, check_whole_model, randomise, swin3d_by_hand, swin_by_hand
 
@@ -61,7 +62,8 @@ def test_the_rows_that_are_observed_are_those_of_a_window() -> None:
     module = randomise(swin.ShiftedWindowAttention(12, [3, 3], [1, 1], 3))
     precondition_(module)
     seen = []
-    module.preconditioner.observers.append(lambda rows, scaled: seen.append((rows.shape, scaled.norm(dim=-1))))
+    see = RowObserver(lambda rows, scaled: seen.append((rows.shape, scaled.norm(dim=-1))))
+    attach_observer(module.preconditioner, see)
     module(torch.randn(2, 6, 6, 12, dtype=torch.float64))
     ((shape, norms),) = seen
     assert shape == (2 * 4, 3, 9, 4)

@@ -8,49 +8,56 @@ from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig
 from preconditioned_attention.layers import Preconditioner
-from preconditioned_attention.layers.firing import Firing, any_traced, expect_traced, note_traced, require_traced
+from preconditioned_attention.layers.call_record import (
+    CallRecord,
+    any_traced,
+    enter_traced_attention,
+    leave_traced_attention,
+    record_traced_call,
+)
 
 
 def test_a_call_is_seen_after_it_is_expected() -> None:
-    firing = Firing()
-    assert not firing.seen()
-    firing.note()
-    assert firing.seen()
-    firing.expect()
-    assert not firing.seen()
+    calls = CallRecord()
+    assert not calls.seen()
+    calls.add()
+    assert calls.seen()
+    calls.expect()
+    assert not calls.seen()
 
 
-def test_both_ways_to_call_a_preconditioner_are_noted() -> None:
+def test_both_ways_to_call_a_preconditioner_are_recorded() -> None:
     c = Preconditioner(PreconditionConfig())
+    c.calls = CallRecord()
     rows = torch.randn(1, 2, 3, 4)
     for call in (lambda: c(rows), lambda: c.attend(rows, rows, rows)):
-        c.firing.expect()
+        c.calls.expect()
         call()
-        assert c.firing.seen()
+        assert c.calls.seen()
 
 
 def test_copies_start_anew() -> None:
-    firing = Firing()
-    firing.note()
-    assert not copy.deepcopy(firing).seen()
-    assert not pickle.loads(pickle.dumps(firing)).seen()
+    calls = CallRecord()
+    calls.add()
+    assert not copy.deepcopy(calls).seen()
+    assert not pickle.loads(pickle.dumps(calls)).seen()
 
 
 def test_threads_do_not_see_each_other() -> None:
     """Two threads may run one model at once, as servers do."""
-    firing = Firing()
-    firing.note()
+    calls = CallRecord()
+    calls.add()
     seen = []
 
     def other() -> None:
-        seen.append(firing.seen())
-        firing.expect()
+        seen.append(calls.seen())
+        calls.expect()
 
     thread = threading.Thread(target=other)
     thread.start()
     thread.join()
     assert seen == [False]
-    assert firing.seen()
+    assert calls.seen()
 
 
 class Attention(nn.Module):
@@ -59,10 +66,10 @@ class Attention(nn.Module):
         self.calls = calls
 
     def forward(self, x: Tensor) -> Tensor:
-        expect_traced()
+        enter_traced_attention()
         if self.calls:
-            note_traced()
-        require_traced("nothing was called")
+            record_traced_call()
+        leave_traced_attention("nothing was called")
         return x + 1
 
 
@@ -79,7 +86,7 @@ def test_a_part_of_an_attention_says_nothing() -> None:
     """A piece between graph breaks leaves an attention that the trace has not entered."""
 
     def leave(x: Tensor) -> Tensor:
-        require_traced("nothing was called")
+        leave_traced_attention("nothing was called")
         return x + 1
 
     torch.compiler.reset()
