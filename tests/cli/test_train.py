@@ -8,17 +8,18 @@ import pytest
 
 from preconditioned_attention.cli import main
 from preconditioned_attention.lab.training import TrainConfig
+from tests.helpers.digits_task import TASK, digits_options
 from tests.helpers.training_worker import free_port, losses
 
-RECIPE = """
+RECIPE = f"""
 train:
-  task: digits
-  task_options: {embed_dim: 8, depth: 1, num_heads: 2}
+  task: {TASK}
+  task_options: {json.dumps(digits_options(embed_dim=8, depth=1, num_heads=2))}
   steps: 4
   batch_size: 8
   learning_rate: 1e-3
   precision: float64
-compare: {seeds: [0, 1, 2], learning_rates: [1e-3]}
+compare: {{seeds: [0, 1, 2], learning_rates: [1e-3]}}
 """
 
 

@@ -10,12 +10,13 @@ from torch import nn
 from preconditioned_attention import ConditionMonitor, is_preconditioned
 from preconditioned_attention.lab.comparison import Prepare, compare, task_run, task_settings
 from preconditioned_attention.lab.comparison.task_run import measure_conditioning
-from preconditioned_attention.lab.tasks import TASKS, Digits
+from preconditioned_attention.lab.tasks import TASKS, ImageClassification
 from preconditioned_attention.lab.training import Arm, TrainConfig, train
+from tests.helpers.digits_task import TASK, digits_options
 
-OPTIONS = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+OPTIONS = digits_options(patch_size=4, embed_dim=16, depth=2, num_heads=2)
 CONFIG = TrainConfig(
-    task="digits", task_options=OPTIONS, steps=3, batch_size=16, learning_rate=1.0, evaluate_every=2, checkpoint_every=1
+    task=TASK, task_options=OPTIONS, steps=3, batch_size=16, learning_rate=1.0, evaluate_every=2, checkpoint_every=1
 )
 
 
@@ -43,10 +44,10 @@ def test_attention_is_looked_at_before_and_after_training():
 
 
 def test_looking_changes_nothing():
-    model = Digits(**OPTIONS).build_model().train()
+    model = ImageClassification(**OPTIONS).build_model().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.get_rng_state()
-    rows = measure_conditioning(model, Digits(**OPTIONS).example_batch())
+    rows = measure_conditioning(model, ImageClassification(**OPTIONS).example_batch())
     assert len(rows) == 2
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
@@ -56,7 +57,7 @@ def test_looking_changes_nothing():
 
 def test_condition_numbers_are_those_of_double_precision():
     # 16 patches of 4 x 4 pixels in one head of width 16: far from singular, yet beyond what float32 resolves.
-    task = Digits(patch_size=2, embed_dim=16, depth=1, num_heads=1)
+    task = ImageClassification(**digits_options(embed_dim=16, depth=1, num_heads=1))
     model = task.build_model()
     shown = measure_conditioning(model, task.example_batch())[0]["kappa_before"]
     with ConditionMonitor(model.double().eval()) as monitor, torch.no_grad():
@@ -118,7 +119,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
 
 
 def test_what_the_data_is_and_what_the_model_writes_go_along(monkeypatch):
-    class Writing(Digits):
+    class Writing(ImageClassification):
         def samples(self, model):
             assert not model.training
             return {"from nothing": "once upon a time"}
@@ -126,7 +127,7 @@ def test_what_the_data_is_and_what_the_model_writes_go_along(monkeypatch):
         def describe_data(self):
             return {"sha256": "abc"}
 
-    monkeypatch.setitem(TASKS, "digits", Writing)
+    monkeypatch.setitem(TASKS, TASK, Writing)
     metrics = task_run(CONFIG)(Prepare(None), 0, 1e-2)
     assert metrics.extra["samples"] == {"from nothing": "once upon a time"}
     assert task_settings(CONFIG)["data"] == {"sha256": "abc"}

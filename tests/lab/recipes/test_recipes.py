@@ -9,7 +9,7 @@ from preconditioned_attention.lab.training import Arm
 from preconditioned_attention.selection import KINDS
 
 GOOD = """
-train: {task: digits, steps: 10, batch_size: 4, learning_rate: 1e-3}
+train: {task: image-classification, steps: 10, batch_size: 4, learning_rate: 1e-3}
 compare: {seeds: [0, 1], learning_rates: [1e-3, 3e-3]}
 """
 

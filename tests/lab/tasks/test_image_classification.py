@@ -10,13 +10,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import default_collate
 
 from preconditioned_attention import precondition_
+from preconditioned_attention.lab.data.digits import load_digits
 from preconditioned_attention.lab.recipes import load_recipe
 from preconditioned_attention.lab.tasks import ImageClassification, make_task
 from preconditioned_attention.lab.training import Arm, TrainConfig, train
 from preconditioned_attention.lab.training.randomness import seed_all
+from tests.helpers.digits_task import digits_options
 from tests.helpers.image_trees import WNIDS, write_folders, write_tars, write_torchvision
+from tests.helpers.schedules import learning_rates
 
 TINY: dict[str, Any] = {"embed_dim": 12, "depth": 1, "num_heads": 2}
 VIT: dict[str, Any] = {"model": "vit_tiny_patch16_224", "model_options": {"patch_size": 8, **TINY}, "image_size": 16}
@@ -349,3 +353,82 @@ def test_a_truncated_image_stops_the_run_and_is_named(tmp_path: Path) -> None:
     config = TrainConfig(task="image-classification", task_options=options, steps=2, batch_size=12, learning_rate=1e-3)
     with pytest.raises(OSError, match=r"image .*_0\.JPEG of .*train cannot be read"):
         train(config, tmp_path / "run", progress=False)
+
+
+UNPROCESSED = digits_options(embed_dim=8, depth=2, num_heads=2)
+
+
+def test_without_preprocessing_the_digits_are_as_they_are() -> None:
+    task = ImageClassification(**UNPROCESSED)
+    splits, (train, validation, test) = task.datasets(), load_digits()
+    for split, expected in ((splits.train, train), (splits.validation, validation), (splits.test, test)):
+        assert torch.equal(split.tensors[0], expected.tensors[0])
+    (images,) = task.example_batch(4)
+    assert images.shape == (4, 1, 8, 8)
+    assert torch.equal(images, validation.tensors[0][:4])
+    assert len(task.example_batch(10_000)[0]) == 300
+
+
+def test_without_preprocessing_the_model_sees_one_channel() -> None:
+    options = digits_options(
+        embed_dim=8, depth=2, num_heads=2, patch_size=4, proj_drop_rate=0.1, attn_drop_rate=0.2, mlp_ratio=3.0
+    )
+    model = ImageClassification(**options).build_model()
+    assert model(torch.randn(5, 1, 8, 8)).shape == (5, 10)
+    assert model.pos_embed.shape == (1, 5, 8)  # class token and 2 x 2 patches
+    attention = model.blocks[0].attn
+    assert (attention.num_heads, attention.attn_drop.p, attention.proj_drop.p) == (2, 0.2, 0.1)
+    assert model.blocks[0].mlp.fc1.out_features == 24
+
+
+def test_weights_come_from_the_global_generator() -> None:
+    def build(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        model = ImageClassification(**UNPROCESSED).build_model()
+        return torch.cat([parameter.flatten() for parameter in model.parameters()])
+
+    assert torch.equal(build(1), build(1))
+    assert not torch.equal(build(1), build(2))
+
+
+def test_without_smoothing_the_loss_is_the_cross_entropy_of_every_image() -> None:
+    task = ImageClassification(**UNPROCESSED)
+    model = task.build_model().eval()
+    images, labels = default_collate([task.datasets().train[index] for index in range(20)])
+    values, logits = task.evaluate(model, (images, labels)), model(images)
+    assert torch.equal(task.loss(model, (images, labels)), F.cross_entropy(logits, labels))
+    torch.testing.assert_close(values["loss"], F.cross_entropy(logits, labels, reduction="none"))
+    assert values["accuracy"].tolist() == (logits.argmax(dim=1) == labels).float().tolist()
+
+
+def test_without_an_optimizer_of_timms_it_is_that_of_other_tasks() -> None:
+    task, settings = ImageClassification(**UNPROCESSED), load_recipe("digits").train.optimizer_settings
+    model = task.build_model()
+    optimizer = task.make_optimizer(model, settings)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays[id(model.pos_embed)] == 0.3
+    assert decays[id(model.norm.weight)] == 0.0
+    rates = learning_rates(task.make_scheduler(optimizer, settings), 41)
+    assert (rates[0], rates[40]) == (pytest.approx(3e-3 / 40), 3e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preprocessing": "some"}, "preprocessing must be one of 'timm', 'none'"),
+        ({"holdout": 3}, "preprocessing='none' is for dataset='digits' without holdout and augmentation; .*holdout=3"),
+        ({"augmentation": {"hflip": 0.0}}, "without holdout and augmentation"),
+        ({"dataset": "", "root": "x"}, "preprocessing='none' is for dataset='digits'"),
+        ({"schedule": {"sched": "cosine"}}, "schedule is for timm's optimizers"),
+        ({"split_seed": -1}, "split_seed must be at least 0"),
+    ],
+)
+def test_options_that_do_not_go_with_unprocessed_digits(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageClassification(**{**UNPROCESSED, **options})
+
+
+@pytest.mark.parametrize("model_options", [{"embed_dim": 10}, {"proj_drop_rate": 1.5}])
+def test_model_options_that_timm_refuses(model_options: dict) -> None:
+    with pytest.raises(ValueError, match=r"timm makes no model 'vit_tiny_patch16_224' of model_options=\{.*\}: "):
+        ImageClassification(**digits_options(**model_options)).build_model()

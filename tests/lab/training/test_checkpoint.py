@@ -6,6 +6,7 @@ import pytest
 from preconditioned_attention.lab.training import ARMS, WriteError, train
 from preconditioned_attention.lab.training import checkpoint as checkpoint_module
 from preconditioned_attention.lab.training.checkpoint import complete_checkpoints
+from tests.helpers.digits_task import TASK, digits_options
 from tests.helpers.toy_task import toy_config
 from tests.helpers.training_worker import Run, losses, records, run_alone
 
@@ -55,9 +56,9 @@ def test_killed_before_the_first_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arm", ["plain", "row"])
 def test_killed_vision_transformer_ends_bit_identical(tmp_path: Path, arm: str) -> None:
-    options = {"embed_dim": 16, "depth": 2, "num_heads": 2, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}
+    options = digits_options(embed_dim=16, depth=2, num_heads=2, proj_drop_rate=0.1, attn_drop_rate=0.1)
     config = toy_config(
-        task="digits",
+        task=TASK,
         task_options=options,
         steps=40,
         batch_size=32,

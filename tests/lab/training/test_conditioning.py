@@ -8,14 +8,15 @@ import pytest
 from preconditioned_attention.diagnostics import MonitorConfig, Record, read_records
 from preconditioned_attention.diagnostics.monitor_file import RecordFile
 from preconditioned_attention.lab.training import ARMS, TrainConfig, WriteError, train
+from tests.helpers.digits_task import TASK, digits_options
 from tests.helpers.toy_task import toy_config
 from tests.helpers.training_worker import Run, run_alone, run_on_two
 
-VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 4, "attn_drop_rate": 0.1}
+VIT = digits_options(embed_dim=16, depth=2, num_heads=2, patch_size=4, attn_drop_rate=0.1)
 
 
 def digits_config(**changes: object) -> TrainConfig:
-    options = {"task": "digits", "task_options": VIT, "steps": 7, "learning_rate": 1e-3, "evaluate_every": 2}
+    options = {"task": TASK, "task_options": VIT, "steps": 7, "learning_rate": 1e-3, "evaluate_every": 2}
     return toy_config(**{**options, "monitor": {"every": 3}, **changes})
 
 

@@ -1,6 +1,7 @@
 import pytest
 
 from preconditioned_attention.lab.recipes import load_recipe
+from preconditioned_attention.lab.tasks import make_task
 from preconditioned_attention.lab.training import TrainConfig
 from preconditioned_attention.lab.training.former_options import FORMER_EPS, update_options
 
@@ -26,3 +27,12 @@ def test_eps_that_is_there_stays():
 def test_former_spellings_are_read():
     options = update_options({"task_options": {"corpus": "tokenised", "model": {"batch_norm": "synchronised"}, "n": 1}})
     assert options["task_options"] == {"corpus": "tokenized", "model": {"batch_norm": "synchronized"}, "n": 1}
+
+
+def test_the_task_digits_is_a_run_of_image_classification():
+    sizes = {"patch_size": 2, "embed_dim": 48, "depth": 3, "num_heads": 3, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}
+    config = load_recipe("digits").train
+    assert TrainConfig.from_dict({**config.to_dict(), "task": "digits", "task_options": sizes}) == config
+    defaults = TrainConfig.from_yaml(f"task: digits\ntask_options: {{split_seed: 3}}\n{NEEDED}")
+    assert make_task(defaults.task, defaults.task_options).split_seed == 3
+    assert defaults.task_options["model_options"]["embed_dim"] == 64

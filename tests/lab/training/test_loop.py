@@ -12,9 +12,10 @@ from preconditioned_attention.lab.tasks import TASKS, OptimizerSettings
 from preconditioned_attention.lab.training import ARMS, NonFiniteError, TrainConfig, WriteError, train
 from preconditioned_attention.lab.training import loop as loop_module
 from preconditioned_attention.lab.training.checkpoint import complete_checkpoints
+from tests.helpers.digits_task import TASK, digits_options
 from tests.helpers.toy_task import Toy, toy_config
 
-DIGITS = {"task": "digits", "task_options": {"embed_dim": 8, "depth": 1, "num_heads": 2}, "steps": 2}
+DIGITS = {"task": TASK, "task_options": digits_options(embed_dim=8, depth=1, num_heads=2), "steps": 2}
 
 
 def test_learns_and_reports(tmp_path: Path) -> None:

@@ -7,14 +7,15 @@ from preconditioned_attention.lab.training import train
 from preconditioned_attention.lab.training.checkpoint import complete_checkpoints
 from preconditioned_attention.lab.training.config import TrainConfig
 from preconditioned_attention.lab.training.processes import make_accelerator, raise_on_all_ranks
+from tests.helpers.digits_task import TASK, digits_options
 from tests.helpers.toy_task import toy_config
 from tests.helpers.training_worker import losses, records, run_alone, run_on_two
 
-VIT = {"embed_dim": 16, "depth": 2, "num_heads": 2}
+VIT = digits_options(embed_dim=16, depth=2, num_heads=2)
 
 
 def digits_config(**changes: object) -> TrainConfig:
-    options = {"task": "digits", "task_options": VIT, "batch_size": 32, "learning_rate": 3e-3, "steps": 100}
+    options = {"task": TASK, "task_options": VIT, "batch_size": 32, "learning_rate": 3e-3, "steps": 100}
     return toy_config(**{**options, "precondition": {"gradient": "full"}, **changes})
 
 

@@ -6,10 +6,11 @@ import torch
 
 from preconditioned_attention import PreconditionConfig, is_preconditioned
 from preconditioned_attention.lab.training import Arm, TrainConfig, load_trained, train
+from tests.helpers.digits_task import TASK, digits_options
 
 CONFIG = TrainConfig(
-    task="digits",
-    task_options={"embed_dim": 8, "depth": 1, "num_heads": 2},
+    task=TASK,
+    task_options=digits_options(embed_dim=8, depth=1, num_heads=2),
     steps=2,
     batch_size=8,
     learning_rate=1e-3,

@@ -9,7 +9,6 @@ from typing import Any
 from ..._checks import check_known
 from .causal_lm import CausalLM
 from .detection import Coco, DigitScenesTask
-from .digits import Digits
 from .glue import Glue
 from .image_classification import ImageClassification
 from .lra_image import Image
@@ -28,7 +27,6 @@ __all__ = [
     "CausalLM",
     "Coco",
     "DigitScenesTask",
-    "Digits",
     "Glue",
     "Image",
     "ImageClassification",
@@ -45,7 +43,6 @@ __all__ = [
 ]
 
 TASKS: dict[str, Callable[..., Task]] = {
-    "digits": Digits,
     "image-classification": ImageClassification,
     "coco": Coco,
     "digit-scenes": DigitScenesTask,

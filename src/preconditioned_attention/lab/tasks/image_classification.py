@@ -17,7 +17,8 @@ from torch.utils.data import default_collate
 
 from ..._checks import check_integer, check_known, check_number
 from ..._extras import require
-from ..data.digits import DigitImages
+from ...config import check_choice
+from ..data.digits import DigitImages, load_digits
 from ..data.images import LabeledImages, TransformedImages, check_same_classes, open_images
 from ..reporting import Picture
 from .classification_pictures import draw_pictures, spread
@@ -35,6 +36,7 @@ _OWN_TRANSFORM = {
 }
 _OWN_MIXING = {"num_classes", "label_smoothing", "multi_label"}
 TOP = 5
+PREPROCESSING = ("timm", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +47,8 @@ class ImageClassification(Task):
         model: a name that ``timm.create_model`` knows.
         model_options: its options.
         pretrained: True loads timm's weights for this model from the hub or its cache; a path loads that file.
-        dataset: ``"digits"`` (bundled), ``""`` for folders or tars in ``root``, or a name of timm's with the prefix
-            ``torch/`` or ``hfds/``; see :func:`preconditioned_attention.lab.data.images.open_images`.
+        dataset: ``"digits"`` (comes with scikit-learn), ``""`` for folders or tars in ``root``, or a name of timm's
+            with the prefix ``torch/`` or ``hfds/``; see :func:`preconditioned_attention.lab.data.images.open_images`.
         root: the folder that holds the data.
         train_split, validation_split: the names of the splits.
         holdout: so many images are taken from the training split for validation, and the validation split becomes
@@ -62,7 +64,9 @@ class ImageClassification(Task):
         label_smoothing: the part of the target that is spread over all classes.
         repeated_augmentation: how often each image of an epoch comes in a row, differently augmented; the epoch keeps
             its length (E. Hoffer et al., Augment Your Batch, CVPR 2020).
-        optimizer: a name of timm's optimizers.
+        preprocessing: ``"timm"``: the options from ``image_size`` to ``augmentation`` say what the model gets;
+            ``"none"``, for ``"digits"`` only: images of 8 x 8 pixels in one channel, in [-1, 1].
+        optimizer: a name of timm's optimizers; None: the AdamW and the schedule that other tasks have.
         schedule: options of timm's ``create_scheduler_v2``, such as ``sched`` and ``warmup_lr``; length, warm-up and
             floor are the run's.
 
@@ -90,7 +94,8 @@ class ImageClassification(Task):
     mixing: Mapping[str, Any] = field(default_factory=dict)
     label_smoothing: float = 0.0
     repeated_augmentation: int = 1
-    optimizer: str = "adamw"
+    preprocessing: str = "timm"
+    optimizer: str | None = "adamw"
     schedule: Mapping[str, Any] = field(default_factory=dict)
 
     name: ClassVar[str] = "image-classification"
@@ -113,9 +118,22 @@ class ImageClassification(Task):
         data = require("timm.data", extra="vision")
         _check_options("augmentation", self.augmentation, data.create_transform, _OWN_TRANSFORM)
         _check_options("mixing", self.mixing, data.Mixup.__init__, _OWN_MIXING | {"self"})
-        check_optimizer(self.optimizer)
         check_schedule(self.schedule)
-        self._transform(training=True)
+        if self.optimizer is not None:
+            check_optimizer(self.optimizer)
+        elif self.schedule:
+            raise ValueError("schedule is for timm's optimizers; name one in optimizer, or leave schedule out")
+        self._check_preprocessing()
+
+    def _check_preprocessing(self) -> None:
+        check_choice("preprocessing", self.preprocessing, PREPROCESSING)
+        if self.preprocessing == "timm":
+            self._transform(training=True)
+        elif self.dataset != "digits" or self.holdout or self.augmentation:
+            raise ValueError(
+                "preprocessing='none' is for dataset='digits' without holdout and augmentation; got "
+                f"dataset={self.dataset!r}, holdout={self.holdout}, augmentation={dict(self.augmentation)!r}"
+            )
 
     def build_model(self) -> nn.Module:
         """A new model of timm's.
@@ -130,7 +148,7 @@ class ImageClassification(Task):
         if fixed and "img_size" not in options:
             options["img_size"] = self.image_size
         if not self.pretrained:
-            return timm.create_model(self.model, **options)
+            return self._create_model(options)
         overlay = {"file": self.pretrained} if isinstance(self.pretrained, str) else None
         try:
             return timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
@@ -140,12 +158,22 @@ class ImageClassification(Task):
                 "come from the hub unless they are in its cache; without a network give pretrained the path of a file"
             ) from error
 
+    def _create_model(self, options: Mapping[str, Any]) -> nn.Module:
+        try:
+            return require("timm", extra="vision").create_model(self.model, **options)
+        except (AssertionError, ValueError) as error:  # timm checks some sizes by assertions
+            raise ValueError(
+                f"timm makes no model {self.model!r} of model_options={dict(options)!r}: {error}"
+            ) from error
+
     def datasets(self) -> Splits:
-        """Images of shape ``(3, image_size, image_size)`` and labels; the training split is augmented.
+        """Images ``(3, image_size, image_size)`` and labels, the training split augmented; or as they are.
 
         Raises:
             ValueError, OSError: the data is not there or not what was asked for; see :func:`open_images`.
         """
+        if self.preprocessing == "none":
+            return Splits(*load_digits(split_seed=self.split_seed), repeats=self.repeated_augmentation)
         train, validation, test = self._images
         if train.classes and len(train.classes) != self._class_count:
             raise ValueError(
@@ -164,6 +192,8 @@ class ImageClassification(Task):
         """Mean cross-entropy with the targets that mixing and label smoothing make."""
         losses = require("timm.loss", extra="vision")
         images, labels = batch
+        if not (self.mixing or self.label_smoothing):
+            return F.cross_entropy(model(images), labels)
         if not self.mixing:
             return losses.LabelSmoothingCrossEntropy(self.label_smoothing)(model(images), labels)
         if len(images) % 2:
@@ -181,17 +211,23 @@ class ImageClassification(Task):
         return values if logits.shape[-1] <= TOP else {**values, "top5": best.any(dim=-1).to(logits.dtype)}
 
     def example_batch(self, size: int = 32) -> tuple[Tensor]:
-        """``size`` validation images, evenly spread over the split, for folders come class by class."""
+        """``size`` validation images, evenly spread, for folders come class by class; unprocessed ones: the first."""
         check_integer("size", size, minimum=1)
-        validation = self.datasets().validation
-        return (default_collate([validation[index][0] for index in spread(len(validation), size)]),)  # type: ignore[arg-type]
+        validation: Any = self.datasets().validation
+        count = len(validation)
+        indices = spread(count, size) if self.preprocessing == "timm" else range(min(size, count))
+        return (default_collate([validation[index][0] for index in indices]),)
 
     def make_optimizer(self, model: nn.Module, settings: OptimizerSettings) -> Optimizer:
         """timm's optimizer of the name ``optimizer``."""
+        if self.optimizer is None:
+            return super().make_optimizer(model, settings)
         return create_optimizer(self.optimizer, model, settings)
 
     def make_scheduler(self, optimizer: Optimizer, settings: OptimizerSettings) -> LRScheduler:
         """timm's schedule."""
+        if self.optimizer is None:
+            return super().make_scheduler(optimizer, settings)
         steps_per_epoch = max(1, len(self.datasets().train) // settings.batch_size)  # type: ignore[arg-type]
         return create_scheduler(self.schedule, optimizer, settings, steps_per_epoch=steps_per_epoch)
 

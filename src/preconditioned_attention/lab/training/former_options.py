@@ -15,11 +15,32 @@ FORMER_WORDS = {
     "synchronised": "synchronized",
 }
 
+# The task "digits" before it was a run of image-classification.
+DIGITS_MODEL = {"in_chans": 1, "patch_size": 2, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0}
+DIGITS_MODEL |= {"proj_drop_rate": 0.0, "attn_drop_rate": 0.0}
+DIGITS_OPTIONS: dict[str, Any] = {
+    "model": "vit_tiny_patch16_224",
+    "dataset": "digits",
+    "image_size": 8,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.5, 0.5, 0.5],
+    "preprocessing": "none",
+    "optimizer": None,
+}
+
 
 def update_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` of a run with values spelled as today, and with ``eps``, if it is missing, as the task had it."""
+    """``options`` of a run with today's words and tasks, and with ``eps``, if it is missing, as the task had it."""
     updated = {name: _update_words(value) for name, value in options.items()}
+    if options.get("task") == "digits":
+        updated |= {"task": "image-classification", "task_options": _update_digits(options.get("task_options") or {})}
     return {"eps": FORMER_EPS.get(str(options.get("task"))), **updated}
+
+
+def _update_digits(options: Mapping[str, Any]) -> dict[str, Any]:
+    seed = {"split_seed": options["split_seed"]} if "split_seed" in options else {}
+    model = {name: value for name, value in options.items() if name != "split_seed"}
+    return {**DIGITS_OPTIONS, "model_options": {**DIGITS_MODEL, **model}, **seed}
 
 
 def _update_words(value: Any) -> Any:
