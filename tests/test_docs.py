@@ -1,4 +1,4 @@
-"""The numbers in docs/ are those of the comparisons in docs/results/, and the code of docs/own-attention.md runs."""
+"""The numbers in docs/ are those of the comparisons in docs/results/, and the code in docs/ runs."""
 
 import json
 import re
@@ -71,6 +71,11 @@ FAMILIES = [
 
 def blocks(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["conversion.md", "inspect.md"])
+def test_the_first_code_of_a_page_runs(page: str) -> None:
+    exec(blocks((DOCS / page).read_text())[0], {})
 
 
 def test_eleven_classes_are_told_of() -> None:
