@@ -36,7 +36,7 @@ def test_a_model_of_timm(capsys: pytest.CaptureFixture) -> None:
     assert re.search(r"\d+ of \d+ attention modules would be converted", out)
     assert "generated input: 2 images of Gaussian noise" in out
     assert "kappa after C" in out
-    assert "random initialisation, seed 0" in out
+    assert "random initialization, seed 0" in out
     assert Path("inspect.html").read_text().startswith("<!DOCTYPE html>")
 
 
@@ -45,11 +45,11 @@ def test_a_folder_of_transformers_with_a_checkpoint(gpt2: str, capsys: pytest.Ca
     assert main(["inspect", gpt2, *given]) == 0
     out = capsys.readouterr().out
     assert "2 of 2 attention modules would be converted." in out
-    assert out.index("random initialisation") < out.index("weights from weights.pth")
+    assert out.index("random initialization") < out.index("weights from weights.pth")
     assert "one token per byte" in out
     assert "Page: page.html" in out
     html = Path("page.html").read_text()
-    assert "Layer by head: random initialisation, seed 0" in html
+    assert "Layer by head: random initialization, seed 0" in html
     assert "Layer by head: weights from weights.pth" in html
 
 

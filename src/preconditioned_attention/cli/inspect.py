@@ -36,14 +36,14 @@ def inspect(
         checkpoint: Weights to load, a file of safetensors or torch.save.
         images: A folder with images to show the model.
         text: A text file to show the model.
-        compare_init: Show random initialisation beside the checkpoint.
+        compare_init: Show random initialization beside the checkpoint.
         output: The page to write.
         include: The kinds of attention to look at: softmax, class_attention, pooling, channel, linear; or all.
     """
     if compare_init and checkpoint is None:
-        raise ValueError("--compare-init shows random initialisation beside a checkpoint: give --checkpoint too")
+        raise ValueError("--compare-init shows random initialization beside a checkpoint: give --checkpoint too")
     from ..conversion import build_without_weights, plan_conversion
-    from ..lab.inspection import refuse_large
+    from ..lab.inspection import check_size
     from ..lab.inspection.conversion_table import conversion_table
     from ..lab.reporting import print_table
 
@@ -58,7 +58,7 @@ def inspect(
     if not layers:
         print(f"{model}: nothing to look into, for no attention of it would be converted.")
         return
-    refuse_large(empty, model)
+    check_size(empty, model)
     wanted: list[Path | None] = [None] if checkpoint is None else [None, checkpoint] if compare_init else [checkpoint]
     inputs, inspections = _measure(model, wanted, layers, images, text)
     _show(model, inputs, inspections, conversion, output)

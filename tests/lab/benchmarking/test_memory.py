@@ -15,7 +15,7 @@ def test_counts_shared_storage_once() -> None:
 
 
 def test_needs_a_gradient() -> None:
-    with pytest.raises(ValueError, match="needs no gradient"):
+    with pytest.raises(ValueError, match="requires no gradient"):
         saved_bytes(lambda: torch.ones(2))
 
 

@@ -35,10 +35,10 @@ def test_a_head_has_no_place_and_another_classifier_stays_random(tmp_path: Path)
     trained = transformers.GPT2LMHeadModel(gpt2().config)
     torch.save(trained.state_dict(), tmp_path / "lm.bin")
     model = gpt2()
-    assert "1 without a place here (lm_head.weight)" in load_checkpoint(model, tmp_path / "lm.bin")
+    assert "1 without a counterpart (lm_head.weight)" in load_checkpoint(model, tmp_path / "lm.bin")
     assert same(model, trained.transformer)
     torch.save(vit(num_classes=7).state_dict(), tmp_path / "w.pth")
-    assert "2 of another size and left random (head.weight, head.bias)" in load_checkpoint(vit(), tmp_path / "w.pth")
+    assert "2 of another size, left random (head.weight, head.bias)" in load_checkpoint(vit(), tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("gain", [None, 0.5])

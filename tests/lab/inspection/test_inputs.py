@@ -25,8 +25,8 @@ def test_generated_input_is_seeded_and_said_to_be_so() -> None:
 
 
 def test_images_of_a_folder(tmp_path: Path) -> None:
-    for name, colour in (("b.png", 255), ("a.jpg", 0), ("c.png", 9)):
-        Image.new("RGB", (50, 40), (colour,) * 3).save(tmp_path / name)
+    for name, color in (("b.png", 255), ("a.jpg", 0), ("c.png", 9)):
+        Image.new("RGB", (50, 40), (color,) * 3).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
     inputs = make_inputs(vit(), "vit", images=tmp_path, text=None, seed=0)
     assert inputs.args[0].shape == (2, 3, 32, 32)
@@ -45,7 +45,7 @@ def test_text_by_bytes(tmp_path: Path) -> None:
     file.write_text("abcdefgh" * 12)
     inputs = make_inputs(gpt2(), "gpt2", images=None, text=file, seed=0)
     assert inputs.kwargs["input_ids"].tolist() == [list(b"abcdefgh" * 5)] * 2
-    assert "one token per byte: no tokenizer of the model is here" in inputs.description
+    assert "one token per byte, because the model has no tokenizer here" in inputs.description
 
 
 def test_text_by_the_tokenizer_that_is_there(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_text_by_the_tokenizer_that_is_there(tmp_path: Path) -> None:
     file.write_text(" ".join(f"w{i % 10}" for i in range(45)))
     inputs = make_inputs(gpt2(), str(tmp_path), images=None, text=file, seed=0)
     assert inputs.kwargs["input_ids"].tolist() == [[i % 10 for i in range(40)]]
-    assert "cut by the model's tokenizer" in inputs.description
+    assert "tokenized by the model's tokenizer" in inputs.description
 
 
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from preconditioned_attention import precondition_
-from preconditioned_attention.lab.inspection import Inputs, make_inputs, measure_model, refuse_large
+from preconditioned_attention.lab.inspection import Inputs, check_size, make_inputs, measure_model
 from preconditioned_attention.lab.inspection import measurement as measurement_module
 from tests.helpers.explicit import attention_rows, diagonal_product
 from tests.helpers.inspection_models import LAYERS, gpt2, vit
@@ -53,4 +53,4 @@ def test_says_what_cannot_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         measure_model(vit(), wrong, layers=LAYERS, weights="")
     monkeypatch.setattr(measurement_module, "RUN_LIMIT", 1000)
     with pytest.raises(ValueError, match=r"big has 0\.0 billion parameters and is not run here"):
-        refuse_large(nn.Linear(40, 40), "big")
+        check_size(nn.Linear(40, 40), "big")

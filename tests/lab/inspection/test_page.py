@@ -30,18 +30,18 @@ def test_is_whole_and_self_contained() -> None:
     assert html.index("Where C helps most") < html.index("Singular values") < html.index("How to read this")
 
 
-def test_two_stand_beside_each_other_with_the_same_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_stand_beside_each_other_with_the_same_colors(monkeypatch: pytest.MonkeyPatch) -> None:
     from preconditioned_attention.lab.inspection import page as page_module
 
     limits, plot = [], page_module.plot_heat_maps
     monkeypatch.setattr(
         page_module, "plot_heat_maps", lambda maps, **options: limits.append(options["limits"]) or plot(maps, **options)
     )
-    random = inspection(*HEADS, weights="random initialisation")
+    random = inspection(*HEADS, weights="random initialization")
     trained = inspection(*(replace(one, kappa_before=one.kappa_before * 30) for one in HEADS), weights="weights of w")
     html = page(random, trained)
     assert html.count("<img") == 10
-    assert "Layer by head: random initialisation" in html
+    assert "Layer by head: random initialization" in html
     assert "Layer by head: weights of w" in html
     assert set(limits) == {(20.0, 3000.0), (0.0, 1.0), (2.0, 2.0)}
 

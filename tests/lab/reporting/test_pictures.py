@@ -15,7 +15,7 @@ def dark_blue(png: bytes) -> int:
     return int(((image[..., 2] > image[..., 0] + 0.3) & (image[..., 0] < 0.1)).sum())
 
 
-def test_the_diagonal_is_dark_where_a_class_is_recognised() -> None:
+def test_the_diagonal_is_dark_where_a_class_is_recognized() -> None:
     names = ["a", "b", "c"]
     perfect = plot_confusion([[5, 0, 0], [0, 7, 0], [0, 0, 1]], names, title="t")
     spread = plot_confusion([[2, 2, 2], [2, 2, 2], [2, 2, 2]], names, title="t")

@@ -1,1 +1,1 @@
-"""Paired measurement of time and memory against plain attention."""
+"""Paired measurements of time and memory relative to plain attention."""

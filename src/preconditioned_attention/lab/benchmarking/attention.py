@@ -1,4 +1,4 @@
-"""The function against plain attention, shape by shape."""
+"""Time and memory of `preconditioned_attention` relative to plain attention, by shape."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the CSV: a candidate on a shape. Ratios are to plain attention in the same turn."""
+    """One line of the CSV file: a candidate with a shape. Ratios are to plain attention in the same turn."""
 
     shape: str
     batch: int
@@ -44,10 +44,10 @@ class Row:
 
 
 def measure_shape(shape: Shape, dtype: torch.dtype, *, compiled: bool, device: str, seconds: float) -> Iterator[Row]:
-    """Check, then time, every candidate on ``shape``: forward, and forward and backward where it trains.
+    """Check, then time, every candidate with ``shape``: forward, and forward and backward unless it is for inference.
 
     Raises:
-        WrongResultError: a candidate computes something else than the reference; nothing is timed.
+        WrongResultError: a result differs from the reference; nothing is timed.
     """
     q, k, v = _inputs(shape, dtype, device)
     tokens = slice(CHECKED_TOKENS)
@@ -57,7 +57,7 @@ def measure_shape(shape: Shape, dtype: torch.dtype, *, compiled: bool, device: s
             is_causal=shape.is_causal, gradient=gradient, backend="auto",
         )  # fmt: skip
     candidates = _candidates(shape, compiled=compiled)
-    weight = torch.randn_like(q).transpose(1, 2).contiguous().transpose(1, 2)  # as the merge of the heads gives it
+    weight = torch.randn_like(q).transpose(1, 2).contiguous().transpose(1, 2)  # strides as after merging heads
     for measured in ("forward", "forward+backward") if shape.trains else ("forward",):
         run = _forward if measured == "forward" else partial(_forward_backward, weight=weight)
         runs = {name: partial(run, f, q, k, v) for name, f in candidates.items()}
@@ -74,7 +74,7 @@ def measure_shape(shape: Shape, dtype: torch.dtype, *, compiled: bool, device: s
 
 
 def _inputs(shape: Shape, dtype: torch.dtype, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Laid out as a projection gives them: (B, N, H, d) in memory."""
+    """With the memory layout of a projection's output: (B, N, H, d)."""
     q, k, v = (
         torch.randn(shape.batch, length, shape.heads, shape.head_dim, dtype=dtype, device=device)
         for length in (shape.length, shape.keys, shape.keys)
@@ -104,7 +104,7 @@ def _forward_backward(attend: Attend, q: Tensor, k: Tensor, v: Tensor, *, weight
 
 
 def peak_bytes(run: Callable[[], object]) -> int | None:
-    """The most memory that was allocated at once; None on the CPU, which does not count it."""
+    """The peak of allocated CUDA memory; None on the CPU."""
     if not torch.cuda.is_available():
         return None
     torch.cuda.reset_peak_memory_stats()

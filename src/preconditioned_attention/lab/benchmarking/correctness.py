@@ -1,4 +1,4 @@
-"""No time is shown for a wrong result: what must hold before a backend is timed."""
+"""The check of a backend's result before it is timed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ...functional import preconditioned_attention
 
 
 class WrongResultError(RuntimeError):
-    """A backend's result is further from the float64 reference than rounding explains; nothing of it was timed."""
+    """A backend's error relative to the float64 reference is larger than rounding explains."""
 
 
 def check_result(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, gradient: Gradient, backend: Backend) -> None:
     """Compare output and gradients of ``backend`` with the float64 reference.
 
-    The relative error may be twice that of plain attention against its own float64 reference, or twice that of the
-    composition, whichever is larger, and one rounding unit.
+    The relative error may be up to one rounding unit plus twice the larger of two errors: that of plain attention
+    relative to its own float64 reference, and that of the composition.
 
     Raises:
-        WrongResultError: it is more than that; the message says of what, and by how much.
+        WrongResultError: it is larger; the message names the tensor and the error.
     """
     inputs = [x.detach().requires_grad_() for x in (q, k, v)]
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]

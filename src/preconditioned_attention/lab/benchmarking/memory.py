@@ -1,4 +1,4 @@
-"""What a computation keeps for its backward pass, counted exactly; and memory that stays with the process."""
+"""Bytes saved for the backward pass, and a setting of the C allocator for stable timings."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def saved_bytes(compute: Callable[[], Tensor]) -> int:
-    """Bytes that ``compute`` saves for its backward pass; storages that are shared count once.
+    """Bytes that ``compute`` saves for its backward pass; shared storages count once.
 
     Raises:
-        ValueError: the result needs no gradient, so nothing is saved.
+        ValueError: the result requires no gradient, so nothing is saved.
     """
     storages: dict[int, int] = {}
 
@@ -25,16 +25,16 @@ def saved_bytes(compute: Callable[[], Tensor]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         out = compute()
     if not out.requires_grad:
-        raise ValueError("the result of compute needs no gradient: give it an input that does")
+        raise ValueError("the result of compute requires no gradient: give it an input that does")
     return sum(storages.values())
 
 
 def keep_memory() -> str:
-    """Have the C library keep what is freed, as happens anyway in a process that holds a model; say what it does.
+    """Make glibc keep freed memory, as in a process that holds a model; return the allocator's setting in words.
 
-    A process that only calls attention frees the top of its heap in every turn, glibc gives it back, and the next turn
-    pays a page fault for every 4 KiB: up to a fifth of the time of short sequences, now on one candidate, now on the
-    other. Elsewhere than with glibc nothing is changed.
+    Otherwise a process that only calls attention returns the top of its heap to the system in every turn, and page
+    faults take up to a fifth of the time of short sequences, unevenly between candidates. Other C libraries are left
+    unchanged.
     """
     if platform.libc_ver()[0] != "glibc":
         return "default"

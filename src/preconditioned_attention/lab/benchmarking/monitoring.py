@@ -1,4 +1,4 @@
-"""What the condition monitor costs a training step."""
+"""The time that the condition monitor adds to a training step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from .timing import Timing, time_against_first
 
 
 def measure_monitor(*, device: str, seconds: float) -> Iterator[Row]:
-    """Time a training step with the monitor attached against one without, for a plain and a converted ViT-S.
+    """Time a training step with the monitor attached relative to one without, for a plain and a converted ViT-S.
 
-    Two kinds of step are timed: ``"every=1"``, a recorded one, and ``"not recorded"``. The default rate has one of the
-    former to 49 of the latter: ``"every=50"`` is the mean of the two with these weights, quantile by quantile, not a
-    measurement of its own.
+    Recorded steps (``"every=1"``) and steps in between (``"not recorded"``) are timed. By default one step in 50 is
+    recorded: ``"every=50"`` is the weighted mean of the two, quantile by quantile, and not measured itself.
 
     Raises:
         ImportError: timm is not installed.
@@ -39,7 +38,7 @@ def measure_monitor(*, device: str, seconds: float) -> Iterator[Row]:
 
 
 def _timings(model: nn.Module, loss: Loss, seconds: float) -> dict[str, Timing]:
-    """Each candidate has a copy of the model and an optimiser of its own."""
+    """Each candidate has its own copy of the model and its own optimizer."""
     models = {name: copy.deepcopy(model) for name in ("no monitor", "not recorded", "every=1")}
     steps: dict[str, Callable[[], object]] = {
         name: partial(take_step, own, make_optimizer(own), loss) for name, own in models.items()

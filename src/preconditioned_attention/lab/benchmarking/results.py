@@ -1,4 +1,4 @@
-"""Rows as CSV, with what is needed to read them later: hardware, versions, date."""
+"""Rows as CSV, with hardware, versions and date."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .attention import Row
 
 
 def rows_to_csv(rows: Sequence[Row], *, allocator: str) -> str:
-    """CSV text: one line per row, the environment's values repeated in every line; None is an empty cell.
+    """CSV text with one line per row, which repeats the environment; None is an empty cell.
 
-    ``allocator`` is what `keep_memory` said.
+    ``allocator`` is the result of `keep_memory`.
     """
     environment = {**_environment(), "allocator": allocator}
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""The attention shapes that are measured, alone, in whole training steps, and with a monitor attached."""
+"""The shapes of attention, training steps and monitored steps that are measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Shape:
     keys: int
     head_dim: int
     is_causal: bool = False
-    trains: bool = True  # False: measured forward only, as in decoding
+    trains: bool = True  # False: forward only, as in decoding
 
 
 SHAPES: tuple[Shape, ...] = (

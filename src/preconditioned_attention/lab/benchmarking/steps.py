@@ -1,4 +1,4 @@
-"""Whole training steps: a plain model against the same model converted."""
+"""Time of whole training steps of converted models relative to the plain model."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MODELS: dict[str, Callable[[Shape, str], tuple[nn.Module, Loss]]] = {
     "step-gpt2": _gpt2_small,
     MONITORED.name: partial(_vision, "vit_small_patch16_224"),
 }
-"""What builds the model and the loss of a step, by the name of its shape."""
+"""Functions that build the model and the loss of a step, by the name of its shape."""
 
 
 def measure_step(shape: Shape, *, device: str, seconds: float) -> Iterator[Row]:
@@ -50,7 +50,7 @@ def measure_step(shape: Shape, *, device: str, seconds: float) -> Iterator[Row]:
 
     Raises:
         ValueError: ``shape`` is not one of ``STEPS``.
-        ImportError: the library that has the model is not installed.
+        ImportError: the model's library is not installed.
     """
     if shape not in STEPS:
         raise ValueError(f"no model for shape {shape.name!r}; there are {', '.join(s.name for s in STEPS)}")
@@ -71,7 +71,7 @@ def measure_step(shape: Shape, *, device: str, seconds: float) -> Iterator[Row]:
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of the measured steps; the model is in training mode from here on."""
+    """Put the model into training mode and return the optimizer of the measured steps."""
     return torch.optim.AdamW(model.train().parameters(), lr=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Paired, interleaved timing: the candidates take turns, so that a machine's drift in speed falls on all of them."""
+"""Paired, interleaved timing: candidates alternate, so that changes in the machine's speed affect all of them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Timing:
 def time_against_first(candidates: Mapping[str, Candidate], *, seconds: float) -> dict[str, Timing]:
     """:func:`time_paired` of every candidate with the first, two at a time.
 
-    More than two in one rotation would tell how each gets on with what its neighbours leave behind: an allocator's
-    pages, a cache. ``seconds`` is the time of one pair.
+    With more than two in a turn, each would be timed with the caches and allocator pages that its predecessor left.
+    ``seconds`` is the time of one pair.
     """
     (first, reference), *others = candidates.items()
     timings: dict[str, Timing] = {}
@@ -40,12 +40,12 @@ def time_against_first(candidates: Mapping[str, Candidate], *, seconds: float) -
 
 
 def time_paired(candidates: Mapping[str, Candidate], *, seconds: float, least_turns: int = 7) -> dict[str, Timing]:
-    """Run every candidate once a turn, the first being what the others are compared with.
+    """Run every candidate once a turn; ratios are to the first.
 
     Args:
         candidates: name to a function without arguments.
-        seconds: turns are taken until this much time has gone by.
-        least_turns: how many are taken at least; two more come before and do not count.
+        seconds: the time to take turns for.
+        least_turns: the least number of turns, after two for warm-up.
 
     Raises:
         ValueError: no candidate, or fewer than one turn.
@@ -56,7 +56,7 @@ def time_paired(candidates: Mapping[str, Candidate], *, seconds: float, least_tu
     start = time.perf_counter()
     turns = -WARMUP_TURNS
     while turns < least_turns or time.perf_counter() - start < seconds:
-        # Back and forth, so that nobody always follows the same neighbour.
+        # The order alternates, so that no candidate always follows the same one.
         for name, candidate in list(candidates.items())[:: 1 if turns % 2 else -1]:
             elapsed = _seconds(candidate)
             if turns >= 0:

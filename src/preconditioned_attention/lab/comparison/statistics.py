@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,15 +48,13 @@ def student_interval(values: Sequence[float], *, scale: float = 0.0) -> Interval
     """
     if not values or not all(math.isfinite(value) for value in values):
         raise ValueError(f"values must be finite numbers, at least one; got {list(values)}")
-    count = len(values)
-    mean = math.fsum(values) / count
+    mean = statistics.fmean(values)
     rounding = 8 * 2.0**-52 * max(scale, *(abs(value) for value in values))
     has_spread = max(values) - min(values) > rounding
-    if count < 2:
+    if len(values) < 2:
         return Interval(tuple(values), mean, None, None, has_spread)
-    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-    quantile = float(require("scipy.stats", extra="train").t.ppf((1 + LEVEL) / 2, count - 1))
-    half = quantile * math.sqrt(variance / count)
+    stats = require("scipy.stats", extra="train")
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values))
     return Interval(tuple(values), mean, mean - half, mean + half, has_spread)
 
 

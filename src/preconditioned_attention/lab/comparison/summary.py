@@ -73,7 +73,7 @@ class ArmSummary:
 def summarize(plan: Plan, records: Mapping[RunKey, RunRecord]) -> dict[str, ArmSummary]:
     """The results of each arm of ``plan``, in the plan's order. ``records`` holds every run of the plan."""
     chosen = {name: chosen_runs(plan, records, name) for name in plan.arms}
-    return {name: _summarise_arm(plan, records, name, chosen[name], chosen[REFERENCE]) for name in plan.arms}
+    return {name: _summarize_arm(plan, records, name, chosen[name], chosen[REFERENCE]) for name in plan.arms}
 
 
 def rate_summaries(plan: Plan, records: Mapping[RunKey, RunRecord], arm: str) -> tuple[RateSummary, ...]:
@@ -102,7 +102,7 @@ def chosen_runs(plan: Plan, records: Mapping[RunKey, RunRecord], arm: str) -> tu
     return tuple(run.metrics for run in runs if run.metrics is not None)
 
 
-def _summarise_arm(
+def _summarize_arm(
     plan: Plan,
     records: Mapping[RunKey, RunRecord],
     name: str,

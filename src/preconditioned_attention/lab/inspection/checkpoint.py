@@ -1,4 +1,4 @@
-"""Weights from a file into a model, or the reason why not."""
+"""Loading of checkpoint files into a model."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ...conversion import precondition_
 from ...layers.mark import Mark, read_mark
 
 _MARK = ".preconditioner.requires_preconditioned_attention"
-_WRAPPERS = ("state_dict", "model", "module")  # under which training scripts save the weights
-_PREFIXES = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before names
+_WRAPPERS = ("state_dict", "model", "module")  # keys under which training scripts save the weights
+_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _SHOWN = 3
 
 
 def load_checkpoint(model: nn.Module, path: Path) -> str:
-    """Load the weights in ``path`` into ``model``; one that was trained preconditioned converts the model first.
+    """Load the weights in ``path`` into ``model``, which is converted first if they were trained preconditioned.
 
-    Files of `safetensors` and of `torch.save`, of which nothing but tensors is read. A classifier of another size and
-    weights that the model has no place for (a head, for a model without one) are left out.
+    Reads files of `safetensors` and `torch.save` (tensors only). A classifier of another size, and weights without a
+    counterpart in the model (such as a head), are skipped.
 
     Returns:
-        What was done, in words.
+        A description of what was loaded.
 
     Raises:
-        OSError: the file is not there or cannot be read.
+        OSError: the file does not exist or cannot be read.
         ValueError: it holds no weights, or those of another architecture.
     """
     found = _without_prefix(_read(path), getattr(model, "base_model_prefix", ""))
@@ -45,12 +45,12 @@ def load_checkpoint(model: nn.Module, path: Path) -> str:
     if missing or other:
         raise ValueError(
             f"checkpoint: {path} does not fit this model: {_named('missing', missing)}; "
-            f"{_named('of another shape', other)}. Is it of this architecture?"
+            f"{_named('of another shape', other)}. Is the architecture the same?"
         )
     unused = [key for key in found if key not in own]
     model.load_state_dict({key: value for key, value in found.items() if key in own and key not in head}, strict=False)
-    notes = [converted, _named("without a place here", unused) if unused else ""]
-    notes.append(_named("of another size and left random", head) if head else "")
+    notes = [converted, _named("without a counterpart", unused) if unused else ""]
+    notes.append(_named("of another size, left random", head) if head else "")
     return "; ".join([f"weights from {path.name}", *filter(None, notes)])
 
 
@@ -71,7 +71,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (OSError, ImportError, MemoryError):
         raise
     except Exception as error:
-        # Broken and foreign files raise whatever the parser stumbles over, safetensors an error of its own.
+        # Invalid files raise various errors; safetensors has its own.
         hint = " (only tensors are read, no other objects)" if isinstance(error, pickle.UnpicklingError) else ""
         raise ValueError(f"checkpoint: {path} cannot be read as weights{hint}: {str(error).splitlines()[0]}") from error
     for name in _WRAPPERS:
@@ -89,7 +89,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _without_prefix(found: dict[str, Tensor], base: str) -> dict[str, Tensor]:
-    """Names without what wrappers put before them, and, of transformers, without that of the model inside a head's."""
+    """Names without the prefixes of wrappers, and of the base model in a transformers model with a head."""
     for prefix in _PREFIXES:
         if all(key.startswith(prefix) for key in found):
             found = {key.removeprefix(prefix): value for key, value in found.items()}
@@ -97,7 +97,7 @@ def _without_prefix(found: dict[str, Tensor], base: str) -> dict[str, Tensor]:
 
 
 def _convert_as_marked(model: nn.Module, found: dict[str, Tensor], path: Path) -> str:
-    """Convert the attention that the checkpoint marks as preconditioned; what was done, or nothing."""
+    """Convert the attention that the checkpoint marks as preconditioned; return a description, or an empty string."""
     marks = {key.removesuffix(_MARK): _read_mark(value, path) for key, value in found.items() if key.endswith(_MARK)}
     if not marks:
         return ""
@@ -111,7 +111,7 @@ def _convert_as_marked(model: nn.Module, found: dict[str, Tensor], path: Path) -
         gain=1.0 if has_gain else None,
     )
     precondition_(model, config, include="all", filter_fn=lambda module, name: name in marks)
-    return f"trained with preconditioned attention in {len(marks)} layers, which is how it is run"
+    return f"trained with preconditioned attention in {len(marks)} layers, which were converted"
 
 
 def _read_mark(mark: Tensor, path: Path) -> Mark:

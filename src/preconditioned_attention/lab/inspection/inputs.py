@@ -1,4 +1,4 @@
-"""What the inspected model is shown: images or text of the user's, or noise. Never anything from a hub."""
+"""The input of the inspected model: the user's images or text, or generated input. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from ..._extras import require
 
 BATCH = 2
-WINDOW = 128  # tokens of a text; fewer where the model takes fewer
+WINDOW = 128  # tokens of a text; fewer if the model takes fewer
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 BYTES = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Keyword arguments for the model, or positional ones, and in words what they are."""
+    """Positional or keyword arguments for the model, with a description."""
 
     args: tuple[Tensor, ...] = ()
     kwargs: dict[str, Any]
@@ -28,18 +28,18 @@ class Inputs:
 
 
 def make_inputs(model: nn.Module, name: str, *, images: Path | None, text: Path | None, seed: int) -> Inputs:
-    """A small batch for ``model``, from what the user gave or of noise.
+    """A small batch for ``model``: the user's files, or generated input.
 
     Args:
         model: of timm or transformers.
-        name: by which it was built: a folder with a tokenizer has its text cut by that, any other by bytes.
+        name: of the model; for a folder with a tokenizer, text is tokenized by it, otherwise by bytes.
         images: a folder with images; the first ones in alphabetical order are taken.
         text: a UTF-8 file; its first tokens are taken.
-        seed: of the noise.
+        seed: of the generated input.
 
     Raises:
-        ValueError: the model takes something else than was given, or what was given is not enough.
-        OSError: it cannot be read.
+        ValueError: the model takes another kind of input, or the input is too short.
+        OSError: a file cannot be read.
     """
     if images is not None and text is not None:
         raise ValueError("--images and --text exclude each other: a model here reads one of the two")
@@ -81,11 +81,11 @@ def _image_inputs(model: nn.Module, folder: Path | None, generator: torch.Genera
 
 
 def _image_preparation(model: nn.Module) -> tuple[tuple[int, int, int], Callable[[Any], Tensor], str]:
-    """The input's size, the function from a picture to a tensor, and what it does in words."""
+    """The input's size, the function from an image to a tensor, and its description."""
     if not hasattr(model, "main_input_name"):
         data = require("timm.data", extra="vision")
         config = data.resolve_model_data_config(model)
-        return config["input_size"], data.create_transform(**config), "prepared as timm's configuration says"
+        return config["input_size"], data.create_transform(**config), "preprocessed by timm's configuration"
     config = model.config
     side, channels = getattr(config, "image_size", 224), getattr(config, "num_channels", 3)
     height, width = (side, side) if isinstance(side, int) else side
@@ -130,20 +130,18 @@ def _text_inputs(model: nn.Module, name: str, file: Path | None, generator: torc
 
 
 def _tokens(file: Path, name: str, vocabulary: int, window: int) -> tuple[Tensor, str]:
-    """Up to :data:`BATCH` windows of the file's tokens, and how they were made."""
+    """Up to :data:`BATCH` windows of the file's tokens, and how they were tokenized."""
     if not file.is_file():
         raise FileNotFoundError(f"--text: {file} is not a file")
     if any((Path(name) / own).is_file() for own in ("tokenizer.json", "tokenizer_config.json")):
         tokenizers = require("transformers", extra="language").AutoTokenizer
         tokenizer = tokenizers.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-        ids, words = tokenizer(file.read_text(encoding="utf-8")).input_ids, "cut by the model's tokenizer"
+        ids, words = tokenizer(file.read_text(encoding="utf-8")).input_ids, "tokenized by the model's tokenizer"
     elif vocabulary < BYTES:
-        raise ValueError(f"--text: {name} comes without a tokenizer, and its {vocabulary} tokens are too few for bytes")
+        raise ValueError(f"--text: {name} has no tokenizer, and its {vocabulary} tokens are too few for bytes")
     else:
         ids = list(file.read_bytes())
-        words = (
-            "one token per byte: no tokenizer of the model is here, so the tokens are not those that it was made for"
-        )
+        words = "one token per byte, because the model has no tokenizer here; it was not trained on such tokens"
     if len(ids) < window:
         raise ValueError(f"--text: {file} has {len(ids)} tokens; one window of the model needs {window}")
     count = min(BATCH, len(ids) // window)

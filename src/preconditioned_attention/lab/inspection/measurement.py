@@ -1,4 +1,4 @@
-"""From a model and its input to numbers per layer and head."""
+"""Measurement of every head of a model on one input."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ...diagnostics.medians import median
 from .inputs import Inputs
 
 SAMPLES = 2  # matrices per head: images or sequences; of windows as many
-DOUBLE_LIMIT = 500_000_000  # parameters up to which a model is run in double precision
-RUN_LIMIT = 1_500_000_000  # and up to which it is run at all
+DOUBLE_LIMIT = 500_000_000  # parameters up to which a model is run in float64
+RUN_LIMIT = 1_500_000_000  # parameters up to which a model is run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Head:
 
     @property
     def factor(self) -> float:
-        """By how much `C` divides kappa."""
+        """kappa before `C` over kappa after it."""
         return self.kappa_before / self.kappa_after
 
 
@@ -49,14 +49,14 @@ class LayerProfile:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What was seen of one model.
+    """The measurements of one model.
 
     Attributes:
-        weights: where the weights come from, in words.
-        precision: in which the model was run.
+        weights: the source of the weights, in words.
+        precision: the dtype in which the model was run.
         heads: in the order of layers and heads.
         profiles: one per layer.
-        no_entropy: per layer without a softmax matrix, why.
+        no_entropy: per layer without a softmax matrix, the reason.
     """
 
     weights: str
@@ -71,11 +71,11 @@ class Inspection:
         return tuple(profile.layer for profile in self.profiles)
 
 
-def refuse_large(model: nn.Module, name: str) -> None:
-    """Raise if running the model would take more memory and time than a look at it is worth.
+def check_size(model: nn.Module, name: str) -> None:
+    """Raise if the model is too large to be run for an inspection.
 
     Raises:
-        ValueError: with what to do instead.
+        ValueError: it is; the message names alternatives.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if parameters > RUN_LIMIT:
@@ -88,8 +88,8 @@ def refuse_large(model: nn.Module, name: str) -> None:
 def measure_model(model: nn.Module, inputs: Inputs, *, layers: Sequence[str], weights: str) -> Inspection:
     """Run the model once in evaluation mode and measure the heads of ``layers``.
 
-    In double precision, if the model is not too large: attention rows that are nearly parallel, as they are at
-    initialisation, have condition numbers that single precision cannot tell. The model is changed to that dtype.
+    In float64, if the model is not too large, because float32 cannot resolve the condition numbers of nearly parallel
+    rows, as at initialization. The model is converted to that dtype.
 
     Raises:
         ValueError: the model cannot be run on this input, or a layer was not called.
@@ -107,7 +107,7 @@ def measure_model(model: nn.Module, inputs: Inputs, *, layers: Sequence[str], we
         _run(model, inputs, dtype)
     silent = [layer for layer in layers if layer not in values]
     if silent:
-        raise ValueError(f"{', '.join(silent)}: not called on this input, so there is nothing to see of it")
+        raise ValueError(f"{', '.join(silent)}: not called on this input, so there is nothing to measure")
     records = [record for record in monitor.records if record.layer in layers]
     return Inspection(
         weights=weights,
@@ -138,7 +138,7 @@ def _profile(matrices: Tensor) -> Tensor:
 
 
 def _layer_profile(layer: str, values: list[tuple[Tensor, Tensor]]) -> LayerProfile:
-    """Of the first call: a layer that is called again may have seen another number of tokens."""
+    """Of the first call, because later calls of a layer may have another number of tokens."""
     before, after = values[0]
     return LayerProfile(layer=layer, before=tuple(before.tolist()), after=tuple(after.tolist()))
 

@@ -1,4 +1,4 @@
-"""The page of an inspection: what stands where."""
+"""The page of an inspection: its sections in order, and their text."""
 
 from __future__ import annotations
 
@@ -22,41 +22,40 @@ from ..reporting import (
     plot_heat_maps,
     plot_profiles,
 )
+from .findings import CHANGED, explanation, helped, most_and_least, summary
 from .measurement import Head, Inspection
-from .words import CHANGED, explanation, helped, most_and_least, summary
 
 Numbers = Sequence[tuple[str, Callable[[Head], float]]]
 
 INTRODUCTION = (
     "Preconditioned attention multiplies the output A of every attention head (one row per token) by the diagonal "
-    "matrix C with entries 1 / ‖A_i‖, so that every row has length one. This page shows what that does to each head's "
-    "condition number kappa, the largest singular value over the smallest, and whether there was anything to do."
+    "matrix C with entries 1 / ‖A_i‖, so that every row has norm one. This page shows how that changes each head's "
+    "condition number kappa, the largest singular value over the smallest."
 )
 
 TERMS = (
     (
         "kappa before and after C",
-        "Of A and of C A. Large means that some direction of the head's output is nearly lost. Where the model is not "
-        "converted, C A is what the method would give on the very same input, the layers before left as they are. A "
-        "crossed cell: the matrix is numerically singular, so that no number is meant.",
+        "Of A and of C A. A large value means that some direction of the head's output is nearly lost. If the model is "
+        "not converted, C A is computed from the A of the plain model. A crossed cell is numerically singular.",
     ),
     (
         "Spread of row norms",
-        "Standard deviation over mean of the lengths of A's rows. C can change kappa only where it is well above zero.",
+        "Standard deviation over mean of the norms of A's rows. C can change kappa only if it is well above zero.",
     ),
     (
         "Common direction",
-        "How much of the matrix is one row that all tokens share, from 0 to 1. Near 1 the rows are nearly parallel, "
-        "which makes kappa large, and which no row scaling changes.",
+        "The share of the matrix that one row common to all tokens explains, from 0 to 1. Near 1 the rows are nearly "
+        "parallel, which makes kappa large and which no row scaling changes.",
     ),
     (
         "Entropy",
-        "Mean over the tokens, in nats: 0 where each attends to one token, log N where it attends to all N alike.",
+        "Mean over the tokens, in nats: 0 if each attends to one token, log N if it attends equally to all N.",
     ),
     (
-        "What this page does not say",
-        "Whether training with C gives a better model: that takes runs with and without it, such as precond compare "
-        "makes. Numbers are medians over two samples of the input named above; another input gives others.",
+        "Limits",
+        "Whether training with C gives a better model needs runs with and without it (precond compare). Numbers are "
+        "medians over two samples of the input named above, and depend on it.",
     ),
 )
 
@@ -69,25 +68,25 @@ def build_page(
     conversion: Table,
     environment: Mapping[str, Any],
 ) -> Page:
-    """The page for one inspection, or for two of the same architecture side by side (initialisation, checkpoint)."""
+    """The page for one inspection, or for two of the same architecture side by side (initialization, checkpoint)."""
     titles = [one.weights for one in inspections]
     facts = tuple(
         (f"Weights {index}" if len(titles) > 1 else "Weights", title) for index, title in enumerate(titles, 1)
     )
     seen = Text((INTRODUCTION,), (*facts, ("Input", input_words), ("Arithmetic", _precision(inspections))))
     sections = [
-        Section("What was seen", (*map(_finding, inspections), seen)),
+        Section("Findings", (*map(_finding, inspections), seen)),
         *(Section(f"Layer by head: {one.weights}", (_beside(one, inspections),)) for one in inspections),
         Section("Where C helps most, and where least", tuple(t for one in inspections for t in _extremes(one))),
         Section("Singular values", tuple(map(_profiles, inspections))),
-        Section("How spread out attention is", _entropy(inspections)),
+        Section("Entropy of attention", _entropy(inspections)),
         Section("How to read this", (Text(terms=TERMS),)),
         Section("Every head", tuple(map(_every_head, inspections)), folded=True),
-        Section("What a conversion would do", (conversion,), folded=True),
+        Section("Conversion", (conversion,), folded=True),
         Section("Where it ran", (_environment(environment),), folded=True),
     ]
     return Page(
-        title=f"Inside the attention of {name}",
+        title=f"Attention of {name}",
         subtitle=f"{len(inspections[0].layers)} attention layers, {len(inspections[0].heads)} heads",
         sections=tuple(sections),
         footer="Written by precond inspect.",
@@ -106,7 +105,7 @@ def layer_table(name: str, inspection: Inspection) -> Table:
         title=f"{name}: {inspection.weights}",
         columns=("layer", "heads", "rows x dim", "kappa", "kappa after C", "spread", "common direction", "entropy"),
         rows=tuple(rows),
-        note="Medians over the heads whose number can be told; –: none can.",
+        note="Medians over the heads with a finite value; –: there is none.",
     )
 
 
@@ -119,7 +118,7 @@ def _finding(inspection: Inspection) -> Callout:
 
 
 def _beside(one: Inspection, inspections: Sequence[Inspection]) -> Figures:
-    """kappa and, beside it, what explains it; colors mean the same for every inspection."""
+    """kappa, and next to it what explains it; the color scale is the same for every inspection."""
     kappa = [("A", lambda head: head.kappa_before), ("C A", lambda head: head.kappa_after)]
     shares = [
         ("spread of row norms", lambda head: head.spread),
@@ -163,7 +162,7 @@ def _extremes(inspection: Inspection) -> tuple[Table | Text, ...]:
     if most:
         blocks.append(_heads_table("Where C helps most", most))
     else:
-        blocks.append(Text((f"C helps no head: it divides no condition number by {CHANGED:g} or more.",)))
+        blocks.append(Text((f"C improves no head: it divides no condition number by {CHANGED:g} or more.",)))
     return (*blocks, _heads_table("Where C helps least", least)) if least else tuple(blocks)
 
 

@@ -40,7 +40,7 @@ def inspect_weights(
         on_stage(STAGES[0])
         torch.manual_seed(SEED)
         model = build_model(name)
-        words = f"random initialisation, seed {SEED}" if path is None else load_checkpoint(model, path)
+        words = f"random initialization, seed {SEED}" if path is None else load_checkpoint(model, path)
         on_stage(STAGES[1])
         inputs = make_inputs(model, name, images=images, text=text, seed=SEED)
         on_stage(STAGES[2])

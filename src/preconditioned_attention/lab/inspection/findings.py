@@ -1,4 +1,4 @@
-"""What the numbers say, in sentences that a reader can act on."""
+"""The findings of an inspection in sentences."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ SHOWN = 5
 
 
 def ranked(heads: Sequence[Head]) -> list[Head]:
-    """The heads whose factor can be told, from the one where `C` helps most to the one where it helps least."""
+    """The heads with a known factor, largest first."""
     return sorted((head for head in heads if not math.isnan(head.factor)), key=lambda head: -head.factor)
 
 
 def helped(heads: Sequence[Head]) -> list[Head]:
-    """The heads whose kappa `C` divides by more than :data:`CHANGED`, most first."""
+    """The heads whose kappa `C` divides by at least :data:`CHANGED`, largest factor first."""
     return [head for head in ranked(heads) if head.factor >= CHANGED]
 
 
 def summary(inspection: Inspection) -> tuple[str, ...]:
-    """The findings: how many heads `C` helps, hurts and leaves, how large kappa is, and what that means."""
+    """How many heads `C` improves, worsens and leaves unchanged, the median kappa, and a conclusion."""
     heads = inspection.heads
     order, singular = ranked(heads), len(heads) - len(ranked(heads))
     better, worse = helped(heads), [head for head in order if head.factor <= 1 / CHANGED]
@@ -33,13 +33,13 @@ def summary(inspection: Inspection) -> tuple[str, ...]:
         before, after = (median(getattr(h, name) for h in order) for name in ("kappa_before", "kappa_after"))
         sentences.append(
             f"Of {len(order)} heads, C divides the condition number by {CHANGED:g} or more in {len(better)}, "
-            f"multiplies it by as much in {len(worse)}, and leaves it about as it was in "
+            f"multiplies it by as much in {len(worse)}, and changes it less in "
             f"{len(order) - len(better) - len(worse)}. The median is {before:.4g} before and {after:.4g} after C."
         )
     if singular:
         sentences.append(
             f"{singular} of {len(heads)} heads are numerically singular in {inspection.precision}, or not finite: "
-            "their condition numbers cannot be told."
+            "their condition numbers are unknown."
         )
     sentences.append(_conclusion(median(head.spread for head in heads), bool(better)))
     return tuple(sentences)
@@ -48,21 +48,21 @@ def summary(inspection: Inspection) -> tuple[str, ...]:
 def _conclusion(spread: float, helps: bool) -> str:
     if helps:
         return (
-            f"The median spread of row norms, which is what C has to act on, is {spread:.1%}. A lower condition number "
-            "is not a better model: only training with and without C can show that (precond compare)."
+            f"The median spread of row norms is {spread:.1%}. A lower condition number does not imply a better model: "
+            "train with and without C to compare (precond compare)."
         )
     if spread < UNEVEN:
         reason = f"row norms hardly differ (their median spread is {spread:.1%}), and C changes nothing but row norms"
     else:
-        reason = f"row norms differ (their median spread is {spread:.1%}), but evening them out does not lower kappa"
+        reason = f"row norms differ (their median spread is {spread:.1%}), but making them equal does not lower kappa"
     return (
-        f"There is nothing here for C to improve: {reason}. Converting this model would change what it computes, and "
-        "not how well conditioned its heads are."
+        f"C improves no head: {reason}. Converting this model would change its outputs without improving the "
+        "conditioning of its heads."
     )
 
 
 def explanation(head: Head) -> str:
-    """Why `C` does to this head what it does."""
+    """Why `C` changes the kappa of this head, or does not."""
     if not math.isfinite(head.spread):
         return "The rows are not finite."
     return explain(
@@ -74,7 +74,7 @@ def explanation(head: Head) -> str:
 
 
 def most_and_least(inspection: Inspection) -> tuple[list[Head], list[Head]]:
-    """Up to five heads where `C` helps most, if it helps any, and up to five others where it helps least."""
+    """Up to five improved heads with the largest factors, and up to five others with the smallest."""
     most = helped(inspection.heads)[:SHOWN]
     least = [head for head in reversed(ranked(inspection.heads)) if head not in most][:SHOWN]
     return most, least

@@ -1,24 +1,24 @@
 import math
 
 from preconditioned_attention.lab.inspection import summary
-from preconditioned_attention.lab.inspection.words import explanation, most_and_least
+from preconditioned_attention.lab.inspection.findings import explanation, most_and_least
 from tests.helpers.inspection_models import head, inspection
 
 
 def test_nothing_to_change_is_said_to_be_so() -> None:
     words = " ".join(summary(inspection(head(), head(head=1))))
     assert "Of 2 heads, C divides the condition number by 1.1 or more in 0" in words
-    assert "nothing here for C to improve: row norms hardly differ (their median spread is 1.0%)" in words
+    assert "C improves no head: row norms hardly differ (their median spread is 1.0%)" in words
     uneven = " ".join(summary(inspection(head(spread=0.4), head(head=1, spread=0.4))))
-    assert "row norms differ (their median spread is 40.0%), but evening them out does not lower kappa" in uneven
+    assert "row norms differ (their median spread is 40.0%), but making them equal does not lower kappa" in uneven
 
 
 def test_what_helps_and_hurts_is_counted() -> None:
     heads = [head(kappa_after=50.0, spread=0.4), head(head=1, kappa_after=200.0), head(head=2), head(head=3)]
     words = " ".join(summary(inspection(*heads)))
-    assert "1.1 or more in 1, multiplies it by as much in 1, and leaves it about as it was in 2" in words
-    assert "nothing here" not in words
-    assert "not a better model" in words
+    assert "1.1 or more in 1, multiplies it by as much in 1, and changes it less in 2" in words
+    assert "improves no head" not in words
+    assert "does not imply a better model" in words
 
 
 def test_singular_heads_are_not_counted_as_anything_else() -> None:
