@@ -1,7 +1,9 @@
 """The tables of docs/results.md are those of the files in docs/results/ and benchmarks/results/."""
 
 import csv
+import gzip
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -85,3 +87,18 @@ def test_the_costs_of_the_monitor() -> None:
     plain, full = (f"training step, {arm}" for arm in ("plain", "full"))
     assert f"adds {added[plain, 'every=50']:.1f} % (plain model) and {added[full, 'every=50']:.1f} % (conv" in WORDS
     assert f"every step adds {added[plain, 'every=1']:.0f} % and {added[full, 'every=1']:.0f} %" in WORDS
+
+
+def test_the_results_are_small_and_whole() -> None:
+    files = [path for path in RESULTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 6_000_000
+    for folder in filter(Path.is_dir, RESULTS.iterdir()):
+        summary = json.loads((folder / "summary.json").read_text())
+        runs = json.loads(gzip.decompress((folder / "runs.json.gz").read_bytes()))
+        assert [(run["arm"], run["seed"], run["learning_rate"]) for run in runs] == [
+            (run["arm"], run["seed"], run["learning_rate"]) for run in summary["runs"]
+        ]
+        linked = re.findall(r'src="([^"]*)"', (folder / "report.html").read_text())
+        assert sorted(linked) == sorted(path.name for path in folder.glob("*.png"))
+        names = {"summary.json", "runs.json.gz", "report.html", *linked}
+        assert {path.name for path in folder.iterdir()} == names

@@ -35,7 +35,8 @@ TONES: dict[Outcome, Tone] = {
 
 INTRODUCTION = (
     "Preconditioned attention multiplies the output A of every attention head (one row per token) by the diagonal "
-    "matrix C with entries 1 / ‖A_i‖, so that every row has length one. Otherwise the arms are identical."
+    "matrix C with entries 1 / ‖A_i‖, so that every row has length one. The arms differ only in whether "
+    "and how C is applied."
 )
 
 CONDITIONING = (

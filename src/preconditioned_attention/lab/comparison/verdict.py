@@ -134,8 +134,8 @@ def _rate_sentences(summary: ArmSummary) -> list[str]:
     if len(summary.rates) == 1:
         return [f"There was one learning rate ({summary.learning_rate:g}), so none was chosen on validation data."]
     return [
-        f"The chosen learning rate {summary.learning_rate:g} is the smallest or largest of those that finished: "
-        "the grid does not bracket the optimum, and a wider grid may change the result."
+        f"The chosen learning rate {summary.learning_rate:g} is at the edge of the rates that finished: "
+        "the grid does not bracket the optimum, and a wider one may change the result."
     ]
 
 

@@ -156,6 +156,7 @@ def plot_intervals(rows: Sequence[SeedInterval], *, title: str, x_label: str, re
         axes.plot(row.values, [position + 0.26] * len(row.values), linestyle="", marker="|", color=color, markersize=9)
         marker = MARKERS[row.style % len(MARKERS)]
         axes.plot(row.mean, position, marker=marker, color=color, markersize=8.5, markeredgecolor="white", zorder=4)
+    axes.xaxis.set_major_locator(require("matplotlib.ticker", extra="train").MaxNLocator(6))
     axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=10.5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.text(0, 1.0, reference, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=9.5)
