@@ -117,7 +117,7 @@ def test_of_all_layouts_the_right_one_alone_is_proven(family: str) -> None:
     layouts = [(n, form, False) for n in (1, 2, 3, 4, 6, 8) for form in ("merged", "channels", "split", "tokens")]
     proven = []
     for num_heads, form, interleaved in [*layouts, *((n, "merged", True) for n in (2, 3, 4, 6, 8))]:
-        register_prehook(type(model), point=point, num_heads=num_heads, form=form, interleaved=interleaved)
+        register_prehook(type(model), hook_target=point, num_heads=num_heads, form=form, interleaved=interleaved)
         with suppress(VerificationError, ValueError):
             check = check_adapter(model, names["inputs"])
             assert check.complete, "what is wrong is refused, not left open"

@@ -27,7 +27,7 @@ def make(kind: Any) -> type[nn.Module]:
             out: torch.Tensor = self.proj(torch.softmax(q @ k.mT, -1) @ v)
             return out
 
-    pa.register_prehook(Pool, point="proj", num_heads=1, kind=kind)
+    pa.register_prehook(Pool, hook_target="proj", num_heads=1, kind=kind)
     return Pool
 
 

@@ -73,7 +73,7 @@ def converted(cls: type[nn.Module], config: PreconditionConfig | None = None) ->
 )
 def test_one_line_is_enough(told: dict[str, Any]) -> None:
     cls = make()
-    register_prehook(cls, point="proj", **told)
+    register_prehook(cls, hook_target="proj", **told)
     entry, out, expected = converted(cls)
     assert (entry.mechanism, entry.num_heads, entry.head_dim) == ("pre-hook", 3, 4)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-13)
@@ -81,7 +81,7 @@ def test_one_line_is_enough(told: dict[str, Any]) -> None:
 
 def test_a_gain_per_head_is_had_where_the_heads_are_told() -> None:
     cls = make()
-    register_prehook(cls, point="proj", head_dim=4)
+    register_prehook(cls, hook_target="proj", head_dim=4)
     entry, out, expected = converted(cls, PreconditionConfig(gain=1.0))
     assert entry.num_heads == 3
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-13)
@@ -101,13 +101,13 @@ class Streams(nn.Module):
 
 
 def test_several_points_and_what_follows_attentions_entries() -> None:
-    register_prehook(Streams, point=["first", "second"], num_heads=3, width="width")
+    register_prehook(Streams, hook_target=["first", "second"], num_heads=3, width="width")
     model, x = Streams().double(), torch.randn(2, 6, 12, dtype=torch.float64)
     made = equilibrate(rows(x, model.qkv, 3)).transpose(1, 2).flatten(2)
     expected = [model.first(made[:, :3]), model.second(torch.cat([made[:, 3:], x[:, :3, :8]], -1))]
     precondition_(model)
     torch.testing.assert_close(model(x), torch.cat(expected, 1), rtol=1e-12, atol=1e-13)
-    register_prehook(Streams, point=("first", "second"), num_heads=3)
+    register_prehook(Streams, hook_target=("first", "second"), num_heads=3)
     with pytest.raises(ValueError, match=r"3 heads of 4 make 12, which is what 'second' takes|does not divide the 20"):
         plan_conversion(Streams())
 
@@ -139,22 +139,34 @@ def test_what_a_module_returns(form: str, extra: bool) -> None:
 @pytest.mark.parametrize(
     ("told", "message"),
     {
-        "heads": ({"point": "proj", "num_heads": "head"}, r"num_heads='head': Mine has no attribute 'head'.*'heads'\?"),
-        "path": ({"point": "proj", "num_heads": "config.n_heads"}, r"SimpleNamespace has no attribute.*'n_head'\?"),
-        "point": ({"point": "project", "num_heads": "heads"}, r"no child 'project' \(did you mean 'proj'\?\)"),
-        "no module": ({"point": "heads", "num_heads": "heads"}, "no child 'heads'"),
-        "float": ({"point": "proj", "num_heads": "config.ratio"}, "is 0.5; a positive integer is wanted"),
-        "text": ({"point": "proj", "num_heads": "config.name"}, "is 'own'; a positive integer"),
-        "bool": ({"point": "proj", "num_heads": "config.flag"}, "is True; a positive integer"),
-        "zero": ({"point": "proj", "num_heads": lambda module: 0}, "is 0; a positive integer"),
+        "heads": (
+            {"hook_target": "proj", "num_heads": "head"},
+            r"num_heads='head': Mine has no attribute 'head'.*'heads'\?",
+        ),
+        "path": (
+            {"hook_target": "proj", "num_heads": "config.n_heads"},
+            r"SimpleNamespace has no attribute.*'n_head'\?",
+        ),
+        "hook target": (
+            {"hook_target": "project", "num_heads": "heads"},
+            r"no child 'project' \(did you mean 'proj'\?\)",
+        ),
+        "no module": ({"hook_target": "heads", "num_heads": "heads"}, "no child 'heads'"),
+        "float": ({"hook_target": "proj", "num_heads": "config.ratio"}, "is 0.5; a positive integer is wanted"),
+        "text": ({"hook_target": "proj", "num_heads": "config.name"}, "is 'own'; a positive integer"),
+        "bool": ({"hook_target": "proj", "num_heads": "config.flag"}, "is True; a positive integer"),
+        "zero": ({"hook_target": "proj", "num_heads": lambda module: 0}, "is 0; a positive integer"),
         "divides": (
-            {"point": "proj", "num_heads": 5},
+            {"hook_target": "proj", "num_heads": 5},
             "num_heads=5 does not divide the 12, .*'proj' takes",
         ),
-        "width": ({"point": "proj", "head_dim": 5}, "head_dim=5 does not divide the 12"),
-        "product": ({"point": "proj", "num_heads": 3, "head_dim": 2}, "3 heads of 2 make 6, .*width= says how many"),
-        "nested": ({"point": "out.1", "num_heads": 5}, "does not divide the 12, which is what 'out.1' takes"),
-        "given": ({"point": "out.0", "num_heads": 5, "width": 12}, "does not divide the 12, which is width"),
+        "width": ({"hook_target": "proj", "head_dim": 5}, "head_dim=5 does not divide the 12"),
+        "product": (
+            {"hook_target": "proj", "num_heads": 3, "head_dim": 2},
+            "3 heads of 2 make 6, .*width= says how many",
+        ),
+        "nested": ({"hook_target": "out.1", "num_heads": 5}, "does not divide the 12, which is what 'out.1' takes"),
+        "given": ({"hook_target": "out.0", "num_heads": 5, "width": 12}, "does not divide the 12, which is width"),
     }.values(),
 )
 def test_what_does_not_fit_the_module_is_one_sentence(told: dict[str, Any], message: str) -> None:
@@ -168,7 +180,7 @@ def test_what_does_not_fit_the_module_is_one_sentence(told: dict[str, Any], mess
 
 def test_numbers_that_only_the_tensor_tells() -> None:
     cls = make()
-    register_prehook(cls, point="out.0", num_heads=5)
+    register_prehook(cls, hook_target="out.0", num_heads=5)
     cls.forward = lambda self, x: self.out[0](x)
     model = cls()
     assert precondition_(model).converted[0].head_dim is None
@@ -184,24 +196,48 @@ def test_numbers_that_only_the_tensor_tells() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     {
-        "no heads": (lambda: register_prehook(Own, point="proj"), ValueError, "num_heads or head_dim must be given"),
-        "heads": (lambda: register_prehook(Own, point="proj", num_heads=0), TypeError, "num_heads must be .*; got 0"),
-        "bool": (lambda: register_prehook(Own, point="proj", num_heads=True), TypeError, "num_heads must be"),
-        "text": (lambda: register_prehook(Own, point="proj", num_heads=""), TypeError, "num_heads must be"),
-        "float": (lambda: register_prehook(Own, point="proj", head_dim=4.0), TypeError, "head_dim must be"),
-        "point": (lambda: register_prehook(Own, point=(), num_heads=3), TypeError, r"point must be .*; got \(\)"),
-        "points": (lambda: register_prehook(Own, point=["proj", 3], num_heads=3), TypeError, "point must be"),
+        "no heads": (
+            lambda: register_prehook(Own, hook_target="proj"),
+            ValueError,
+            "num_heads or head_dim must be given",
+        ),
+        "heads": (
+            lambda: register_prehook(Own, hook_target="proj", num_heads=0),
+            TypeError,
+            "num_heads must be .*; got 0",
+        ),
+        "bool": (lambda: register_prehook(Own, hook_target="proj", num_heads=True), TypeError, "num_heads must be"),
+        "text": (lambda: register_prehook(Own, hook_target="proj", num_heads=""), TypeError, "num_heads must be"),
+        "float": (lambda: register_prehook(Own, hook_target="proj", head_dim=4.0), TypeError, "head_dim must be"),
+        "hook target": (
+            lambda: register_prehook(Own, hook_target=(), num_heads=3),
+            TypeError,
+            r"hook_target must be .*; got \(\)",
+        ),
+        "hook targets": (
+            lambda: register_prehook(Own, hook_target=["proj", 3], num_heads=3),
+            TypeError,
+            "hook_target must be",
+        ),
         "form": (
-            lambda: register_prehook(Own, point="proj", num_heads=3, form="mixed"),
+            lambda: register_prehook(Own, hook_target="proj", num_heads=3, form="mixed"),
             ValueError,
             "form must be one",
         ),
-        "kind": (lambda: register_prehook(Own, point="proj", num_heads=3, kind="soft"), ValueError, "kind must be one"),
+        "kind": (
+            lambda: register_prehook(Own, hook_target="proj", num_heads=3, kind="soft"),
+            ValueError,
+            "kind must be one",
+        ),
         "width": (lambda: register_posthook(Own, form="split", width=3), ValueError, "concern merged heads"),
         "post": (lambda: register_posthook(Own), ValueError, "num_heads or head_dim must be given"),
-        "class": (lambda: register_prehook(Own(), point="proj", num_heads=3), TypeError, "pass Own itself"),
-        "none": (lambda: register_prehook(point="proj", num_heads=3), TypeError, "got none"),
-        "name": (lambda: register_prehook("a.B", point="proj", num_heads=3), ValueError, "no package or module 'a'"),
+        "class": (lambda: register_prehook(Own(), hook_target="proj", num_heads=3), TypeError, "pass Own itself"),
+        "none": (lambda: register_prehook(hook_target="proj", num_heads=3), TypeError, "got none"),
+        "name": (
+            lambda: register_prehook("a.B", hook_target="proj", num_heads=3),
+            ValueError,
+            "no package or module 'a'",
+        ),
     }.values(),
 )
 def test_what_can_be_told_at_once_is_refused_at_once(
@@ -215,9 +251,9 @@ def test_what_can_be_told_at_once_is_refused_at_once(
 def test_a_later_declaration_takes_the_place_of_an_earlier_one_and_goes_before_ours() -> None:
     cls = timm.layers.attention.Attention
     try:
-        register_prehook(cls, point="proj", num_heads=7)
+        register_prehook(cls, hook_target="proj", num_heads=7)
         register_posthook(cls, num_heads="num_heads")
-        register_prehook(cls, point="norm", num_heads="num_heads")
+        register_prehook(cls, hook_target="norm", num_heads="num_heads")
         assert precondition_(cls(8, 2)).converted[0].mechanism == "pre-hook"
     finally:
         unregister_adapter(cls)
@@ -226,14 +262,14 @@ def test_a_later_declaration_takes_the_place_of_an_earlier_one_and_goes_before_o
 
 def test_channel_attention_is_asked_for_by_its_option() -> None:
     cls = make()
-    register_prehook(cls, point="proj", num_heads="heads", kind="pooling")
+    register_prehook(cls, hook_target="proj", num_heads="heads", kind="pooling")
     assert plan_conversion(cls()).entries[0].status == "skipped"
     assert plan_conversion(cls(), include=["pooling"]).entries[0].status == "converted"
 
 
 def test_a_subclass_of_an_adapter_of_ones_own_still_works_beside_it() -> None:
     cls = make()
-    adapter = register_prehook(cls, point="proj", num_heads="heads")
+    adapter = register_prehook(cls, hook_target="proj", num_heads="heads")
     other = make()
     register_adapter(other)(adapter)
     entry, out, expected = converted(other)

@@ -176,7 +176,7 @@ def test_a_number_of_heads_is_compiled_whole(told: dict) -> None:
 
 
 class HookedByHand(nn.Module):
-    """An attention in all but name: what comes is the heads' outputs, and ``point`` sees them first."""
+    """An attention in all but name: what comes is the heads' outputs, and ``hook_target`` sees them first."""
 
     def __init__(self, layout: Layout, point: nn.Module, *, behind: bool = False, pair: bool = False) -> None:
         super().__init__()

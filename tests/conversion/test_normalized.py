@@ -6,15 +6,15 @@ from open_clip.transformer import Attention
 from torch import nn
 
 from preconditioned_attention import precondition_
-from preconditioned_attention.conversion.normalized import normalised_already
+from preconditioned_attention.conversion.normalized import normalized_already
 from preconditioned_attention.conversion.registry import HeadShape, find_adapter
 
 
 def test_one_head_and_a_norm() -> None:
-    assert normalised_already(nn.LayerNorm(8), HeadShape(1, 8)).startswith("normalised already: there is one head")
-    assert normalised_already(nn.LayerNorm(8), HeadShape(2, 4)) is None
-    assert normalised_already(nn.Identity(), HeadShape(1, 8)) is None
-    assert normalised_already(None, HeadShape(1, 8)) is None
+    assert normalized_already(nn.LayerNorm(8), HeadShape(1, 8)).startswith("normalised already: there is one head")
+    assert normalized_already(nn.LayerNorm(8), HeadShape(2, 4)) is None
+    assert normalized_already(nn.Identity(), HeadShape(1, 8)) is None
+    assert normalized_already(None, HeadShape(1, 8)) is None
 
 
 def bitnet(heads: int) -> nn.Module:
@@ -34,7 +34,7 @@ BUILDERS = {
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_is_refused_for_one_head_and_served_for_two(name: str) -> None:
-    refusals = [find_adapter(module).refusal(module) for module in map(BUILDERS[name], (1, 2))]
+    refusals = [find_adapter(module).unsupported_reason(module) for module in map(BUILDERS[name], (1, 2))]
     assert refusals[0].startswith("normalised already")
     assert refusals[1] is None
 

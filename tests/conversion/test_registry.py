@@ -16,7 +16,7 @@ from preconditioned_attention.conversion import (
     restore_,
 )
 from preconditioned_attention.conversion.registry import (
-    Refused,
+    UnsupportedAdapter,
     find_adapter,
     read_int,
     register_adapter,
@@ -74,7 +74,7 @@ def test_what_is_registered_by_name_is_listed() -> None:
 
 def test_what_is_refused_is_never_converted() -> None:
     adapter = find_adapter(timm.layers.global_context.GlobalContext(8))
-    assert isinstance(adapter, Refused)
+    assert isinstance(adapter, UnsupportedAdapter)
     with pytest.raises(AssertionError, match="must not be converted"):
         adapter.attach(nn.Linear(2, 2), None)
     with pytest.raises(AssertionError, match="never converted"):
@@ -102,7 +102,7 @@ def adapter_class(*classes: type[nn.Module] | str, point: str = "proj") -> type[
         def shape(self, module: nn.Module) -> HeadShape:
             return HeadShape(2, 4)
 
-    OwnAdapter.point = point
+    OwnAdapter.hook_target = point
     return OwnAdapter
 
 

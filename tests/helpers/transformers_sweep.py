@@ -30,7 +30,13 @@ from preconditioned_attention.conversion import ConversionReport
 from preconditioned_attention.conversion.convert import plan_conversion
 from preconditioned_attention.conversion.detection import static
 from preconditioned_attention.conversion.model_factory import build_without_weights
-from preconditioned_attention.conversion.registry import Adapter, Refused, class_name, find_adapter, is_composite
+from preconditioned_attention.conversion.registry import (
+    Adapter,
+    UnsupportedAdapter,
+    class_name,
+    find_adapter,
+    is_composite,
+)
 
 Status = Literal["converted", "defined", "refused", "delegates", "no attention", "unknown"]
 
@@ -123,7 +129,9 @@ def _classified(cls: type[nn.Module]) -> SweptClass:
         status, remark = _without_adapter(cls)
         return SweptClass(class_name(cls), status, remark, "")
     refusal = (
-        adapter.refusal(module) if isinstance(adapter, Refused) or adapter.mechanism == "attention interface" else None
+        adapter.unsupported_reason(module)
+        if isinstance(adapter, UnsupportedAdapter) or adapter.mechanism == "attention interface"
+        else None
     )
     if refusal is not None:
         return SweptClass(class_name(cls), "refused", refusal, "")

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cases import CASES, Case
 
 from preconditioned_attention.conversion import plan_conversion
-from preconditioned_attention.conversion.detection.runtime import as_arguments, observe, uncovered
+from preconditioned_attention.conversion.detection.runtime import call_arguments, detect_in_run, unlisted_attention
 from preconditioned_attention.lab.census.support import with_census
 
 # Classes that are named after attention, have run, and weigh nothing by a softmax.
@@ -55,13 +55,13 @@ class Count:
         model, inputs = build()
         model.eval()
         listed = plan_conversion(model).entries
-        args, kwargs = as_arguments(inputs)
+        args, kwargs = call_arguments(inputs)
         with ExitStack() as stack:
             ran = _recording(model, stack)
-            seen = observe(model, args, kwargs)
+            seen = detect_in_run(model, args, kwargs)
         self.cases += 1
         self.seen |= {_class(model, path) for path in seen}
-        self.missed |= {_class(model, path) for path in uncovered(model, seen, listed)}
+        self.missed |= {_class(model, path) for path in unlisted_attention(model, seen, listed)}
         unknown = {entry.path for entry in listed if entry.status == "unknown"}
         self.only_read |= {_class(model, path) for path in unknown & ran if not _related(path, seen)}
         found = {*seen, *(entry.path for entry in listed)}

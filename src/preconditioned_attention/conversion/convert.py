@@ -12,14 +12,20 @@ from torch import nn
 from ..config import ROW_BACKENDS, PreconditionConfig
 from ..layers import Preconditioner
 from ..selection import DEFAULT_INCLUDE, KINDS, AttentionKind, Include, check_include
-from .detection.runtime import as_arguments, observe, uncovered
+from .detection.runtime import call_arguments, detect_in_run, unlisted_attention
 from .detection.static import computes_attention
 from .guards.call_guard import guard, unguard
-from .guards.compile_cache import hold_apart, hold_as_ever
-from .guards.dynamic_class import changed_class, unknown_reason
-from .guards.first_pass import release, watch
-from .guards.instance_forward import follow_class, is_compiled, kept_forward, own_forward_refusal, own_forwards
-from .registry import Adapter, HeadShape, class_name, find_adapter, has_namesake, is_composite, why_unread
+from .guards.compile_cache import mark_holders, unmark_holders
+from .guards.dynamic_class import changed_class_reason, unknown_reason
+from .guards.first_pass import unwatch_first_pass, watch_first_pass
+from .guards.instance_forward import (
+    instance_forwards,
+    is_compiled,
+    kept_forward_reason,
+    rebind_forwards,
+    unknown_forward_reason,
+)
+from .registry import Adapter, HeadShape, class_name, find_adapter, has_namesake, is_composite, unread_reason
 from .report import ConversionEntry, ConversionReport, Status
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -85,8 +91,8 @@ def precondition_(
     _check_plan(report, sites, config, strict)
     chosen = [site for site in sites if site.entry.status == "converted"]
     attach_all([(site.module, site.adapter) for site in chosen if site.adapter], _factory(config, marker))
-    hold_apart(model, [site.entry.path for site in chosen])
-    watch(model, [(site.entry.path, site.module) for site in chosen if site.module is not model])
+    mark_holders(model, [site.entry.path for site in chosen])
+    watch_first_pass(model, [(site.entry.path, site.module) for site in chosen if site.module is not model])
     return report
 
 
@@ -119,8 +125,8 @@ def restore_(model: nn.Module) -> int:
     if not converted:
         raise ValueError("nothing to restore: no module of this model is preconditioned")
     _check_swaps(converted)
-    release(model)
-    hold_as_ever(model, [path for path, _ in converted])
+    unwatch_first_pass(model)
+    unmark_holders(model, [path for path, _ in converted])
     for _, module in converted:
         detach(module)
     return len(converted)
@@ -131,7 +137,7 @@ def _check_swaps(converted: list[tuple[str, nn.Module]]) -> None:
     for path, module in converted:
         adapter = _converted_by.get(module) or find_adapter(module)
         if adapter is not None and adapter.mechanism == "class swap":
-            reason = changed_class(module) or kept_forward(module)
+            reason = changed_class_reason(module) or kept_forward_reason(module)
             if reason is not None:
                 raise ValueError(f"cannot restore {path!r}: {reason}")
 
@@ -169,7 +175,7 @@ def attach_all(
             _converted_by[module] = adapter
             plain = type(module)
             adapter.attach(module, preconditioner)
-            follow_class(module, plain)
+            rebind_forwards(module, plain)
             guard(module, preconditioner)
     except BaseException:
         for module in done:
@@ -188,7 +194,7 @@ def detach(module: nn.Module) -> None:
     unguard(module)
     converted = type(module)
     adapter.detach(module)
-    follow_class(module, converted)
+    rebind_forwards(module, converted)
     _converted_by.pop(module, None)
     del module.preconditioner
 
@@ -252,7 +258,9 @@ def _all_sites(
     sites = list(_sites(model, config, include, filter_fn))
     if example_inputs is None:
         return sites
-    seen = uncovered(model, observe(model, *as_arguments(example_inputs)), [site.entry for site in sites])
+    seen = unlisted_attention(
+        model, detect_in_run(model, *call_arguments(example_inputs)), [site.entry for site in sites]
+    )
     for path, reason in seen.items():
         module = model.get_submodule(path)
         sites.append(_Site(module, None, _entry(path, module, None, HeadShape(None, None), "unknown", reason)))
@@ -262,7 +270,7 @@ def _all_sites(
 
 def _is_compiled(module: nn.Module) -> bool:
     whole = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
-    return whole or any(is_compiled(forward) for forward in own_forwards(module))
+    return whole or any(is_compiled(forward) for forward in instance_forwards(module))
 
 
 def _sites(
@@ -277,7 +285,7 @@ def _sites(
         if adapter is not None:
             parts.update(f"{path}.{part}" if path else part for part in adapter.parts)
             yield _known_site(path, module, adapter, config, include, filter_fn)
-        elif not is_composite(module) and ((unread := why_unread(module)) or computes_attention(module)):
+        elif not is_composite(module) and ((unread := unread_reason(module)) or computes_attention(module)):
             reason = unknown_reason(type(module), unread)
             if has_namesake(module):
                 reason = "an adapter is registered for another class of this name; build the model anew, or register it"
@@ -293,7 +301,7 @@ def _known_site(
     filter_fn: FilterFn | None,
 ) -> _Site:
     shape = adapter.shape(module)
-    refusal = own_forward_refusal(module) or adapter.refusal(module)
+    refusal = unknown_forward_reason(module) or adapter.unsupported_reason(module)
     status: Status
     if filter_fn is not None and not filter_fn(module, path):
         status, reason = "skipped", "left out by filter_fn"
@@ -301,7 +309,7 @@ def _known_site(
         status, reason = "unsupported", refusal
     elif adapter.kind not in include:
         status, reason = "skipped", f"{adapter.kind} is not included; include={(*include, adapter.kind)!r} converts it"
-    elif config.backend not in ROW_BACKENDS and not adapter.honours_backend:
+    elif config.backend not in ROW_BACKENDS and not adapter.honors_backend:
         status = "unsupported"
         reason = f"backend={config.backend!r} computes attention, and this class keeps its own and has its rows scaled"
     elif config.gain is not None and shape.num_heads is None:

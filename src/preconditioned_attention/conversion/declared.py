@@ -16,7 +16,7 @@ from .registry import Adapter, HeadShape, register_adapter
 
 def register_prehook(
     *classes: type[nn.Module] | str,
-    point: str | Sequence[str],
+    hook_target: str | Sequence[str],
     num_heads: Count | None = None,
     head_dim: Count | None = None,
     form: Form = "merged",
@@ -31,9 +31,9 @@ def register_prehook(
 
     Args:
         classes: the attention classes, or their names, as :func:`register_adapter` takes them.
-        point: path below the module of the first child that is called with the heads' outputs, as its first argument:
-            the output projection, unless a gate, a norm or a dropout stands before it. Several, where several streams
-            leave one attention.
+        hook_target: path below the module of the first child that is called with the heads' outputs, as its first
+            argument: the output projection, unless a gate, a norm or a dropout comes before it. Several paths where
+            one attention has several outputs.
         num_heads, head_dim: how many heads, and how wide one head's output is: a number, the path of an attribute
             below the module, or a function of the module. One of the two is enough.
         form: where the heads lie: ``"merged"``: ``(..., N, H d)``; ``"channels"``: ``(B, H d, ...)``, as in images;
@@ -63,16 +63,16 @@ def register_prehook(
         ...         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         ...         rows = torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, dim=-1) @ v
         ...         return self.proj(rows.transpose(1, 2).flatten(2))
-        >>> adapter = pa.register_prehook(MyAttention, point="proj", num_heads="heads")
+        >>> adapter = pa.register_prehook(MyAttention, hook_target="proj", num_heads="heads")
         >>> model = MyAttention(16, 4)
         >>> print(pa.precondition_(model).converted[0].head_dim)
         4
     """
-    points = (point,) if isinstance(point, str) else tuple(point) if isinstance(point, Sequence) else ()
-    if not (points and all(isinstance(path, str) and path for path in points)):
-        raise TypeError(f"point must be the path of a child, such as 'proj', or several; got {point!r}")
+    targets = (hook_target,) if isinstance(hook_target, str) else hook_target
+    if not (isinstance(targets, Sequence) and targets and all(isinstance(path, str) and path for path in targets)):
+        raise TypeError(f"hook_target must be the path of a child, such as 'proj', or several; got {hook_target!r}")
     location = HeadLocation(
-        hook_targets=points,
+        hook_targets=tuple(targets),
         num_heads=num_heads,
         head_dim=head_dim,
         form=form,
@@ -136,7 +136,7 @@ class DeclaredPreHook(PreHook):
         """What the declaration says about ``module``."""
         return self.location.layout(module)
 
-    def points(self, module: nn.Module) -> tuple[str, ...]:
+    def hook_targets(self, module: nn.Module) -> tuple[str, ...]:
         """The declared children."""
         return self.location.targets(module)
 

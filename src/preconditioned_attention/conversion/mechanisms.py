@@ -47,7 +47,7 @@ class ClassSwap(Adapter):
         >>> @pa.register_adapter(Core)
         ... class CoreAdapter(ClassSwap):
         ...     original, replacement = Core, PreconditionedCore
-        ...     honours_backend = True
+        ...     honors_backend = True
         ...
         ...     def shape(self, module):
         ...         return HeadShape(num_heads=None, head_dim=None)
@@ -62,7 +62,7 @@ class ClassSwap(Adapter):
     original: ClassVar[type[nn.Module]]
     replacement: ClassVar[type[nn.Module]]
 
-    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
+    def supports(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
         """Whether ``cls`` is the class itself, or already the replacement."""
         return cls is registered or cls is self.replacement
 
@@ -208,20 +208,20 @@ class AttachmentGuard:
     hook behind, and nothing of ours would run to notice.
     """
 
-    def __init__(self, points: tuple[str, ...]) -> None:
-        self.points = points
+    def __init__(self, targets: tuple[str, ...]) -> None:
+        self.targets = targets
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Look at every attachment point; compiled code was looked at when it was traced."""
+        """Check every hook target; compiled code was checked when it was traced."""
         compiling = torch.compiler.is_compiling()
-        for point in self.points:
-            child = module.get_submodule(point)
+        for target in self.targets:
+            child = module.get_submodule(target)
             if not compiling:
                 trace_into(child, is_symbolic(*args) and isinstance(child, _SAME_IN_TRAINING))
             if not any(isinstance(hook, RowHook) for hook in child._forward_pre_hooks.values()):
                 _refuse(
-                    f"the preconditioner of this {type(module).__name__} is no longer attached: its {point!r} has been "
-                    "replaced since the conversion, by LoRA or its merging, by quantisation or the like. Call "
+                    f"the preconditioner of this {type(module).__name__} is no longer attached: its {target!r} has "
+                    "been replaced since the conversion, by LoRA or its merging, by quantisation or the like. Call "
                     "restore_(model), and precondition_(model) after that step"
                 )
 
@@ -258,9 +258,9 @@ def _is_tensor(x: object) -> bool:
 
 
 class PreHook(Adapter):
-    """A :class:`RowHook` on the child named ``point``, the first module that sees the heads' outputs.
+    """A :class:`RowHook` on the child named ``hook_target``, the first module that sees the heads' outputs.
 
-    Where the heads' place or the child depends on the module, override :meth:`layout` or :meth:`points`.
+    Where the heads' place or the child depends on the module, override :meth:`layout` or :meth:`hook_targets`.
 
     Example:
         >>> import torch
@@ -275,7 +275,7 @@ class PreHook(Adapter):
         ...         return self.out(rows if self.heads_last else rows.transpose(1, 2))
         >>> @pa.register_adapter(Merge)
         ... class MergeAdapter(PreHook):
-        ...     point = "out"
+        ...     hook_target = "out"
         ...
         ...     def shape(self, module):
         ...         return HeadShape(num_heads=2, head_dim=4)
@@ -289,23 +289,23 @@ class PreHook(Adapter):
     """
 
     mechanism = "pre-hook"
-    point: ClassVar[str]
+    hook_target: ClassVar[str]
 
     def layout(self, module: nn.Module) -> Layout:
         """Where the heads lie; merged head by head along the last axis unless a subclass says otherwise."""
         shape = self.shape(module)
         return Layout(shape.head_dim, num_heads=shape.num_heads if shape.head_dim is None else None)
 
-    def points(self, module: nn.Module) -> tuple[str, ...]:
+    def hook_targets(self, module: nn.Module) -> tuple[str, ...]:
         """The children to hook; several where several streams leave one attention."""
-        return (self.point,)
+        return (self.hook_target,)
 
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
-        """Hook the attachment points, and watch that the hooks stay there."""
-        for point in self.points(module):
+        """Hook the targets, and check at every call that the hooks are still there."""
+        for target in self.hook_targets(module):
             hook = RowHook(preconditioner, self.layout(module))
-            module.get_submodule(point).register_forward_pre_hook(hook)
-        module.register_forward_pre_hook(AttachmentGuard(self.points(module)))
+            module.get_submodule(target).register_forward_pre_hook(hook)
+        module.register_forward_pre_hook(AttachmentGuard(self.hook_targets(module)))
 
     def detach(self, module: nn.Module) -> None:
         """Find the hooks by their type (a copied model has no handles), wherever a tool has taken them."""

@@ -7,7 +7,7 @@ from torch import nn
 from .registry import HeadShape
 
 
-def normalised_already(norm: object, shape: HeadShape) -> str | None:
+def normalized_already(norm: object, shape: HeadShape) -> str | None:
     """Why a norm over all merged heads undoes C, or None: it does where there is one head.
 
     Row by row, ``norm(c a) = norm(a)`` for every ``c > 0``, up to its eps. Over several heads it is another thing: C

@@ -18,7 +18,7 @@ from ..selection import AttentionKind
 from .class_names import class_name as class_name
 from .class_names import existing_class
 from .source_texts.known_texts import is_read, known_texts, versions_read
-from .source_texts.reachable_code import reached_from
+from .source_texts.reachable_code import reachable_from
 from .unsupported import UnsupportedClass, unsupported_classes
 
 Kind: TypeAlias = AttentionKind | Literal["other"]
@@ -80,18 +80,18 @@ class Adapter(ABC):
     kind: Kind = "softmax"
     mechanism: ClassVar[str]
     value_skip: bool = False  # whether it adds a skip to its output and honours config.placement
-    honours_backend: bool = False  # whether `Preconditioner.attend` computes it, by config.backend
+    honors_backend: bool = False  # whether `Preconditioner.attend` computes it, by config.backend
     parts: tuple[str, ...] = ()  # paths inside it that belong to it and are not listed on their own
     definition: str = ""  # what counts as a head's output, where that is a choice of ours
 
-    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
+    def supports(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
         """Whether ``cls``, which is ``registered`` or inherits from it, runs the forward that this adapter knows.
 
         Every method that it reaches has to be the one of ``registered``: `forward` may call what a subclass overrides.
         """
         return cls is registered or _methods_run(cls) == _methods_run(registered)
 
-    def refusal(self, module: nn.Module) -> str | None:
+    def unsupported_reason(self, module: nn.Module) -> str | None:
         """Why this very module cannot be converted, or None."""
         return None
 
@@ -109,10 +109,10 @@ class Adapter(ABC):
 
 
 def _methods_run(cls: type[nn.Module]) -> set[tuple[type, str]]:
-    return {(method.holder, method.name) for method in reached_from(cls).methods}
+    return {(method.holder, method.name) for method in reachable_from(cls).methods}
 
 
-class Refused(Adapter):
+class UnsupportedAdapter(Adapter):
     """An attention class that is recognized and cannot be converted."""
 
     mechanism = "none"
@@ -120,7 +120,7 @@ class Refused(Adapter):
     def __init__(self, entry: UnsupportedClass) -> None:
         self.reason, self.kind = entry
 
-    def refusal(self, module: nn.Module) -> str:
+    def unsupported_reason(self, module: nn.Module) -> str:
         """The reason."""
         return self.reason
 
@@ -180,7 +180,7 @@ def register_adapter(*classes: type[nn.Module] | str) -> Callable[[AdapterClass]
         ...         return self.proj(heads.transpose(1, 2).flatten(2))
         >>> @register_adapter(MyAttention)
         ... class MyAdapter(PreHook):
-        ...     point = "proj"
+        ...     hook_target = "proj"
         ...
         ...     def shape(self, module):
         ...         return HeadShape(num_heads=4, head_dim=4)
@@ -321,9 +321,9 @@ def find_adapter(module: nn.Module) -> Adapter | None:
     load_adapters()
     for base in cls.__mro__:
         for adapter in _adapters_for(base):
-            if adapter.serves(cls, base) and _knows(adapter, module, base):
+            if adapter.supports(cls, base) and _knows(adapter, module, base):
                 return adapter
-    return found_by_look_up(cls)
+    return find_by_lookup(cls)
 
 
 def _adapters_for(cls: type[nn.Module]) -> Iterator[Adapter]:
@@ -332,7 +332,7 @@ def _adapters_for(cls: type[nn.Module]) -> Iterator[Adapter]:
     yield from _adapters_of_classes.get(cls, ())
     yield from _adapters.get(name, ())
     if name in unsupported_classes():
-        yield Refused(unsupported_classes()[name])
+        yield UnsupportedAdapter(unsupported_classes()[name])
 
 
 def _knows(adapter: Adapter, module: nn.Module, registered: type[nn.Module]) -> bool:
@@ -342,7 +342,7 @@ def _knows(adapter: Adapter, module: nn.Module, registered: type[nn.Module]) -> 
     be restored, whatever became of its class since.
     """
     converted = isinstance(getattr(module, "preconditioner", None), Preconditioner)
-    if not _is_ours(adapter) or isinstance(adapter, Refused) or converted:
+    if not _is_ours(adapter) or isinstance(adapter, UnsupportedAdapter) or converted:
         return True
     parts = _parts(adapter, module)
     return is_read(type(module), registered) and all(_is_read_part(part, registered) for part in parts)
@@ -363,12 +363,12 @@ def _library(cls: type) -> str:
     return cls.__module__.partition(".")[0]
 
 
-def why_unread(module: nn.Module) -> str | None:
+def unread_reason(module: nn.Module) -> str | None:
     """Why a module that passes for attention that this package converts is not served by it, or None."""
     cls = type(module)
     load_adapters()
     for base in cls.__mro__:
-        if any(not isinstance(adapter, Refused) for adapter in _adapters.get(class_name(base), ())):
+        if any(not isinstance(adapter, UnsupportedAdapter) for adapter in _adapters.get(class_name(base), ())):
             return _of_another_text(cls, base)
     return next((why for likeness in _likenesses if (why := likeness(cls)) is not None), None)
 
@@ -382,7 +382,7 @@ def _of_another_text(cls: type[nn.Module], registered: type[nn.Module]) -> str:
     )
 
 
-def found_by_look_up(cls: type[nn.Module]) -> Adapter | None:
+def find_by_lookup(cls: type[nn.Module]) -> Adapter | None:
     """The adapter that a finder has for ``cls``, whatever is registered for it by name."""
     load_adapters()
     return next((found for finder in _finders if (found := finder(cls)) is not None), None)
@@ -410,7 +410,7 @@ def registered_adapters() -> Iterator[tuple[str, Adapter]]:
             yield name, adapter
     for name, entry in unsupported_classes().items():
         if name.partition(".")[0] in sys.modules:
-            yield name, Refused(entry)
+            yield name, UnsupportedAdapter(entry)
 
 
 def adapter_libraries() -> tuple[str, ...]:

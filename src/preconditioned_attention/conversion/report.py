@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from .detection.runtime import observe, uncovered
+from .detection.runtime import detect_in_run, unlisted_attention
 from .verify import Verification, VerificationError, verify
 
 Status = Literal["converted", "skipped", "unsupported", "unknown"]
@@ -81,11 +81,11 @@ class ConversionReport:
             names = ", ".join(repr(path) for path in found if path in plain)
             raise ValueError(f"not preconditioned any more: {names}; call precondition_(model)")
         results = verify(modules, model if through is None else through, example_inputs, example_options)
-        self._check_that_all_is_listed(model, observe(model, example_inputs, example_options, through=through))
+        self._check_that_all_is_listed(model, detect_in_run(model, example_inputs, example_options, through=through))
         return results
 
     def _check_that_all_is_listed(self, model: nn.Module, seen: Mapping[str, str]) -> None:
-        unlisted = uncovered(model, seen, self.entries)
+        unlisted = unlisted_attention(model, seen, self.entries)
         if unlisted:
             raise VerificationError(
                 "attention that the report does not list was seen when the model ran; register an adapter for it, or "

@@ -109,7 +109,7 @@ X = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_right_adapter_is_proven_however_attention_is_computed(form: str) -> None:
-    register_prehook(Own, point="proj", num_heads="heads")
+    register_prehook(Own, hook_target="proj", num_heads="heads")
     check = check_adapter(Own(form), X)
     assert check.complete, str(check)
     (attention,) = check.attentions
@@ -121,7 +121,7 @@ def test_a_right_adapter_is_proven_however_attention_is_computed(form: str) -> N
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("heads", "told"), [(8, "2 wide"), (2, "8 wide"), (1, "16 wide")])
 def test_a_wrong_head_width_is_refused_where_verify_sees_unit_rows(form: str, heads: int, told: str) -> None:
-    register_prehook(Own, point="proj", num_heads=heads)
+    register_prehook(Own, hook_target="proj", num_heads=heads)
     model = Own(form)
     precondition_(model).verify(X)
     restore_(model)
@@ -132,7 +132,7 @@ def test_a_wrong_head_width_is_refused_where_verify_sees_unit_rows(form: str, he
 
 def test_scaling_the_values_of_a_head_alone_catches_a_head_that_is_too_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same without the comparison of rows: it is a proof of its own."""
-    register_prehook(Own, point="proj", num_heads=2)
+    register_prehook(Own, hook_target="proj", num_heads=2)
     everything_found = Match(seen=8, looked_at=8, found=8, alike=False, axes={1: -1}, labelled=None)
     monkeypatch.setattr(adapter_check, "match_rows", lambda *args: everything_found)
     with pytest.raises(VerificationError, match="scaling the values of one head changes what leaves"):
@@ -147,7 +147,7 @@ def test_scaling_the_values_of_a_head_alone_catches_a_head_that_is_too_wide(monk
     ],
 )
 def test_a_wrong_layout_is_refused(told: dict[str, Any], message: str) -> None:
-    register_prehook(Own, point="proj", num_heads=4, **told)
+    register_prehook(Own, hook_target="proj", num_heads=4, **told)
     with pytest.raises((VerificationError, ValueError), match=message):
         check_adapter(Own(), X)
 
@@ -195,12 +195,12 @@ class Behind(Own):
         (Skipping, {}, "changes the model's output .*also takes a way that goes past"),
         (Shuffled, {}, "takes for one of 4 heads are rows of several"),
         (Unused, {}, "the attachment did not fire"),
-        (Behind, {"point": "gate"}, "or it is not attention's output"),
-        (Own, {"point": "qkv"}, "or it is not attention's output"),
+        (Behind, {"hook_target": "gate"}, "or it is not attention's output"),
+        (Own, {"hook_target": "qkv"}, "or it is not attention's output"),
     ],
 )
 def test_what_comes_between_or_goes_past_is_refused(cls: type[Own], told: dict[str, Any], message: str) -> None:
-    register_prehook(cls, **{"point": "proj", "num_heads": 4, **told})
+    register_prehook(cls, **{"hook_target": "proj", "num_heads": 4, **told})
     with pytest.raises(VerificationError, match=message):
         check_adapter(cls(), X)
 
@@ -224,7 +224,7 @@ def swap(forward: Any) -> type[Own]:
 
     @register_adapter(Mine)
     class Swap(ClassSwap):
-        honours_backend = True
+        honors_backend = True
         original = Mine
         replacement = type("Preconditioned", (Mine,), {"forward": forward})
 
@@ -260,7 +260,7 @@ def test_a_detach_that_leaves_something_behind_is_refused() -> None:
 
     @register_adapter(Mine)
     class Forgetful(PreHook):
-        point = "proj"
+        hook_target = "proj"
 
         def shape(self, module: nn.Module) -> HeadShape:
             return HeadShape(4, 4)
@@ -276,7 +276,7 @@ def test_a_detach_that_leaves_something_behind_is_refused() -> None:
 
 
 def test_what_cannot_be_seen_is_said() -> None:
-    register_prehook(Own, point="proj", num_heads=4)
+    register_prehook(Own, hook_target="proj", num_heads=4)
     check = check_adapter(Own("opaque"), X)
     assert not check.complete
     assert "not proven: that its rows are attention's" in str(check)
@@ -297,7 +297,7 @@ def test_what_is_a_heads_output_by_definition_is_said() -> None:
 
     @register_adapter(Mine)
     class Defined(PreHook):
-        point = "proj"
+        hook_target = "proj"
         definition = "gated rows"
 
         def shape(self, module: nn.Module) -> HeadShape:
@@ -312,7 +312,7 @@ def test_a_train_that_returns_nothing() -> None:
         def train(self, mode: bool = True) -> None:
             super().train(mode)
 
-    register_prehook(Mine, point="proj", num_heads=4)
+    register_prehook(Mine, hook_target="proj", num_heads=4)
     assert check_adapter(Mine(), X).complete
 
 
@@ -321,7 +321,7 @@ def test_attention_that_is_left_out_is_said() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return Own.forward(self, x)
 
-    register_prehook(Own, point="proj", num_heads=4)
+    register_prehook(Own, hook_target="proj", num_heads=4)
     check = check_adapter(nn.Sequential(Own(), Other()), X)
     assert [attention.path for attention in check.attentions] == ["0"]
     assert [entry.path for entry in check.left_out] == ["1"]
@@ -340,8 +340,8 @@ def test_gradients_and_outputs_must_be_finite() -> None:
 
     with pytest.raises(VerificationError, match=r"the gradient of 'gate\.bias' .* is not finite"):
         check_adapter(swap(forward)(), X)
-    register_prehook(Own, point="proj", num_heads=4)
-    register_prehook(Mine, point="proj", num_heads=4)
+    register_prehook(Own, hook_target="proj", num_heads=4)
+    register_prehook(Mine, hook_target="proj", num_heads=4)
     assert check_adapter(Mine(), X).attentions[0].unproven == (
         "that gradients are finite (some of the plain model's are not)",
     )
@@ -350,7 +350,7 @@ def test_gradients_and_outputs_must_be_finite() -> None:
 
 
 def test_the_model_and_the_random_state_are_left_alone() -> None:
-    register_prehook(Own, point="proj", num_heads=4)
+    register_prehook(Own, hook_target="proj", num_heads=4)
     model = Own().train()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     check_adapter(model, X)
@@ -362,7 +362,7 @@ def test_the_model_and_the_random_state_are_left_alone() -> None:
 
 
 def test_inputs_and_what_is_refused() -> None:
-    register_prehook(Own, point="proj", num_heads=4)
+    register_prehook(Own, hook_target="proj", num_heads=4)
     for inputs in (X, (X,), {"x": X}):
         assert check_adapter(Own(), inputs).complete
     with pytest.raises(TypeError, match="must be a tensor, a tuple"):
@@ -393,15 +393,15 @@ def test_inputs_and_what_is_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("config", [None, PreconditionConfig(gain=2.0, gradient="stop")])
 def test_other_dtypes_and_options(dtype: torch.dtype, config: PreconditionConfig | None) -> None:
-    register_prehook(Own, point="proj", num_heads="heads")
+    register_prehook(Own, hook_target="proj", num_heads="heads")
     assert check_adapter(Own().to(dtype), X.to(dtype), config).complete
 
 
 def test_many_rows_are_looked_at_by_a_sample() -> None:
-    register_prehook(Own, point="proj", num_heads="heads")
+    register_prehook(Own, hook_target="proj", num_heads="heads")
     x = torch.randn(4, 200, 16, generator=torch.Generator().manual_seed(0))
     assert check_adapter(Own(), x).attentions[0].rows == 3200
-    register_prehook(Own, point="proj", num_heads=8)
+    register_prehook(Own, hook_target="proj", num_heads=8)
     with pytest.raises(VerificationError, match="2 wide"):
         check_adapter(Own(), x)
 

@@ -1,7 +1,7 @@
 import torch
 from torch import Tensor, nn
 
-from preconditioned_attention.conversion.checking.products import Product, heads_of_attention, watching_products
+from preconditioned_attention.conversion.checking.products import Product, heads_of_attention, watch_products
 
 
 class Inner(nn.Module):
@@ -30,7 +30,7 @@ X = torch.randn(2, 3, 4)
 
 def test_products_are_told_by_module_and_by_what_went_into_them() -> None:
     model = Outer()
-    with torch.no_grad(), watching_products({"": model, "inner": model.inner}) as products:
+    with torch.no_grad(), watch_products({"": model, "inner": model.inner}) as products:
         model(X)
     assert [(p.of_weights, p.fused) for p in products[""]] == [(True, True)]
     assert [(p.of_weights, p.fused) for p in products["inner"]] == [(False, False), (True, False)]
@@ -43,7 +43,7 @@ def test_what_is_edited_goes_on() -> None:
     model = Inner()
     x = torch.randn(3, 4)
     expected = model.proj(2 * torch.softmax(x @ x.mT, dim=-1) @ x + 1)
-    with watching_products({"a": model}, lambda path, index, out: 2 * out if index == 1 else out):
+    with watch_products({"a": model}, lambda path, index, out: 2 * out if index == 1 else out):
         out = model(x)
     torch.testing.assert_close(out, expected)
 

@@ -3,7 +3,12 @@ import torch
 import torch.nn.functional as F
 
 from preconditioned_attention import PreconditionConfig
-from preconditioned_attention.conversion.checking.substitutes import Open, Scaling, powers_of_two, replaced
+from preconditioned_attention.conversion.checking.substitutes import (
+    PassThrough,
+    ScaledValues,
+    powers_of_two,
+    with_class,
+)
 from preconditioned_attention.layers import Preconditioner
 
 
@@ -12,7 +17,7 @@ def test_open_lets_attention_through_and_keeps_it(options: dict) -> None:
     q, k, v = torch.randn(3, 2, 4, 5, 8)
     k, v = (k[:, :2], v[:, :2]) if "enable_gqa" in options else (k, v)
     c = Preconditioner(PreconditionConfig())
-    with replaced({"a": c}, Open) as opened:
+    with with_class({"a": c}, PassThrough) as opened:
         out = c.attend(q, k, v, **options)
     expected = F.scaled_dot_product_attention(q, k, v, **options)
     assert torch.equal(out, expected)
@@ -25,7 +30,7 @@ def test_open_lets_attention_through_and_keeps_it(options: dict) -> None:
 def test_open_keeps_rows_as_they_came() -> None:
     c, rows = Preconditioner(PreconditionConfig()), torch.randn(2, 4, 5, 8)
     before = rows.clone()
-    with replaced({"a": c}, Open) as opened:
+    with with_class({"a": c}, PassThrough) as opened:
         assert c(rows) is rows
         rows.zero_()
     assert torch.equal(opened["a"].arrived[0], before)
@@ -36,7 +41,7 @@ def test_other_values_leave_preconditioned_attention_as_it_is() -> None:
     q, k, v = torch.randn(3, 2, 4, 5, 8)
     c = Preconditioner(PreconditionConfig())
     expected = c.attend(q, k, v)
-    with replaced({"a": c}, Scaling):
+    with with_class({"a": c}, ScaledValues):
         assert torch.equal(c.attend(q, k, v), expected)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from preconditioned_attention.conversion.detection.axes import moved, summed_axes, without
+from preconditioned_attention.conversion.detection.axes import follow_axes, remove_axes, summed_axes
 
 X = torch.zeros(2, 3, 4, 5)
 
@@ -48,18 +48,18 @@ def test_an_axis_is_followed(name: str, args: tuple, axis: int) -> None:
     if name in ("sum", "mean") and axis in summed_axes((source, *args), {}, source):
         pytest.skip("it is gone")
     out = getattr(source, name if name != "view" else "reshape")(*args)
-    assert moved(name, (source, *args), source, frozenset({axis}), out) == axes_that_vary(out)
+    assert follow_axes(name, (source, *args), source, frozenset({axis}), out) == axes_that_vary(out)
 
 
 def test_the_rest() -> None:
     x = torch.zeros(3, 4)
-    assert moved("t", (x,), x, frozenset({-1}), x.t()) == {-2}
-    assert moved("stack", ([x, x], 1), x, frozenset({-2}), torch.stack([x, x], 1)) == {-3}
-    assert moved("squeeze", (x[None], 0), x[None], frozenset({-1}), x) == {-1}
-    assert moved("select", (x, 0, 1), x, frozenset({-2}), x[0]) == frozenset()
-    assert moved("index", (x, [x]), x, frozenset({-1}), x[0]) is None
-    assert moved("abs", (x,), x, None, x) is None
+    assert follow_axes("t", (x,), x, frozenset({-1}), x.t()) == {-2}
+    assert follow_axes("stack", ([x, x], 1), x, frozenset({-2}), torch.stack([x, x], 1)) == {-3}
+    assert follow_axes("squeeze", (x[None], 0), x[None], frozenset({-1}), x) == {-1}
+    assert follow_axes("select", (x, 0, 1), x, frozenset({-2}), x[0]) == frozenset()
+    assert follow_axes("index", (x, [x]), x, frozenset({-1}), x[0]) is None
+    assert follow_axes("abs", (x,), x, None, x) is None
     assert summed_axes((x,), {}, x) == {-1, -2}
     assert summed_axes((x,), {"dim": 0}, x) == {-2}
-    assert without(frozenset({-1, -3}), frozenset({-2})) == {-1, -2}
-    assert without(None, frozenset({-2})) is None
+    assert remove_axes(frozenset({-1, -3}), frozenset({-2})) == {-1, -2}
+    assert remove_axes(None, frozenset({-2})) is None

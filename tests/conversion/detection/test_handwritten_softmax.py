@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from preconditioned_attention.conversion.detection.handwritten_softmax import normalises_exponentials
+from preconditioned_attention.conversion.detection.handwritten_softmax import has_handwritten_softmax
 
 
 def in_one_line(x: Tensor) -> Tensor:
@@ -43,15 +43,15 @@ def plain_mean(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("function", [in_one_line, by_names, divided_late, over_groups])
 def test_a_softmax_by_hand(function) -> None:
-    assert normalises_exponentials(function)
+    assert has_handwritten_softmax(function)
 
 
 @pytest.mark.parametrize("function", [temperature, decay, plain_mean])
 def test_exponentials_for_something_else(function) -> None:
-    assert not normalises_exponentials(function)
+    assert not has_handwritten_softmax(function)
 
 
 def test_without_a_source() -> None:
     values: dict = {}
     exec("def made(x):\n    return x.exp() / x.exp().sum()", values)
-    assert not normalises_exponentials(values["made"])
+    assert not has_handwritten_softmax(values["made"])

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from preconditioned_attention.conversion.detection.named_objects import meanings, nested_code, objects_named
+from preconditioned_attention.conversion.detection.named_objects import named_objects, nested_code, underlying_callables
 from tests.helpers import elsewhere
 from tests.helpers.elsewhere import mix_elsewhere as renamed
 
@@ -45,11 +45,11 @@ def test_names_mean_objects() -> None:
 
         return [elsewhere._inner(y) for y in x], renamed(x), F.relu, torch.ops.aten.bmm.default(x, x), local, LIMIT
 
-    found = objects_named(uses)
+    found = named_objects(uses)
     for value in (elsewhere._inner, renamed, F.relu, torch.ops.aten.bmm, F.softmax, LIMIT, elsewhere):
         assert any(value is other for other in found)
     assert not any(other is elsewhere.TABLE for other in found)
-    assert renamed in objects_named(makes(renamed))
+    assert renamed in named_objects(makes(renamed))
 
 
 def test_what_cannot_be_known_is_left_out() -> None:
@@ -58,7 +58,7 @@ def test_what_cannot_be_known_is_left_out() -> None:
 
         return x.softmax(-1), not_defined_anywhere, anything, os.path.not_there  # noqa: F821
 
-    named = [value for value in objects_named(uses) if value not in (os, os.path)]
+    named = [value for value in named_objects(uses) if value not in (os, os.path)]
     assert named == []
 
 
@@ -73,12 +73,12 @@ def test_wrappers_are_opened() -> None:
         (elsewhere.TABLE, elsewhere._inner),
         ([("one", renamed)], renamed),
     ):
-        assert any(meaning is function for meaning in meanings(wrapped))
-    (original,) = meanings(compiled)
+        assert any(meaning is function for meaning in underlying_callables(wrapped))
+    (original,) = underlying_callables(compiled)
     assert isinstance(original, FunctionType)
     assert original.__code__.co_filename == __file__
-    assert list(meanings(dict.fromkeys(range(1000), renamed))) == []
-    assert list(meanings(3)) == []
+    assert list(underlying_callables(dict.fromkeys(range(1000), renamed))) == []
+    assert list(underlying_callables(3)) == []
 
 
 def test_nested_code() -> None:

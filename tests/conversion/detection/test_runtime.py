@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from preconditioned_attention import precondition_
 from preconditioned_attention.conversion import VerificationError, plan_conversion, register_composite
-from preconditioned_attention.conversion.detection.runtime import as_arguments, observe
+from preconditioned_attention.conversion.detection.runtime import call_arguments, detect_in_run
 from preconditioned_attention.conversion.registry import _composite_classes
 
 X = torch.randn(2, 6, 4)
@@ -141,7 +141,7 @@ HIDDEN = {
 @pytest.mark.parametrize("name", HIDDEN)
 def test_attention_is_seen_when_it_runs(name: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4), HIDDEN[name])
-    assert list(observe(model, (X,), {})) == ["1"]
+    assert list(detect_in_run(model, (X,), {})) == ["1"]
 
 
 def experts(self: By, x: Tensor, *, select_first: bool) -> Tensor:
@@ -203,7 +203,7 @@ NONE = {
 
 @pytest.mark.parametrize("name", NONE)
 def test_what_is_none_is_not(name: str) -> None:
-    assert observe(NONE[name], (X,), {}) == {}
+    assert detect_in_run(NONE[name], (X,), {}) == {}
 
 
 class Scores(nn.Module):
@@ -218,18 +218,21 @@ class Mix(nn.Module):
 
 def test_the_innermost_module_that_holds_both() -> None:
     split = By(lambda self, x: self.parts[1](self.parts[0](x), x), Scores(), Mix())
-    assert observe(nn.Sequential(nn.Sequential(split)), (X,), {}) == {"0.0": "a softmax whose result reaches bmm"}
+    assert detect_in_run(nn.Sequential(nn.Sequential(split)), (X,), {}) == {"0.0": "a softmax whose result reaches bmm"}
     # A child that is not called, but whose forward is.
-    assert list(observe(By(lambda self, x: self.parts[0].forward(x), HIDDEN["softmax"]), (X,), {})) == ["parts.0"]
+    assert list(detect_in_run(By(lambda self, x: self.parts[0].forward(x), HIDDEN["softmax"]), (X,), {})) == ["parts.0"]
 
 
 def test_fast_paths_and_flex_attention() -> None:
     layer = nn.TransformerEncoderLayer(4, 2, batch_first=True).eval()
-    assert list(observe(nn.TransformerEncoder(layer, 2), (X,), {})) == ["layers.0.self_attn", "layers.1.self_attn"]
+    assert list(detect_in_run(nn.TransformerEncoder(layer, 2), (X,), {})) == [
+        "layers.0.self_attn",
+        "layers.1.self_attn",
+    ]
     from torch.nn.attention.flex_attention import flex_attention
 
     model = By(lambda self, x: flex_attention(x[:, None], x[:, None], x[:, None]))
-    assert observe(model, (X,), {}) == {"": "flex_attention"}
+    assert detect_in_run(model, (X,), {}) == {"": "flex_attention"}
 
 
 def test_nothing_is_left_behind() -> None:
@@ -244,7 +247,7 @@ def test_nothing_is_left_behind() -> None:
     before = copy.deepcopy(model.state_dict())
     held = dict(model.named_buffers())
     states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()
-    assert list(observe(model, (X,), {})) == [""]
+    assert list(detect_in_run(model, (X,), {})) == [""]
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert all(held[name] is buffer for name, buffer in model.named_buffers())
@@ -255,16 +258,16 @@ def test_nothing_is_left_behind() -> None:
 
 
 def test_forms_of_input() -> None:
-    assert as_arguments(X) == ((X,), {})
-    assert as_arguments((X, 2)) == ((X, 2), {})
-    assert as_arguments({"x": X}) == ((), {"x": X})
+    assert call_arguments(X) == ((X,), {})
+    assert call_arguments((X, 2)) == ((X, 2), {})
+    assert call_arguments({"x": X}) == ((), {"x": X})
     with pytest.raises(TypeError, match=r"example_inputs must be a tensor, a tuple .* got int"):
-        as_arguments(3)
+        call_arguments(3)
 
 
 def test_an_error_of_the_model_says_where_it_came_up() -> None:
     with pytest.raises(RuntimeError) as caught:
-        observe(nn.Linear(3, 3), (X,), {})
+        detect_in_run(nn.Linear(3, 3), (X,), {})
     assert "to show which of its modules compute attention" in caught.value.__notes__[0]
 
 

@@ -106,7 +106,7 @@ def pass_by(attention: nn.Module) -> None:
     plain = copy.deepcopy(attention)
     restore_(plain)
     attention.forward = plain.forward
-    for key in [key for key, hook in attention._forward_hooks.items() if not isinstance(hook, call_guard.Require)]:
+    for key in [key for key, hook in attention._forward_hooks.items() if not isinstance(hook, call_guard.RequireCall)]:
         del attention._forward_hooks[key]
 
 
@@ -148,7 +148,7 @@ def test_copies_are_guarded_and_restored_models_are_not(case: tuple[nn.Module, T
         twin(given)
         assert {type(module._modules) for module in twin.modules()} == {dict}
         hooks = [h for m in twin.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
-        assert not any(isinstance(hook, call_guard.Expect | call_guard.Require) for hook in hooks)
+        assert not any(isinstance(hook, call_guard.ExpectCall | call_guard.RequireCall) for hook in hooks)
 
 
 def test_one_graph_serves_changing_shapes_and_every_layer() -> None:

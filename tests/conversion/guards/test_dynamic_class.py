@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.utils import parametrizations, parametrize
 
 from preconditioned_attention import precondition_, restore_
-from preconditioned_attention.conversion.guards.dynamic_class import made_from
+from preconditioned_attention.conversion.guards.dynamic_class import base_of_dynamic_class
 from tests.helpers.explicit import relative_error
 
 SEQUENCES, IMAGES = torch.randn(3, 5, 16), torch.randn(2, 3, 32, 32)
@@ -60,10 +60,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
 
 def test_classes_that_were_made_are_told_from_others() -> None:
     attention = nn.MultiheadAttention(8, 2)
-    assert made_from(type(attention)) is None
+    assert base_of_dynamic_class(type(attention)) is None
     fully_shard(attention)
     assert type(attention) is not nn.MultiheadAttention
-    assert made_from(type(attention)) is nn.MultiheadAttention
+    assert base_of_dynamic_class(type(attention)) is nn.MultiheadAttention
 
 
 @TOOLS

@@ -73,7 +73,7 @@ class Direct(nn.Module):
 
 def hooks_left(model: nn.Module) -> int:
     hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
-    return sum(isinstance(hook, first_pass.FirstPass) for hook in hooks)
+    return sum(isinstance(hook, first_pass.FirstPassCheck) for hook in hooks)
 
 
 def test_a_fused_layer_is_an_error_at_the_first_pass() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from preconditioned_attention import precondition_, restore_
 from preconditioned_attention.conversion.convert import plan_conversion
-from preconditioned_attention.conversion.registry import find_adapter, why_unread
+from preconditioned_attention.conversion.registry import find_adapter, unread_reason
 from preconditioned_attention.conversion.source_texts.known_texts import known_texts, versions_read
 from preconditioned_attention.layers import MultiheadAttention
 
@@ -157,9 +157,9 @@ def test_the_part_that_computes_counts() -> None:
 
 def test_a_processor_of_diffusers_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     module = module_of("diffusers")
-    assert find_adapter(module).refusal(module) is None
+    assert find_adapter(module).unsupported_reason(module) is None
     monkeypatch.setattr(type(module.processor), "__call__", lambda self, attn, hidden_states: hidden_states)
-    assert "is not that which was read in diffusers 0.42.0 to" in find_adapter(module).refusal(module)
+    assert "is not that which was read in diffusers 0.42.0 to" in find_adapter(module).unsupported_reason(module)
 
 
 def test_what_is_converted_is_restored_whatever_became_of_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,10 +174,10 @@ def test_what_is_converted_is_restored_whatever_became_of_its_class(monkeypatch:
 
 def test_the_reason_names_the_versions_that_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
     module = module_of("timm, by table")
-    assert why_unread(nn.Linear(2, 2)) is None
+    assert unread_reason(nn.Linear(2, 2)) is None
     monkeypatch.setattr(known_class("timm, by table"), "forward", lambda self, x: x)
     assert versions_read("timm").startswith("timm 1.0.16 to ")
-    assert f"as read in {versions_read('timm')}, which its adapter knows; register an adapter" in why_unread(module)
+    assert f"as read in {versions_read('timm')}, which its adapter knows; register an adapter" in unread_reason(module)
 
 
 def test_without_a_source_code_has_to_be_where_its_class_is(monkeypatch: pytest.MonkeyPatch) -> None:

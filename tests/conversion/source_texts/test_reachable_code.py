@@ -8,7 +8,7 @@ from torch import nn
 from preconditioned_attention.conversion.source_texts.reachable_code import (
     function_digest,
     methods_digest,
-    reached_from,
+    reachable_from,
 )
 
 
@@ -54,18 +54,18 @@ class Commented(nn.Module):
 
 
 def digest(cls: type) -> str | None:
-    return methods_digest(reached_from(cls))
+    return methods_digest(reachable_from(cls))
 
 
 def test_reaches_methods_functions_and_what_super_calls() -> None:
-    reached = reached_from(Super)
+    reached = reachable_from(Super)
     assert [(method.holder, method.name) for method in reached.methods] == [
         (Super, "forward"),
         (Base, "forward"),
         (Base, "helped"),
     ]
     assert reached.functions == {("helper", helper)}
-    assert reached_from(nn.Linear).functions == set()
+    assert reachable_from(nn.Linear).functions == set()
 
 
 def test_the_digest_is_of_what_runs() -> None:

@@ -25,10 +25,10 @@ def test_classes_that_look_their_attention_up() -> None:
     (bert,) = [e for e in attention_classes("transformers.models.bert.modeling_bert") if "CrossAttention" in e.name]
     assert bert.looks_up
     assert bert.adapter is not None
-    assert bert.refusal is None
+    assert bert.unsupported_reason is None
     refused = attention_classes("transformers.models.florence2.modeling_florence2")
     channel = [entry for entry in refused if "VisionChannelAttention" in entry.name]
-    assert [bool(entry.refusal) for entry in channel] == [True]
+    assert [bool(entry.unsupported_reason) for entry in channel] == [True]
 
 
 def test_classes_of_a_file_are_its_own() -> None:

@@ -28,9 +28,9 @@ class KnownTextSwap(ClassSwap):
         texts = {getattr(cls.original, name): digest for name, digest in cls.methods.items()}
         return all(text_digest(function) == digest for function, digest in {**texts, **cls.functions}.items())
 
-    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
+    def supports(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
         """Whether ``cls`` is the class itself or already the replacement, and its text is known."""
-        return super().serves(cls, registered) and self.is_text_known()
+        return super().supports(cls, registered) and self.is_text_known()
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the module's attributes."""
@@ -42,11 +42,11 @@ class RefusingTextSwap(KnownTextSwap):
 
     read_in: ClassVar[str]  # the version that the replacement was written for
 
-    def serves(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
+    def supports(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
         """Whether ``cls`` is the class itself or already the replacement, whatever its text."""
-        return ClassSwap.serves(self, cls, registered)
+        return ClassSwap.supports(self, cls, registered)
 
-    def refusal(self, module: nn.Module) -> str | None:
+    def unsupported_reason(self, module: nn.Module) -> str | None:
         """Another text, which may compute something else."""
         if self.is_text_known():
             return None

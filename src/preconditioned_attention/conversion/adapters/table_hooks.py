@@ -10,7 +10,7 @@ from torch import nn
 from ...layers import Preconditioner
 from ..head_location import HeadLocation
 from ..mechanisms import Layout, OutputHook, PostHook, PreHook
-from ..normalized import normalised_already
+from ..normalized import normalized_already
 from ..registry import HeadShape, Kind, add_adapter, class_name
 
 
@@ -46,7 +46,7 @@ class HookRow(HeadLocation):
         if not self.normalizes:
             return None
         norms = (module.get_submodule(target) for target in self.targets(module))
-        return next((why for norm in norms if (why := normalised_already(norm, shape))), None)
+        return next((why for norm in norms if (why := normalized_already(norm, shape))), None)
 
 
 class TablePreHook(PreHook):
@@ -56,7 +56,7 @@ class TablePreHook(PreHook):
         self.row = row
         self.kind, self.definition, self.parts = row.kind, row.definition, row.parts
 
-    def refusal(self, module: nn.Module) -> str | None:
+    def unsupported_reason(self, module: nn.Module) -> str | None:
         """A condition of the row that ``module`` meets, or what the row expects and ``module`` lacks."""
         return self.row.unsupported_reason(module)
 
@@ -72,7 +72,7 @@ class TablePreHook(PreHook):
         layout = self.row.layout(module)
         return layout if layout.head_dim is None else replace(layout, num_heads=None)
 
-    def points(self, module: nn.Module) -> tuple[str, ...]:
+    def hook_targets(self, module: nn.Module) -> tuple[str, ...]:
         """The hook targets of the row."""
         return self.row.targets(module)
 

@@ -19,13 +19,13 @@ from ...layers import Preconditioner
 from ...layers.observation import OutputObserver, RowObserver, observed
 from ...selection import DEFAULT_INCLUDE, Include
 from ..convert import is_preconditioned, plan_conversion, precondition_, restore_
-from ..detection.runtime import as_arguments
+from ..detection.runtime import call_arguments
 from ..guards.call_guard import guard, unguard
 from ..report import ConversionEntry
 from ..verify import VerificationError, verify
-from .products import Product, heads_of_attention, watching_products
+from .products import Product, heads_of_attention, watch_products
 from .row_matching import Match, match_rows, same_numbers, tolerance
-from .substitutes import Open, Scaling, powers_of_two, replaced
+from .substitutes import PassThrough, ScaledValues, powers_of_two, with_class
 
 _UNSEEN = (
     "that its rows are attention's, and that the scale of a head's values does not matter (no product of attention "
@@ -143,10 +143,10 @@ def check_adapter(
         ...         q, k, v = self.qkv(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
         ...         rows = torch.softmax(q @ k.mT, dim=-1) @ v
         ...         return self.proj(rows.transpose(1, 2).flatten(2))
-        >>> adapter = pa.register_prehook(MyAttention, point="proj", num_heads=4)
+        >>> adapter = pa.register_prehook(MyAttention, hook_target="proj", num_heads=4)
         >>> check_adapter(MyAttention(), torch.randn(2, 5, 16)).complete
         True
-        >>> adapter = pa.register_prehook(MyAttention, point="proj", num_heads=8)
+        >>> adapter = pa.register_prehook(MyAttention, hook_target="proj", num_heads=8)
         >>> check_adapter(MyAttention(), torch.randn(2, 5, 16))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
@@ -160,7 +160,7 @@ def check_adapter(
 class _Check:
     def __init__(self, model: nn.Module, inputs: Any, config: PreconditionConfig, include: Include) -> None:
         self.config, self.include = config, include
-        self.args, self.kwargs = as_arguments(inputs)
+        self.args, self.kwargs = call_arguments(inputs)
         try:
             self.model = copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:
@@ -172,7 +172,7 @@ class _Check:
     def result(self) -> AdapterCheck:
         before, hooks = {key: value.clone() for key, value in self.model.state_dict().items()}, self._hooks()
         plain = self._run()
-        with watching_products(self._sites()) as products:
+        with watch_products(self._sites()) as products:
             self._run(gradients=True)  # PyTorch's own modules have fast paths without, which no mode sees into
         not_finite = self._not_finite()
         if not plain:
@@ -215,7 +215,7 @@ class _Check:
         """Take `C` out, and look at what would reach it."""
         for module in self._sites().values():
             unguard(module)  # which would speak of what happened to a model since its conversion
-        with replaced(self._preconditioners(), Open) as opened, watching_products(self._sites()) as again:
+        with with_class(self._preconditioners(), PassThrough) as opened, watch_products(self._sites()) as again:
             out = self._run()
         for path, module in self._sites().items():
             guard(module, opened[path])
@@ -293,7 +293,7 @@ class _Check:
             observed(c, OutputObserver(partial(_keep, left[path]))) for path, c in self._preconditioners().items()
         ]
         sites = {path: module for path, module in self._sites().items() if path in scaled - seen.keys()}
-        with ExitStack() as stack, replaced(seen, Scaling), watching_products(sites, partial(_scaled, rows)):
+        with ExitStack() as stack, with_class(seen, ScaledValues), watch_products(sites, partial(_scaled, rows)):
             for observer in observers:
                 stack.enter_context(observer)
             out = self._run()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..detection.softmax_flow import WeightsFlow
+from ..detection.softmax_flow import SoftmaxFlow
 
 _PRODUCTS = {"bmm", "mm", "baddbmm"}
 _FUSED = ("scaled_dot_product", "_flash_attention_forward", "_efficient_attention_forward")
@@ -40,7 +40,7 @@ class Product:
 
 
 @contextmanager
-def watching_products(sites: Mapping[str, nn.Module], edit: Edit | None = None) -> Iterator[dict[str, list[Product]]]:
+def watch_products(sites: Mapping[str, nn.Module], edit: Edit | None = None) -> Iterator[dict[str, list[Product]]]:
     """Keep the products that are computed in each of ``sites`` (and in no site inside it), in order.
 
     Products with a parameter are projections, and left out.
@@ -76,7 +76,7 @@ class _ProductMode(TorchDispatchMode):
         self.products: dict[str, list[Product]] = {path: [] for path in sites}
         self.edit = edit
         tensors = [t for module in sites.values() for t in (*module.parameters(), *module.buffers())]
-        self.flow = WeightsFlow(tensors, lambda: ())
+        self.flow = SoftmaxFlow(tensors, lambda: ())
         self.parameters = {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

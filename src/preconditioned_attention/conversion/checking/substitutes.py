@@ -13,7 +13,7 @@ from torch import Tensor
 from ...layers import Preconditioner
 
 
-class Open(Preconditioner):
+class PassThrough(Preconditioner):
     """`C` taken out: rows pass as they are, and are kept."""
 
     arrived: list[Tensor]
@@ -44,7 +44,7 @@ class Open(Preconditioner):
         )
 
 
-class Scaling(Preconditioner):
+class ScaledValues(Preconditioner):
     """The values of every head are scaled before attention is computed."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -53,7 +53,7 @@ class Scaling(Preconditioner):
 
 
 @contextmanager
-def replaced(preconditioners: Mapping[str, Preconditioner], cls: type[Preconditioner]) -> Iterator[dict[str, Any]]:
+def with_class(preconditioners: Mapping[str, Preconditioner], cls: type[Preconditioner]) -> Iterator[dict[str, Any]]:
     """Let the preconditioners be of class ``cls`` for a while."""
     own = {path: type(c) for path, c in preconditioners.items()}
     for c in preconditioners.values():

@@ -15,7 +15,7 @@ from torch import Tensor
 Axes = frozenset[int] | None
 
 
-def moved(name: str, args: tuple[Any, ...], source: Tensor, axes: Axes, out: Tensor) -> Axes:
+def follow_axes(name: str, args: tuple[Any, ...], source: Tensor, axes: Axes, out: Tensor) -> Axes:
     """The axes of ``out`` that ``axes`` of ``source`` have become.
 
     Args:
@@ -85,7 +85,7 @@ def _stacked(args: tuple[Any, ...], source: Tensor, axes: frozenset[int], out: T
     return frozenset(axis if axis > new else axis - 1 for axis in axes)
 
 
-def without(axes: Axes, removed: frozenset[int]) -> Axes:
+def remove_axes(axes: Axes, removed: frozenset[int]) -> Axes:
     """``axes`` after the axes ``removed`` are gone; an axis that is gone itself is nowhere."""
     if axes is None:
         return None
@@ -94,15 +94,15 @@ def without(axes: Axes, removed: frozenset[int]) -> Axes:
 
 def _squeezed(args: tuple[Any, ...], source: Tensor, axes: frozenset[int], out: Tensor) -> Axes:
     asked = _negative(args[1] if len(args) > 1 else range(source.dim()), source.dim())
-    return without(axes, frozenset(axis for axis in asked if source.shape[axis] == 1))
+    return remove_axes(axes, frozenset(axis for axis in asked if source.shape[axis] == 1))
 
 
 def _selected(args: tuple[Any, ...], source: Tensor, axes: frozenset[int], out: Tensor) -> Axes:
-    return without(axes, _negative(args[1] if len(args) > 1 else 0, source.dim()))
+    return remove_axes(axes, _negative(args[1] if len(args) > 1 else 0, source.dim()))
 
 
 def _reduced(args: tuple[Any, ...], source: Tensor, axes: frozenset[int], out: Tensor) -> Axes:
-    return axes if out.dim() == source.dim() else without(axes, summed_axes(args, {}, source))
+    return axes if out.dim() == source.dim() else remove_axes(axes, summed_axes(args, {}, source))
 
 
 _Rule = Callable[[tuple[Any, ...], Tensor, frozenset[int], Tensor], Axes]

@@ -16,7 +16,7 @@ _DIVISIONS = {"div", "div_", "true_divide"}
 
 
 @functools.cache
-def normalises_exponentials(function: FunctionType) -> bool:
+def has_handwritten_softmax(function: FunctionType) -> bool:
     """Whether ``function`` divides by a sum of exponentials; False where its source is not at hand."""
     if not {"exp", "exp_", "exp2"} & set(function.__code__.co_names):
         return False

@@ -28,7 +28,7 @@ def nested_code(code: CodeType) -> Iterator[CodeType]:
             yield from nested_code(constant)
 
 
-def objects_named(function: FunctionType) -> list[object]:
+def named_objects(function: FunctionType) -> list[object]:
     """Every object that the code of ``function`` reaches by a name or a chain of attributes, as far as it exists."""
     cells = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
@@ -89,7 +89,7 @@ def _of_operators(module: ModuleType) -> bool:
     return isinstance(module, type(torch.ops) | torch._ops._OpNamespace)
 
 
-def meanings(value: object, depth: int = 3) -> Iterator[object]:
+def underlying_callables(value: object, depth: int = 3) -> Iterator[object]:
     """``value`` itself, out of what wraps it, and what a table of it holds.
 
     Decorators, `functools.partial`, bound methods, `torch.compile`, custom operators, `autograd.Function` and dicts,
@@ -98,17 +98,17 @@ def meanings(value: object, depth: int = 3) -> Iterator[object]:
     if isinstance(value, _CONTAINERS):
         if depth and len(value) <= _LARGEST_CONTAINER:
             for item in value.values() if isinstance(value, dict) else value:
-                yield from meanings(item, depth - 1)
+                yield from underlying_callables(item, depth - 1)
     elif isinstance(value, functools.partial):
-        yield from meanings((value.func, *value.args, *value.keywords.values()), depth)
+        yield from underlying_callables((value.func, *value.args, *value.keywords.values()), depth)
     elif isinstance(value, staticmethod | classmethod | MethodType):
-        yield from meanings(value.__func__, depth)
+        yield from underlying_callables(value.__func__, depth)
     elif isinstance(value, type) and issubclass(value, torch.autograd.Function):
-        yield from meanings(inspect.getattr_static(value, "forward", None), depth)
+        yield from underlying_callables(inspect.getattr_static(value, "forward", None), depth)
     elif isinstance(value, torch.library.CustomOpDef):
-        yield from meanings(value._init_fn, depth)
+        yield from underlying_callables(value._init_fn, depth)
     elif _is_apply(value):
-        yield from meanings(value.__self__, depth)  # type: ignore[attr-defined]
+        yield from underlying_callables(value.__self__, depth)  # type: ignore[attr-defined]
     elif callable(value):
         yield _undecorated(value)
 

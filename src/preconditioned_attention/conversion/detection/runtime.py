@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..registry import is_composite
-from .softmax_flow import WeightsFlow
+from .softmax_flow import SoftmaxFlow
 
 if TYPE_CHECKING:
     from ..report import ConversionEntry
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _FUSED = re.compile(r"attention|attn|transformer_encoder_layer|natten", re.IGNORECASE)
 
 
-def observe(
+def detect_in_run(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
@@ -59,7 +59,7 @@ def observe(
     return mode.seen
 
 
-def as_arguments(example_inputs: object) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+def call_arguments(example_inputs: object) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """Positional and keyword arguments of a call.
 
     Raises:
@@ -77,7 +77,7 @@ def as_arguments(example_inputs: object) -> tuple[tuple[Any, ...], Mapping[str, 
     )
 
 
-def uncovered(model: nn.Module, seen: Mapping[str, str], entries: Sequence[ConversionEntry]) -> dict[str, str]:
+def unlisted_attention(model: nn.Module, seen: Mapping[str, str], entries: Sequence[ConversionEntry]) -> dict[str, str]:
     """What was seen and is in none of the modules that are listed, nor in one that was registered as no attention."""
     listed = [entry.path for entry in entries]
     return {
@@ -97,7 +97,7 @@ class _Watching(TorchDispatchMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._paths = {id(module): path for path, module in model.named_modules()}
-        self._flow = WeightsFlow([*model.parameters(), *model.buffers()], self._running)
+        self._flow = SoftmaxFlow([*model.parameters(), *model.buffers()], self._running)
         self.seen: dict[str, str] = {}
 
     def __torch_dispatch__(

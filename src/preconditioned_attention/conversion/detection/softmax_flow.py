@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .axes import Axes, moved, summed_axes
+from .axes import Axes, follow_axes, summed_axes
 
 # "features": the outputs of a linear layer or convolution; "weights": a softmax's result; "weighted": times values, not
 # summed yet; "exponential", "total" and "inverse": e^x, its sum and one over that; "mixed": a product of e^x with
@@ -74,7 +74,7 @@ class Reached:
     operator: str
 
 
-class WeightsFlow:
+class SoftmaxFlow:
     """Follows marks through the operators of one run.
 
     Args:
@@ -301,7 +301,7 @@ def _followed(mark: Mark, call: _Call, source: Tensor, out: Tensor) -> Mark:
         return replace(mark, kind="inverse") if call.name == "reciprocal" else mark
     if mark.kind == "log total":
         return replace(mark, kind="log weights") if call.name == "sub" and source is call.tensors[-1] else mark
-    axes = moved(call.name, call.args, source, mark.axes, out)
+    axes = follow_axes(call.name, call.args, source, mark.axes, out)
     return replace(mark, axes=axes or frozenset() if mark.kind == "exponential" else axes)
 
 

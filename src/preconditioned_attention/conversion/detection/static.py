@@ -21,8 +21,8 @@ from types import CodeType, FunctionType
 import torch
 from torch import nn
 
-from .handwritten_softmax import normalises_exponentials
-from .named_objects import meanings, nested_code, objects_named
+from .handwritten_softmax import has_handwritten_softmax
+from .named_objects import named_objects, nested_code, underlying_callables
 
 __all__ = ["computes_attention", "named_after_attention", "nested_code"]
 
@@ -112,7 +112,9 @@ def _signs_of_kept(cls: type) -> _Signs:
     """A softmax module that the constructor makes, and attention functions that it or the class keeps."""
     kept = [value for maker in _methods(cls, "__init__", own=False) for value in _objects_in(maker)]
     for base in _own_bases(cls):
-        kept += (value for name in _names_used(cls) & set(vars(base)) for value in meanings(vars(base)[name]))
+        kept += (
+            value for name in _names_used(cls) & set(vars(base)) for value in underlying_callables(vars(base)[name])
+        )
     softmax = any(value in (nn.Softmax, nn.Softmax2d) for value in kept if isinstance(value, type))
     return _Signs(softmax=softmax, attention_call=any(map(_is_attention_function, kept)))
 
@@ -131,7 +133,7 @@ def _own_values_compute_attention(module: nn.Module) -> bool:
     signs, used = _signs_of_forward(cls), _names_used(cls)
     for name, value in vars(module).items():
         if name in used and not isinstance(value, torch.Tensor | str | int | float):
-            for kept in meanings(value):
+            for kept in underlying_callables(value):
                 if _is_attention_function(kept) or _called_computes_attention(kept):
                     return True
     return signs.product and any(isinstance(child, nn.Softmax | nn.Softmax2d) for child in _children(module))
@@ -170,7 +172,7 @@ def _signs_in(function: FunctionType) -> _Signs:
         signs |= _signs_in_code(code)
     for value in _objects_in(function):
         signs |= _sign_of(value)
-    if normalises_exponentials(function):
+    if has_handwritten_softmax(function):
         signs |= _Signs(softmax=True, scattered_softmax=any(map(_SCATTERS.fullmatch, _names_in(function))))
     if signs.softmax and _speaks_of_attention(function):
         signs |= _Signs(weighted_sum=any(map(_multiplies_and_sums, nested_code(function.__code__))))
@@ -266,14 +268,14 @@ def _names_in(function: FunctionType) -> set[str]:
 
 @functools.cache
 def _objects_in(function: FunctionType) -> tuple[object, ...]:
-    return tuple(value for named in objects_named(function) for value in meanings(named))
+    return tuple(value for named in named_objects(function) for value in underlying_callables(named))
 
 
 def _methods(cls: type, name: str, *, own: bool = True) -> Iterator[FunctionType]:
     """Every definition of the method ``name`` in ``cls`` and its bases, those of `nn.Module` left out."""
     if name == "forward" or not (own and hasattr(nn.Module, name)):
         for base in _own_bases(cls):
-            for method in meanings(vars(base).get(name)):
+            for method in underlying_callables(vars(base).get(name)):
                 if isinstance(method, FunctionType):
                     yield method
 

@@ -19,11 +19,11 @@ from ...layers import Preconditioner
 from ...layers.call_record import CallRecord, any_traced, enter_traced_attention, leave_traced_attention
 from ..registry import load_companions
 from ..saving.unpickling import Unpickled
-from .compile_cache import exchange_dicts
-from .instance_forward import is_compiled, may_skip_forward, own_forwards
+from .compile_cache import exchange_dict_types
+from .instance_forward import instance_forwards, is_compiled, may_skip_forward
 
 
-class Expect(Unpickled):
+class ExpectCall(Unpickled):
     """A forward pre-hook on a converted attention: from here on its preconditioner has to be called."""
 
     def __init__(self, preconditioner: Preconditioner) -> None:
@@ -39,7 +39,7 @@ class Expect(Unpickled):
             load_companions()
 
 
-class Require:
+class RequireCall:
     """A forward hook on a converted attention: raises unless its preconditioner was called meanwhile.
 
     ``kind`` is the attention's class since the conversion.
@@ -60,19 +60,19 @@ class Require:
 def guard(module: nn.Module, preconditioner: Preconditioner) -> None:
     """Watch over ``module``, to which an adapter has attached ``preconditioner``."""
     preconditioner.calls = CallRecord()
-    module.register_forward_pre_hook(Expect(preconditioner))
-    module.register_forward_hook(Require(preconditioner, type(module)))
-    exchange_dicts(module)
+    module.register_forward_pre_hook(ExpectCall(preconditioner))
+    module.register_forward_hook(RequireCall(preconditioner, type(module)))
+    exchange_dict_types(module)
 
 
 def unguard(module: nn.Module) -> None:
     """Find the guard's hooks by their type (a copied model has no handles) and remove them."""
-    for hooks, kind in ((module._forward_pre_hooks, Expect), (module._forward_hooks, Require)):
+    for hooks, kind in ((module._forward_pre_hooks, ExpectCall), (module._forward_hooks, RequireCall)):
         for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
             hook = hooks.pop(key)
-            if isinstance(hook, Require):
+            if isinstance(hook, RequireCall):
                 hook.preconditioner.calls = None
-                exchange_dicts(module)
+                exchange_dict_types(module)
 
 
 def _was_called(preconditioner: Preconditioner) -> bool:
@@ -81,7 +81,7 @@ def _was_called(preconditioner: Preconditioner) -> bool:
 
 def guarded_class(module: nn.Module) -> type[nn.Module] | None:
     """The class that ``module`` had when it was converted, as it is known from its guard."""
-    return next((hook.kind for hook in module._forward_hooks.values() if isinstance(hook, Require)), None)
+    return next((hook.kind for hook in module._forward_hooks.values() if isinstance(hook, RequireCall)), None)
 
 
 def _message(attention: str) -> str:
@@ -114,6 +114,6 @@ def _compiled_inside(module: nn.Module) -> bool:
     return any(
         getattr(part, "_compiled_call_impl", None) is not None
         or hasattr(part, "_orig_mod")
-        or any(is_compiled(forward) for forward in (type(part).forward, *own_forwards(part)))
+        or any(is_compiled(forward) for forward in (type(part).forward, *instance_forwards(part)))
         for part in module.modules()
     )

@@ -16,21 +16,21 @@ from torch import nn
 _DICTS = ("_parameters", "_buffers", "_modules")
 
 
-def exchange_dicts(module: nn.Module) -> None:
+def exchange_dict_types(module: nn.Module) -> None:
     """Hold what ``module`` holds in the other type of dict; a second call brings the first type back."""
     for name in _DICTS:
         held = vars(module)[name]
         vars(module)[name] = OrderedDict(held) if type(held) is dict else dict(held)
 
 
-def hold_apart(model: nn.Module, paths: Iterable[str]) -> None:
+def mark_holders(model: nn.Module, paths: Iterable[str]) -> None:
     """Tell the holders of those attentions apart that hold nothing themselves, so that a trace reads none of theirs."""
     for holder in _holders(model, paths):
         vars(holder)["_modules"] = OrderedDict(holder._modules)
 
 
-def hold_as_ever(model: nn.Module, paths: Iterable[str]) -> None:
-    """Undo :func:`hold_apart`."""
+def unmark_holders(model: nn.Module, paths: Iterable[str]) -> None:
+    """Undo :func:`mark_holders`."""
     for holder in _holders(model, paths):
         vars(holder)["_modules"] = dict(holder._modules)
 

@@ -10,7 +10,7 @@ from ..registry import class_name
 from .call_guard import guarded_class
 
 
-def made_from(cls: type) -> type | None:
+def base_of_dynamic_class(cls: type) -> type | None:
     """The class that ``cls`` was made from while the program ran, or None.
 
     None if ``cls`` stands in a module as any other, or derives from `nn.Module` alone, as those of functions do.
@@ -21,7 +21,7 @@ def made_from(cls: type) -> type | None:
     return next(filter(_stands_in_its_module, bases), None)
 
 
-def changed_class(module: nn.Module) -> str | None:
+def changed_class_reason(module: nn.Module) -> str | None:
     """Why the class of a converted ``module`` cannot be swapped back, or None."""
     then, now = guarded_class(module), type(module)
     if then in (None, now):
@@ -34,7 +34,7 @@ def changed_class(module: nn.Module) -> str | None:
 
 def unknown_reason(cls: type[nn.Module], unread: str | None = None) -> str:
     """What to say of attention that has no adapter; ``unread``: why one that knows its name does not serve it."""
-    base = made_from(cls)
+    base = base_of_dynamic_class(cls)
     if base is None:
         return unread or "no adapter is registered for this class, or its forward is not the one the adapter knows"
     return (

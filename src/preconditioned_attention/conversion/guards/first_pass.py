@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from .call_guard import may_be_compiled
 
 
-class FirstPass:
+class FirstPassCheck:
     """A forward hook on a converted model: looks at the first pass with gradients, then takes itself away.
 
     Args:
@@ -40,16 +40,16 @@ class FirstPass:
         _remove(model, lambda hook: hook is self)
 
 
-def watch(model: nn.Module, attentions: Sequence[tuple[str, nn.Module]]) -> None:
+def watch_first_pass(model: nn.Module, attentions: Sequence[tuple[str, nn.Module]]) -> None:
     """Look at the first pass of ``model``."""
     if attentions:
-        model.register_forward_hook(FirstPass(attentions))
+        model.register_forward_hook(FirstPassCheck(attentions))
 
 
-def release(model: nn.Module) -> None:
+def unwatch_first_pass(model: nn.Module) -> None:
     """Stop looking, wherever in ``model`` a look is still to come."""
     for module in model.modules():
-        _remove(module, lambda hook: isinstance(hook, FirstPass))
+        _remove(module, lambda hook: isinstance(hook, FirstPassCheck))
 
 
 def _remove(module: nn.Module, chosen: Callable[[object], bool]) -> None:

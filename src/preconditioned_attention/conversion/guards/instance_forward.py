@@ -18,7 +18,7 @@ from torch import nn
 _RECORD = {"pre_forward", "post_forward", "forward", "original_forward"}  # what diffusers keeps of each hook
 
 
-def own_forward_refusal(module: nn.Module) -> str | None:
+def unknown_forward_reason(module: nn.Module) -> str | None:
     """Why ``module`` cannot be converted with the forward that it has of its own, or None."""
     forward = _innermost(module)
     if forward is None or _is_class_forward(forward, module):
@@ -34,13 +34,13 @@ def is_compiled(function: object) -> bool:
     return hasattr(function, "_torchdynamo_orig_callable")
 
 
-def own_forwards(module: nn.Module) -> Iterator[Callable[..., Any]]:
+def instance_forwards(module: nn.Module) -> Iterator[Callable[..., Any]]:
     """What the instance holds in place of its class's forward, and what is kept behind that by tools that are known."""
     for holder, name in _places(module):
         yield holder[name]
 
 
-def follow_class(module: nn.Module, before: type[nn.Module]) -> None:
+def rebind_forwards(module: nn.Module, before: type[nn.Module]) -> None:
     """Bind anew, after its class was ``before``, every forward of its own that is the class's."""
     new = MethodType(type(module).forward, module)
     for holder, name in list(_places(module)):
@@ -51,7 +51,7 @@ def follow_class(module: nn.Module, before: type[nn.Module]) -> None:
             vars(own)["__wrapped__"] = new  # where signatures are read off
 
 
-def kept_forward(module: nn.Module) -> str | None:
+def kept_forward_reason(module: nn.Module) -> str | None:
     """Why the present class of ``module`` cannot be taken away, or None: an unknown forward holds its own inside."""
     forward = _innermost(module)
     if forward is None or _is_class_forward(forward, module):

@@ -20,7 +20,7 @@ from ..registry import Adapter, HeadShape, find_adapter
 _WRAPPER = re.compile(r"(?<![^.])(_checkpoint_wrapped_module|_fsdp_wrapped_module|_orig_mod)\.")
 
 
-def describe(model: nn.Module) -> dict[str, Any] | None:
+def conversion_entry(model: nn.Module) -> dict[str, Any] | None:
     """The entry ``"preconditioned_attention"`` of ``config.json``; None for a model that was not converted.
 
     ``config`` and ``marker`` hold for all ``modules`` but the ``exceptions``, which have their own. ``attachments`` say
@@ -73,10 +73,10 @@ def _way_in(module: nn.Module) -> dict[str, Any] | None:
     if adapter.mechanism == "attention interface":
         return _way(adapter, shape, [], None)
     if isinstance(adapter, PreHook) and attach in (PreHook.attach, PostHook.attach):
-        points = [] if isinstance(adapter, PostHook) else list(adapter.points(module))
-        return _way(adapter, shape, points, dataclasses.asdict(adapter.layout(module)))
+        targets = [] if isinstance(adapter, PostHook) else list(adapter.hook_targets(module))
+        return _way(adapter, shape, targets, dataclasses.asdict(adapter.layout(module)))
     return None
 
 
-def _way(adapter: Adapter, shape: HeadShape, points: list[str], layout: dict[str, Any] | None) -> dict[str, Any]:
-    return {"form": adapter.mechanism, "num_heads": shape.num_heads, "points": points, "layout": layout}
+def _way(adapter: Adapter, shape: HeadShape, targets: list[str], layout: dict[str, Any] | None) -> dict[str, Any]:
+    return {"form": adapter.mechanism, "num_heads": shape.num_heads, "points": targets, "layout": layout}

@@ -15,7 +15,7 @@ from types import FunctionType
 from typing import TypedDict
 
 from ..class_names import class_name
-from .reachable_code import Reached, function_digest, methods_digest, package_of, reached_from
+from .reachable_code import Reached, function_digest, methods_digest, package_of, reachable_from
 
 TABLE = Path(__file__).with_name("known_texts.json")
 
@@ -54,21 +54,21 @@ def is_read(cls: type, registered: type, entry: str = "forward") -> bool:
     be defined in the file of the class that holds it, ``registered`` or a base of it.
     """
     library = known_texts().get(registered.__module__.partition(".")[0])
-    reached = reached_from(cls, entry)
+    reached = reachable_from(cls, entry)
     digest = None if library is None else methods_digest(reached)
     if library is None or digest is None:
         return _is_defined_in_place(reached, registered)
     return digest in library["classes"].get(class_name(registered), ()) and _calls_known_functions(reached, library)
 
 
-def is_read_look_up(reached: Reached, library: str) -> bool:
+def is_read_lookup(reached: Reached, library: str) -> bool:
     """Whether it is a text of a class of ``library`` that is served because of its text alone, whoever defines it."""
     table = known_texts()[library]
-    return methods_digest(reached) in look_up_digests(library) and _calls_known_functions(reached, table)
+    return methods_digest(reached) in lookup_digests(library) and _calls_known_functions(reached, table)
 
 
 @functools.cache
-def look_up_digests(library: str) -> frozenset[str]:
+def lookup_digests(library: str) -> frozenset[str]:
     """The digests of all texts that are served whatever their class is called."""
     return frozenset().union(*known_texts()[library]["look_ups"].values())
 

@@ -49,7 +49,7 @@ class Reached:
         return {name for method in self.methods for layer in method.layers[-1:] for name in all_names(layer.__code__)}
 
 
-def reached_from(cls: type, entry: str = "forward") -> Reached:
+def reachable_from(cls: type, entry: str = "forward") -> Reached:
     """Everything of ``cls`` and of its file that its method ``entry`` reaches; what `nn.Module` defines left out."""
     found = Reached()
     pending, seen = ["__call__", entry], set[str]()

@@ -15,12 +15,12 @@ from torch import nn
 from ...conversion.detection.static import computes_attention, named_after_attention
 from ...conversion.registry import (
     Adapter,
-    Refused,
+    UnsupportedAdapter,
     class_name,
     find_adapter,
-    found_by_look_up,
+    find_by_lookup,
     is_composite,
-    why_unread,
+    unread_reason,
 )
 
 # Library -> the packages that hold its models, and what the names of their files begin with.
@@ -41,13 +41,13 @@ class CatalogEntry:
     Args:
         name: its qualified name.
         adapter: what serves it; None: nothing does.
-        refusal: why no module of this class can be converted, or None.
+        unsupported_reason: why no module of this class can be converted, or None.
         looks_up: whether it looks its attention function up in a place that all of its library shares.
     """
 
     name: str
     adapter: Adapter | None
-    refusal: str | None
+    unsupported_reason: str | None
     looks_up: bool
 
 
@@ -92,14 +92,16 @@ def module_classes(file: ModuleType) -> list[type[nn.Module]]:
 
 def _entry(cls: type[nn.Module]) -> CatalogEntry | None:
     module = _blank(cls)
-    adapter, found = find_adapter(module), found_by_look_up(cls)
+    adapter, found = find_adapter(module), find_by_lookup(cls)
     if adapter is None:
-        seems = why_unread(module) or computes_attention(module) or named_after_attention(cls)
+        seems = unread_reason(module) or computes_attention(module) or named_after_attention(cls)
         unknown = seems and not is_composite(module)
         return CatalogEntry(class_name(cls), None, None, False) if unknown else None
     # What depends on a module's own attributes has to be asked of a whole one.
-    refusal = adapter.refusal(module) if isinstance(adapter, Refused) or adapter is found else None
-    return CatalogEntry(class_name(cls), adapter, refusal, found is not None)
+    unsupported_reason = (
+        adapter.unsupported_reason(module) if isinstance(adapter, UnsupportedAdapter) or adapter is found else None
+    )
+    return CatalogEntry(class_name(cls), adapter, unsupported_reason, found is not None)
 
 
 def _blank(cls: type[nn.Module]) -> nn.Module:

@@ -20,17 +20,17 @@ from pathlib import Path
 from ..._checks import check_known
 from ..._files import write_atomically
 from ...conversion.class_names import class_name
-from ...conversion.registry import Refused, adapter_libraries, find_adapter, registered_adapters
+from ...conversion.registry import UnsupportedAdapter, adapter_libraries, find_adapter, registered_adapters
 from ...conversion.source_texts.known_texts import (
     TABLE,
     Library,
     concerns_rows,
     is_read,
-    is_read_look_up,
+    is_read_lookup,
     known_texts,
-    look_up_digests,
+    lookup_digests,
 )
-from ...conversion.source_texts.reachable_code import Reached, function_digest, methods_digest, reached_from
+from ...conversion.source_texts.reachable_code import Reached, function_digest, methods_digest, reachable_from
 from .catalog import model_files, module_classes
 
 # They compute for a class that is converted, and are not converted on their own.
@@ -63,12 +63,12 @@ class Reading:
 
     def reached(self) -> Reached:
         """What it runs."""
-        return reached_from(self.cls, self.entry)
+        return reachable_from(self.cls, self.entry)
 
     def is_known(self) -> bool:
         """Whether this text was read."""
         if self.by_look_up:
-            return is_read_look_up(self.reached(), "transformers")
+            return is_read_lookup(self.reached(), "transformers")
         return is_read(self.cls, self.cls, self.entry)
 
     def code(self) -> str:
@@ -100,7 +100,7 @@ def unread(library: str) -> tuple[Reading, ...]:
 
 
 def _by_name(library: str) -> Iterator[Reading]:
-    adapters = {name: adapter for name, adapter in registered_adapters() if not isinstance(adapter, Refused)}
+    adapters = {name: adapter for name, adapter in registered_adapters() if not isinstance(adapter, UnsupportedAdapter)}
     for name in (*adapters, *PARTS):
         cls = _existing(name) if name.startswith(f"{library}.") else None
         if cls is not None and not _is_served_by_look_up(Reading(name, cls)):
@@ -127,7 +127,7 @@ def _by_look_up() -> Iterator[Reading]:
         with suppress(ImportError):  # some files need packages of their own
             for cls in module_classes(importlib.import_module(file)):
                 reading = Reading(class_name(cls), cls, by_look_up=True)
-                refused = isinstance(find_adapter(cls.__new__(cls)), Refused)
+                refused = isinstance(find_adapter(cls.__new__(cls)), UnsupportedAdapter)
                 if not refused and _is_served_by_look_up(reading):
                     yield reading
 
@@ -151,7 +151,7 @@ def record(read: Iterable[Reading], library: str, table: Path = TABLE) -> None:
     installed = version(_DISTRIBUTIONS.get(library, library)).partition("+")[0]
     entry["versions"] = sorted({*entry["versions"], installed}, key=lambda v: [int(n) for n in re.findall(r"\d+", v)])
     write_atomically(table, _written(known))
-    look_up_digests.cache_clear()
+    lookup_digests.cache_clear()
 
 
 def _add(texts: dict[str, list[str]], name: str, digest: str | None) -> None:

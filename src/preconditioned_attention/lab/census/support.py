@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from ...conversion.registry import Adapter, Refused, adapter_libraries, registered_adapters
+from ...conversion.registry import Adapter, UnsupportedAdapter, adapter_libraries, registered_adapters
 from ...selection import DEFAULT_INCLUDE
 from .catalog import CatalogEntry, attention_classes, model_files
 
@@ -89,13 +89,17 @@ def _look_ups() -> tuple[CatalogEntry, ...]:
 def _looked_up(entry: CatalogEntry) -> SupportedClass:
     assert entry.adapter is not None, "a look-up found it"
     row = _supported(entry.name, [entry.adapter])
-    return replace(row, status="refused", mechanism="", remark=entry.refusal) if entry.refusal else row
+    return (
+        replace(row, status="refused", mechanism="", remark=entry.unsupported_reason)
+        if entry.unsupported_reason
+        else row
+    )
 
 
 def _supported(name: str, adapters: list[Adapter]) -> SupportedClass:
     first = adapters[0]
     library, _, rest = name.partition(".")
-    refused = isinstance(first, Refused)
+    refused = isinstance(first, UnsupportedAdapter)
     return SupportedClass(
         library=library,
         name=rest,
@@ -103,7 +107,7 @@ def _supported(name: str, adapters: list[Adapter]) -> SupportedClass:
         kind=first.kind,
         mechanism="" if refused else ", otherwise ".join(dict.fromkeys(a.mechanism for a in adapters)),
         include="" if refused or first.kind in DEFAULT_INCLUDE else first.kind,
-        remark=first.reason if isinstance(first, Refused) else first.definition,
+        remark=first.reason if isinstance(first, UnsupportedAdapter) else first.definition,
     )
 
 

@@ -201,8 +201,8 @@ def _in_file(subject: Subject) -> Iterator[Finding]:
 def _outcome_of_class(entry: CatalogEntry) -> tuple[Outcome, str]:
     if entry.adapter is None:
         return "unknown", "no adapter is registered for it"
-    if entry.refusal:
-        return "refused", entry.refusal
+    if entry.unsupported_reason:
+        return "refused", entry.unsupported_reason
     return ("defined", entry.adapter.definition) if entry.adapter.definition else ("exactly", "")
 
 

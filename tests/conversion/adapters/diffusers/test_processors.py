@@ -15,7 +15,7 @@ import diffusers
 
 from preconditioned_attention.conversion.adapters.diffusers.processors import (
     is_processor,
-    processor_refusal,
+    unsupported_processor_reason,
 )
 from preconditioned_attention.conversion.adapters.diffusers.tables import KNOWN_PROCESSORS
 from preconditioned_attention.conversion.adapters.diffusers.unsupported import UNSUPPORTED_PROCESSORS
@@ -77,10 +77,10 @@ def test_why_a_processor_is_refused() -> None:
     class Other:
         pass
 
-    assert "is not one that is known" in processor_refusal(Other())
-    assert processor_refusal(diffusers.models.attention_processor.AttnProcessor()) is None
+    assert "is not one that is known" in unsupported_processor_reason(Other())
+    assert unsupported_processor_reason(diffusers.models.attention_processor.AttnProcessor()) is None
     guided = diffusers.models.attention_processor.PAGIdentitySelfAttnProcessor2_0()
-    assert "perturbed-attention guidance" in processor_refusal(guided)
+    assert "perturbed-attention guidance" in unsupported_processor_reason(guided)
 
 
 @pytest.mark.parametrize(

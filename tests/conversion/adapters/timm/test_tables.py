@@ -65,7 +65,7 @@ def test_a_module_without_the_point_or_the_width_is_refused() -> None:
     del older.norm
     changed = cait.TalkingHeadAttn(12, 3)
     changed.proj = nn.Identity()
-    reasons = [find_adapter(module).refusal(module) for module in (older, changed)]
+    reasons = [find_adapter(module).unsupported_reason(module) for module in (older, changed)]
     assert "it has no child 'norm'" in reasons[0]
     assert "how wide a head" in reasons[1]
 

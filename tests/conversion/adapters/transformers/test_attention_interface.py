@@ -25,7 +25,7 @@ from preconditioned_attention.conversion.adapters.transformers.tables import HOO
 from preconditioned_attention.conversion.adapters.transformers.unsupported import UNSUPPORTED
 from preconditioned_attention.conversion.convert import plan_conversion
 from preconditioned_attention.conversion.model_factory import build_without_weights
-from preconditioned_attention.conversion.registry import Refused, find_adapter
+from preconditioned_attention.conversion.registry import UnsupportedAdapter, find_adapter
 from preconditioned_attention.conversion.source_texts.known_texts import versions_read
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 from tests.helpers.transformers_cases import (
@@ -320,7 +320,7 @@ def test_mixtures_of_the_residual_stream_are_no_attention_of_heads() -> None:
     name = "transformers.models.inkling2_loop.modeling_inkling2_loop"
     for cls in ("Inkling2LoopBlockAttentionResidual", "Inkling2LoopMessageAttentionResidual"):
         found = getattr(importlib.import_module(name), cls)
-        assert isinstance(find_adapter(found.__new__(found)), Refused)
+        assert isinstance(find_adapter(found.__new__(found)), UnsupportedAdapter)
         renamed = type(f"Other{cls}", (nn.Module,), {"forward": found.forward})
         assert find_adapter(renamed()) is None
         assert plan_conversion(renamed()).entries[0].status == "unknown"
@@ -428,9 +428,9 @@ def test_every_dispatching_method_is_classified() -> None:
         assert adapter is not None, (module, name)
         calls = found_function_calls(method)
         # several calls: one for flash attention, and one for every part of a packed sequence otherwise
-        if isinstance(adapter, Refused):
+        if isinstance(adapter, UnsupportedAdapter):
             refused.add(name)
-            assert adapter.refusal(cls.__new__(cls)) == UNSUPPORTED[f"{module}.{name}"].reason
+            assert adapter.unsupported_reason(cls.__new__(cls)) == UNSUPPORTED[f"{module}.{name}"].reason
             counts["refused"] += 1
             continue
         alternatives = "is_flash_attention_requested" in ast.unparse(method)

@@ -41,7 +41,7 @@ def test_equals_theirs_with_the_rows_scaled(case: str) -> None:
     key, value = torch.randn(2, 2, 4 // groups, keys, 8, dtype=torch.float64).unbind(0)
     additive = torch.randn(2, 1, length, keys, dtype=torch.float64)
     mask: Tensor | None = {None: None, "bool": additive > -0.5, "float": additive}[kind]
-    assert sdpa.serves(module, query, options)
+    assert sdpa.supports(module, query, options)
     out, weights = sdpa.attend(c, module, query, key, value, mask, options)
     theirs, _ = sdpa_attention_forward(module, query, key, value, mask, **options)
     expected = c(theirs.transpose(1, 2)).transpose(1, 2)
@@ -53,10 +53,10 @@ def test_equals_theirs_with_the_rows_scaled(case: str) -> None:
 def test_leaves_to_theirs_what_it_does_not_know() -> None:
     module = Caller(2, True)
     query = torch.randn(1, 4, 3, 8)
-    assert sdpa.serves(module, query, {"softcap": None, "output_attentions": False})
+    assert sdpa.supports(module, query, {"softcap": None, "output_attentions": False})
     for options in ({"softcap": 30.0}, {"position_bias": query}, {"cache": object()}, {"output_attentions": True}):
-        assert not sdpa.serves(module, query, options)
-    assert not sdpa.serves(module, query[:, :, :1], {}), "they pack shared heads for one token"
+        assert not sdpa.supports(module, query, options)
+    assert not sdpa.supports(module, query[:, :, :1], {}), "they pack shared heads for one token"
 
 
 def test_the_installed_text_is_the_known_one() -> None:

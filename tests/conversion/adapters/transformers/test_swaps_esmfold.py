@@ -61,4 +61,4 @@ def test_over_the_sequence(gated: bool) -> None:
 def test_the_installed_text_is_the_known_one(swap: type[KnownTextSwap]) -> None:
     """Fails when a new transformers changes it: read it, then renew the replacement and its digest."""
     assert swap.is_text_known(), transformers.__version__
-    assert not swap().serves(type("Other", (swap.original,), {}), swap.original), "it may have more to its forward"
+    assert not swap().supports(type("Other", (swap.original,), {}), swap.original), "it may have more to its forward"

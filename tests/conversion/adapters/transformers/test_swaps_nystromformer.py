@@ -74,4 +74,4 @@ def test_a_subclass_is_not_swapped() -> None:
     class Other(attention_class("nystromformer.NystromformerSelfAttention")):
         pass
 
-    assert not NystromformerSwap().serves(Other, NystromformerSwap.original)
+    assert not NystromformerSwap().supports(Other, NystromformerSwap.original)

@@ -66,4 +66,4 @@ def test_a_subclass_is_not_swapped() -> None:
     class Other(attention_class("wavlm.WavLMAttention")):
         pass
 
-    assert not WavLMSwap().serves(Other, WavLMSwap.original)
+    assert not WavLMSwap().supports(Other, WavLMSwap.original)

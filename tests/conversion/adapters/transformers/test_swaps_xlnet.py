@@ -62,4 +62,4 @@ def test_a_subclass_is_not_swapped() -> None:
     class Other(attention_class("xlnet.XLNetRelativeAttention")):
         pass
 
-    assert not XLNetSwap().serves(Other, XLNetSwap.original)
+    assert not XLNetSwap().supports(Other, XLNetSwap.original)

@@ -9,7 +9,7 @@ from torch import nn
 from preconditioned_attention import precondition_
 from preconditioned_attention.conversion import registry
 from preconditioned_attention.conversion.convert import plan_conversion
-from preconditioned_attention.conversion.registry import Refused, find_adapter
+from preconditioned_attention.conversion.registry import UnsupportedAdapter, find_adapter
 from tests.helpers.transformers_cases import TEXT, Case
 from tests.helpers.transformers_modules import attention_class, config
 
@@ -43,7 +43,11 @@ NO_ATTENTION = sorted(name for name in registry._composites if name.startswith("
 
 def test_every_refused_class_is_tested() -> None:
     library = "transformers.models."
-    names = {name for name, a in registry.registered_adapters() if isinstance(a, Refused) and name.startswith(library)}
+    names = {
+        name
+        for name, a in registry.registered_adapters()
+        if isinstance(a, UnsupportedAdapter) and name.startswith(library)
+    }
     tested = {f"{c.__module__}.{c.__qualname__}" for c in map(attention_class, REFUSED)}
     assert names == tested
 
@@ -52,7 +56,7 @@ def test_every_refused_class_is_tested() -> None:
 def test_what_is_refused_says_why(name: str) -> None:
     cls = attention_class(name)
     adapter = find_adapter(cls.__new__(cls))
-    assert REFUSED[name] in adapter.refusal(cls.__new__(cls))
+    assert REFUSED[name] in adapter.unsupported_reason(cls.__new__(cls))
 
 
 def test_rows_of_yoso_are_unit_rows_already() -> None:

@@ -10,13 +10,13 @@ from ....layers import Preconditioner
 from ...mechanisms import OutputHook
 from ...registry import add_adapter, composites_named
 from ..table_hooks import TablePreHook, register_table
-from .processors import processor_refusal
+from .processors import unsupported_processor_reason
 from .tables import COMPOSITES, WITH_PROCESSOR, WITHOUT_PROCESSOR
 
 
 def check_processor(module: nn.Module, args: tuple[Any, ...]) -> None:
     """A forward pre-hook that refuses a processor which came after the conversion and is not known."""
-    reason = processor_refusal(module.processor)
+    reason = unsupported_processor_reason(module.processor)
     if reason is not None:
         raise ValueError(
             f"this attention is preconditioned, and {reason}; go back to the processor that it was converted with "
@@ -37,13 +37,13 @@ class StreamsHook(OutputHook):
 class ProcessorHook(TablePreHook):
     """Attention that a processor computes: hooks on its projections, or on the module if it has none."""
 
-    def refusal(self, module: nn.Module) -> str | None:
+    def unsupported_reason(self, module: nn.Module) -> str | None:
         """A condition of the row, or a processor that is not known."""
-        return super().refusal(module) or processor_refusal(module.processor)
+        return super().unsupported_reason(module) or unsupported_processor_reason(module.processor)
 
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
         """Hook the projections, or the module if it has none, and check its processor at every call."""
-        if not self.points(module):
+        if not self.hook_targets(module):
             module.register_forward_hook(StreamsHook(preconditioner, self.layout(module)))
         super().attach(module, preconditioner)
         module.register_forward_pre_hook(check_processor)

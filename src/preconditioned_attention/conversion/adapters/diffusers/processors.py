@@ -14,7 +14,7 @@ from .tables import KNOWN_PROCESSORS
 from .unsupported import UNSUPPORTED_PROCESSORS
 
 
-def processor_refusal(processor: object) -> str | None:
+def unsupported_processor_reason(processor: object) -> str | None:
     """Why modules with this processor cannot be served, or None."""
     cls: Any = type(processor)  # mypy takes no class for hashable
     name = class_name(cls)

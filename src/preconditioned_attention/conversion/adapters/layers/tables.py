@@ -14,14 +14,14 @@ class LayerRow(NamedTuple):
     """What a layer computes; the fields are those of :class:`Adapter`."""
 
     kind: Kind = "softmax"
-    honours_backend: bool = False
+    honors_backend: bool = False
     value_skip: bool = False
     definition: str = ""
 
 
 LAYERS = {
-    "multihead.MultiheadAttention": LayerRow(honours_backend=True),
-    "window.WindowAttention": LayerRow(honours_backend=True),
+    "multihead.MultiheadAttention": LayerRow(honors_backend=True),
+    "window.WindowAttention": LayerRow(honors_backend=True),
     "nystrom.NystromAttention": LayerRow(
         value_skip=True, definition='before the convolution of the values is added; with placement="post_skip" after'
     ),
@@ -37,7 +37,7 @@ class LayerChild(Adapter):
     mechanism = "child module"
 
     def __init__(self, row: LayerRow) -> None:
-        self.kind, self.honours_backend, self.value_skip, self.definition = row
+        self.kind, self.honors_backend, self.value_skip, self.definition = row
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the module's attributes."""

@@ -33,7 +33,7 @@ class AttentionPoolSwap(KnownTextSwap):
     """Upstream passes its projections to a function."""
 
     kind = "pooling"
-    honours_backend = True
+    honors_backend = True
     original = upstream.AttentionPool2d
     replacement = PreconditionedAttentionPool2d
     methods: ClassVar = {"forward": "6b9e82cf44216015"}  # open_clip 3.3.0

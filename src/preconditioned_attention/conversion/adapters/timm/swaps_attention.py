@@ -8,7 +8,7 @@ from timm.layers import attention as upstream
 from torch import Tensor, nn
 
 from ....layers import Preconditioner
-from ...normalized import normalised_already
+from ...normalized import normalized_already
 from ...registry import register_named
 from ..known_text_swap import KnownTextSwap
 
@@ -45,11 +45,11 @@ class PreconditionedAttention(upstream.Attention):
 class AttentionSwap(KnownTextSwap):
     """Computes through the function. With any other text, `norm` is hooked."""
 
-    honours_backend = True
+    honors_backend = True
     original = upstream.Attention
     replacement = PreconditionedAttention
     methods: ClassVar = {"forward": "37a80e0fdf45af9c"}  # timm 1.0.28 to 1.0.31; 1.0.16 to 1.0.26 have three others
 
-    def refusal(self, module: nn.Module) -> str | None:
+    def unsupported_reason(self, module: nn.Module) -> str | None:
         """One head before a norm."""
-        return normalised_already(module.norm, self.shape(module))
+        return normalized_already(module.norm, self.shape(module))

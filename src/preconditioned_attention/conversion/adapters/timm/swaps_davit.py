@@ -31,7 +31,7 @@ class PreconditionedWindowAttention(davit.WindowAttention):
 class WindowAttentionSwap(KnownTextSwap):
     """Computes through the function. With any other text, `proj` is hooked, which keeps the heads' outputs twice."""
 
-    honours_backend = True
+    honors_backend = True
     original = davit.WindowAttention
     replacement = PreconditionedWindowAttention
     methods: ClassVar = {"forward": "f612770d6f7651f7"}  # timm 1.0.31

@@ -44,7 +44,7 @@ class PreconditionedSHMA(iformer.SHMA):
 class SHMASwap(RefusingTextSwap):
     """One head, multiplied by a gate before any module sees it."""
 
-    honours_backend = True
+    honors_backend = True
     original = iformer.SHMA
     replacement = PreconditionedSHMA
     methods: ClassVar = {"forward": "107b2a76063f47f8"}

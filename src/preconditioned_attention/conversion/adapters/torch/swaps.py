@@ -174,7 +174,7 @@ def leave_fast_path(module: nn.Module, args: tuple[Any, ...]) -> None:
 class MultiheadAttentionSwap(ClassSwap):
     """The exact class, in all its modes."""
 
-    honours_backend = True
+    honors_backend = True
     original = nn.MultiheadAttention
     replacement = PreconditionedMultiheadAttention
 

@@ -135,7 +135,7 @@ def _split(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _ShiftedWindowSwap(KnownTextSwap):
-    honours_backend = True
+    honors_backend = True
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the module's heads and the width of its `qkv`."""

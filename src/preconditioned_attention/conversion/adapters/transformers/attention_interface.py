@@ -17,12 +17,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
 from ....layers import Preconditioner
-from ...normalized import normalised_already
+from ...normalized import normalized_already
 from ...registry import Adapter, HeadShape, class_name, read_int, register_finder, register_likeness
-from ...saving.config_entry import describe
+from ...saving.config_entry import conversion_entry
 from ...saving.standalone import preconditioned_folder
-from ...source_texts.known_texts import is_read_look_up, known_texts, versions_read
-from ...source_texts.reachable_code import Reached, reached_from
+from ...source_texts.known_texts import is_read_lookup, known_texts, versions_read
+from ...source_texts.reachable_code import Reached, reachable_from
 from . import sdpa
 from .unsupported import UNSUPPORTED
 
@@ -37,15 +37,15 @@ class Interface(Adapter):
     """The module's preconditioner is its own flag: the wrapper looks for it at every call."""
 
     mechanism = "attention interface"
-    honours_backend = True
+    honors_backend = True
 
-    def refusal(self, module: nn.Module) -> str | None:
+    def unsupported_reason(self, module: nn.Module) -> str | None:
         """Modules that may go around the look-up, and one head before a norm."""
         if getattr(module, "reorder_and_upcast_attn", False):
             return "reorder_and_upcast_attn=True computes eager attention without the look-up; set it to False"
         norms = (getattr(module, name, None) for name in _INNER_NORMS)
         shape = self.shape(module)
-        return next((why for norm in norms if (why := normalised_already(norm, shape)) is not None), None)
+        return next((why for norm in norms if (why := normalized_already(norm, shape)) is not None), None)
 
     def shape(self, module: nn.Module) -> HeadShape:
         """From the attribute names in use across the models, the module's own before its config's; or a projection."""
@@ -81,17 +81,17 @@ def find_dispatching(cls: type[nn.Module]) -> Adapter | None:
 
     By the text, not the name: so copies in other files and code of a checkpoint's author are served, too.
     """
-    reached = reached_from(cls)
+    reached = reachable_from(cls)
     if not _looks_up(reached):
         return None
-    return _INTERFACE if class_name(cls) in UNSUPPORTED or is_read_look_up(reached, "transformers") else None
+    return _INTERFACE if class_name(cls) in UNSUPPORTED or is_read_lookup(reached, "transformers") else None
 
 
 @register_likeness
 def like_dispatching(cls: type[nn.Module]) -> str | None:
     """Of a class that looks its attention function up, or once did, that nobody has read what it computes."""
     names = known_texts()["transformers"]["look_ups"]
-    if not _looks_up(reached_from(cls)) and not any(class_name(base) in names for base in cls.__mro__):
+    if not _looks_up(reachable_from(cls)) and not any(class_name(base) in names for base in cls.__mro__):
         return None
     return (
         f"its code is none of those that look attention up in ALL_ATTENTION_FUNCTIONS and were read in "
@@ -116,7 +116,7 @@ def _attend(
     preconditioner = getattr(module, "preconditioner", None)
     if not isinstance(preconditioner, Preconditioner):
         return attention(module, query, key, value, attention_mask, **options)
-    if attention is sdpa_attention_forward and sdpa.serves(module, query, options):
+    if attention is sdpa_attention_forward and sdpa.supports(module, query, options):
         return sdpa.attend(preconditioner, module, query, key, value, attention_mask, options)
     rows_BNHd, *rest = attention(module, query, key, value, attention_mask, **options)
     return preconditioner(rows_BNHd.transpose(1, 2)).transpose(1, 2).contiguous(), *rest
@@ -136,4 +136,4 @@ def _install() -> None:
 
 
 _install()
-preconditioned_folder.install(describe)
+preconditioned_folder.install(conversion_entry)

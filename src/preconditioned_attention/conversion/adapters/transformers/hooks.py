@@ -70,7 +70,7 @@ class SingleHeadHook(TablePreHook):
 
     def layout(self, module: nn.Module) -> Layout:
         """Channels before the tokens where the projection is a convolution."""
-        form: Form = "channels" if self.points(module) == ("proj_out",) else "merged"
+        form: Form = "channels" if self.hook_targets(module) == ("proj_out",) else "merged"
         return replace(super().layout(module), form=form)
 
 

@@ -26,7 +26,7 @@ _TEXT_IS_KNOWN = text_digest(upstream.sdpa_attention_forward) in KNOWN_TEXTS
 _COMMON_OPTIONS = {"dropout", "scaling", "is_causal"}
 
 
-def serves(module: nn.Module, query: Tensor, options: dict[str, Any]) -> bool:
+def supports(module: nn.Module, query: Tensor, options: dict[str, Any]) -> bool:
     """Whether :func:`attend` does for this call what theirs does.
 
     Not for soft-capped, biased or paged attention, nor for single-token decoding with shared key heads, which theirs
