@@ -45,21 +45,17 @@ class PreconditionedMultiheadAttention(nn.MultiheadAttention):
         """Attention output and, if asked for, weights; shapes as in :class:`torch.nn.MultiheadAttention`."""
         if query.is_nested:
             if key is not query or value is not query or key_padding_mask is not None or attn_mask is not None:
-                raise ValueError("nested input is served for self-attention without masks: pad the sequences instead")
+                raise ValueError("nested input needs self-attention without masks: pad the sequences instead")
             return self._forward_nested(query, need_weights, average_attn_weights)
         if is_causal and attn_mask is None:
             raise ValueError("is_causal=True says that attn_mask is the causal mask, and attn_mask is None; pass it")
         batched = query.dim() == 3
-        # (B, L, E) inside, whatever came
         query, key, value = (self._batch_first(x) for x in (query, key, value))
         if key_padding_mask is not None and not batched:
             key_padding_mask = key_padding_mask.unsqueeze(0)
-        heads, weights = self._attend(
-            *self._project(query, key, value),
-            self._mask(query, key, attn_mask, key_padding_mask),
-            need_weights=need_weights,
-            causal=is_causal and key_padding_mask is None and self.bias_k is None and not self.add_zero_attn,
-        )
+        mask = self._mask(query, key, attn_mask, key_padding_mask)
+        causal = is_causal and key_padding_mask is None and self.bias_k is None and not self.add_zero_attn
+        heads, weights = self._attend(*self._project(query, key, value), mask, need_weights=need_weights, causal=causal)
         out = self.out_proj(heads.transpose(1, 2).flatten(2))
         if weights is not None and average_attn_weights:
             weights = weights.mean(dim=1)
@@ -93,34 +89,27 @@ class PreconditionedMultiheadAttention(nn.MultiheadAttention):
         self, query: Tensor, key: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None
     ) -> Tensor | None:
         """Both masks as one, broadcastable to (B, H, L, S): boolean (True: attend) or additive."""
-        masks = []
-        if attn_mask is not None:
-            _check_mask("attn_mask", attn_mask)
-            whole, each = (
-                (query.shape[1], key.shape[1]),
-                (query.shape[0] * self.num_heads, *query.shape[1:2], key.shape[1]),
-            )
-            if attn_mask.shape not in (whole, each):
-                raise ValueError(
-                    f"attn_mask must have shape (L, S) = {whole} or (B * num_heads, L, S) = {each}; "
-                    f"got {tuple(attn_mask.shape)}"
-                )
-            masks.append(attn_mask if attn_mask.dim() == 2 else attn_mask.unflatten(0, (-1, self.num_heads)))
+        masks = [] if attn_mask is None else [self._per_head(attn_mask, query, key)]
         if key_padding_mask is not None:
-            _check_mask("key_padding_mask", key_padding_mask)
-            if key_padding_mask.shape != key.shape[:2]:
-                raise ValueError(
-                    f"key_padding_mask must have shape (B, S) = {tuple(key.shape[:2])}; "
-                    f"got {tuple(key_padding_mask.shape)}"
-                )
-            masks.append(key_padding_mask[:, None, None, :])
+            masks.append(_per_key(key_padding_mask, key))
         if not masks:
             return None
-        extra = (self.bias_k is not None) + self.add_zero_attn  # keys that no mask speaks of are always attended to
+        extra = (self.bias_k is not None) + self.add_zero_attn  # the module's extra keys are never masked
         if all(mask.dtype == torch.bool for mask in masks):
             return F.pad(~torch.stack(torch.broadcast_tensors(*masks)).any(dim=0), (0, extra), value=True)
         additive = [_additive(mask, query.dtype) for mask in masks]
         return F.pad(additive[0] if len(additive) == 1 else additive[0] + additive[1], (0, extra))
+
+    def _per_head(self, mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """`attn_mask`, broadcastable to (B, H, L, S)."""
+        _check_mask("attn_mask", mask)
+        length, keys = query.shape[1], key.shape[1]
+        whole, each = (length, keys), (query.shape[0] * self.num_heads, length, keys)
+        if mask.shape not in (whole, each):
+            raise ValueError(
+                f"attn_mask must have shape (L, S) = {whole} or (B * num_heads, L, S) = {each}; got {tuple(mask.shape)}"
+            )
+        return mask if mask.dim() == 2 else mask.unflatten(0, (-1, self.num_heads))
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, need_weights: bool, causal: bool
@@ -152,6 +141,14 @@ class PreconditionedMultiheadAttention(nn.MultiheadAttention):
         out, weights = self.forward(padded, padded, padded, padding, need_weights, None, average_attn_weights)
         cut = [row[:length] for row, length in zip(out, lengths, strict=True)]
         return torch.nested.as_nested_tensor(cut), weights
+
+
+def _per_key(mask: Tensor, key: Tensor) -> Tensor:
+    """`key_padding_mask`, broadcastable to (B, H, L, S)."""
+    _check_mask("key_padding_mask", mask)
+    if mask.shape != key.shape[:2]:
+        raise ValueError(f"key_padding_mask must have shape (B, S) = {tuple(key.shape[:2])}; got {tuple(mask.shape)}")
+    return mask[:, None, None, :]
 
 
 def _check_mask(name: str, mask: Tensor) -> None:

@@ -55,19 +55,14 @@ def attend(
     if groups > 1 and not enable_gqa:
         key, value = upstream.repeat_kv(key, groups), upstream.repeat_kv(value, groups)
     length = query.shape[2]
-    is_causal = options.get("is_causal")
-    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    is_causal = length > 1 and attention_mask is None and is_causal
+    is_causal = length > 1 and attention_mask is None and _is_causal(module, options)
     if is_causal and key.shape[2] > length:  # an empty static cache: the keys after the queries are all masked
         key, value = key[:, :, :length], value[:, :, :length]
-    out = preconditioner.attend(
-        query,
-        key,
-        value,
-        attention_mask,
-        options.get("dropout", 0.0),
-        is_causal,
-        options.get("scaling"),
-        enable_gqa,
-    )
+    dropout_p, scale = options.get("dropout", 0.0), options.get("scaling")
+    out = preconditioner.attend(query, key, value, attention_mask, dropout_p, is_causal, scale, enable_gqa)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _is_causal(module: nn.Module, options: dict[str, Any]) -> Any:
+    given = options.get("is_causal")
+    return getattr(module, "is_causal", True) if given is None else given
