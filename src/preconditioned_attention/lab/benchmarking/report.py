@@ -1,4 +1,4 @@
-"""The rows of a benchmark as a table and as a plot."""
+"""The table and the plot of a benchmark."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .attention import Row
 
 
 def make_table(rows: Sequence[Row]) -> Table:
-    """A line for each measurement."""
+    """One line per measurement."""
     return Table(
         title="Time relative to plain attention (monitor: to none) in the same turn",
         columns=("shape", "dtype", "mode", "measured", "candidate", "ms", "p20", "p50", "p80", "saved bytes"),
@@ -26,7 +26,7 @@ def make_table(rows: Sequence[Row]) -> Table:
 
 
 def make_plot(rows: Sequence[Row]) -> bytes:
-    """A PNG of the ratios of everything that is compared with plain attention, or with no monitor."""
+    """A PNG of the ratios to plain attention, and to no monitor."""
     ratios = [
         Ratio(
             label=f"{row.shape}, {row.dtype}, {row.mode}, {row.measured}",

@@ -16,14 +16,14 @@ from .steps import measure_step
 def measure_all(
     shapes: Sequence[str], dtypes: Sequence[str], modes: Sequence[str], *, device: str, seconds: float
 ) -> Iterator[list[Row]]:
-    """Measure what is named and yield the rows of one measurement after the other; a bar on the screen advances.
+    """Measure the named shapes and yield the rows of each measurement, with a progress bar.
 
     Args:
         shapes: names of attention shapes, of training steps and of the monitored step.
         dtypes: names of dtypes of the attention shapes, such as ``"float32"``.
         modes: ``"eager"``, ``"compiled"`` or both, for the attention shapes.
         device: ``"cpu"`` or ``"cuda"``.
-        seconds: how long one attention shape is measured; the others take four times as long.
+        seconds: the time per attention shape; the others take four times as long.
     """
     track = require("rich.progress", extra="train").track
     jobs = [(shape, dtype, mode) for shape in SHAPES if shape.name in shapes for dtype in dtypes for mode in modes]

@@ -23,7 +23,7 @@ def picture_file(name: str, arm: str) -> str:
 
 
 def written_files(output: Path) -> list[Path]:
-    """Those that are there, also of earlier versions; without the files in ``runs/``."""
+    """The existing files of these names, also of earlier versions; without those in ``runs/``."""
     named = [output / name for name in (SUMMARY, RUNS, REPORT, FORMER_RESULTS)]
     pictures = [path for prefix in (PLOT_PREFIX, PICTURE_PREFIX) for path in sorted(output.glob(f"{prefix}*.png"))]
     return [*(path for path in named if path.exists()), *pictures]

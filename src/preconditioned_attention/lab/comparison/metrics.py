@@ -18,7 +18,7 @@ FORMER_MOMENTS = {"initialisation": "initialization"}  # in the files of earlier
 DURING = "training"  # recorded between these two, where the run was monitored
 
 
-SAMPLES = "samples"  # the key in ``extra`` of what the model wrote, by what it was given
+SAMPLES = "samples"  # the key in ``extra`` of generated texts, by prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +26,17 @@ class RunMetrics:
     """The numbers of one finished run.
 
     Args:
-        validation: the metric on validation data: it chooses the learning rate.
-        test: the metric on test data: it is reported, and never chooses anything.
+        validation: the metric on validation data, by which the learning rate is chosen.
+        test: the metric on test data, which is reported only.
         losses: the training loss of every optimizer step, in order; may be empty.
         seconds_per_step: time of one optimizer step; None if it was not measured.
-        evaluations: the metric on the way, one mapping with ``"step"`` and the metric's name per evaluation.
+        evaluations: the metric during training, one mapping with ``"step"`` and the metric's name per evaluation.
         conditioning: one mapping per attention layer with the keys ``layer``, ``kappa_before``, ``kappa_after``,
             ``spread_before``, ``spread_after`` (what ``ConditionMonitor.summary()`` returns) and optionally
             ``moment``: ``"initialization"``, ``"end"`` (the default), or ``"training"``, then with ``step``. kappa may
             be infinite.
-        extra: anything else that JSON can hold; it is kept in ``runs.json.gz``.
-        pictures: what the model does, by name; the report shows those of the first seed, arm beside arm.
+        extra: other values that JSON can hold; it is kept in ``runs.json.gz``.
+        pictures: of the model's outputs, by name; the report shows those of every arm's first seed side by side.
     """
 
     validation: float
@@ -50,10 +50,10 @@ class RunMetrics:
 
     @classmethod
     def from_returned(cls, returned: object, *, metric: str) -> RunMetrics:
-        """Check what ``run`` returned and bring it into this form; unknown keys of a mapping go to ``extra``.
+        """Check and convert what ``run`` returned; unknown keys of a mapping go to ``extra``.
 
         Raises:
-            TypeError, ValueError: something is missing or has a form that cannot be reported; the message names it.
+            TypeError, ValueError: a value is missing or invalid; the message names it.
         """
         if isinstance(returned, RunMetrics):
             values = {entry.name: getattr(returned, entry.name) for entry in dataclasses.fields(cls)}
@@ -81,7 +81,7 @@ class RunMetrics:
         )
 
     def not_finite(self) -> str | None:
-        """Which of the metrics is not finite, in words; None if all are."""
+        """A message that names the first metric that is not finite; None if all are."""
         for name in ("validation", "test", "seconds_per_step"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""What is compared: arms, seeds, learning rates. Checked before anything runs."""
+"""The plan of a comparison: arms, seeds, learning rates, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RunKey:
 
     @property
     def stem(self) -> str:
-        """The name of the run's file, without its ending."""
+        """The name of the run's file, without its extension."""
         return f"{self.arm}-seed{self.seed}-lr{self.learning_rate!r}"
 
 
@@ -33,8 +33,7 @@ class Plan:
     """A comparison, as data.
 
     Args:
-        arms: name to arm; ``"plain"`` (None: the model as it is) must be among them, the others are measured
-            against it.
+        arms: name to arm; must include the reference, ``"plain"`` (None: the unchanged model).
         seeds: different whole numbers, at least 0; kept as a tuple.
         learning_rates: different positive numbers; kept as a tuple in ascending order.
         metric: the name of the metric that ``run`` reports.

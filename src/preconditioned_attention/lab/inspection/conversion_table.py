@@ -1,4 +1,4 @@
-"""What a conversion would do to a model, as a table."""
+"""The table of a conversion's plan."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..reporting import Table
 
 
 def conversion_table(name: str, report: ConversionReport) -> Table:
-    """One line for all modules that differ in their path only."""
+    """One line per group of modules that differ only in their paths."""
     alike: dict[tuple[str, ...], list[ConversionEntry]] = defaultdict(list)
     for entry in report.entries:
         alike[entry.cells()[1:]].append(entry)

@@ -228,7 +228,7 @@ def _environment(environment: Mapping[str, Any]) -> Table:
 
 
 def _median(values: Iterable[float]) -> float:
-    """Over the numbers that exist."""
+    """The median without NaN."""
     return median(value for value in values if not math.isnan(value))
 
 

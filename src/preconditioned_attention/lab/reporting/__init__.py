@@ -1,4 +1,4 @@
-"""Tables, plots and self-contained HTML pages. Knows numbers and words, and nothing else of this package."""
+"""Tables, plots and HTML pages, made from numbers and strings alone."""
 
 from .html import Callout, Figures, Listing, Page, Picture, Section, Text, render_html
 from .plots import (

@@ -1,4 +1,4 @@
-"""One HTML page without scripts; its pictures are embedded, or files beside it."""
+"""One HTML page without scripts; its pictures are embedded, or files in its folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tables import Table
 if TYPE_CHECKING:
     import jinja2
 
-LARGE = 1200  # pixels across: plots have fewer, rows of images have more
+LARGE = 1200  # pixels across; plots have fewer, rows of images more
 
 Tone = Literal["good", "bad", "open", "warning"]
 
@@ -32,7 +32,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Callout:
-    """A short statement set apart: what a reader should not miss."""
+    """A highlighted statement."""
 
     kind: ClassVar[str] = "callout"
     tone: Tone
@@ -48,7 +48,7 @@ class Picture:
         png: the content of a PNG file.
         description: what it shows, for readers who cannot see it.
         caption: the text below it.
-        file: the name of its file beside the page; None embeds it.
+        file: the name of its file in the folder of the page; None embeds it.
     """
 
     png: bytes
@@ -65,10 +65,10 @@ class Picture:
 
     @property
     def is_wide(self) -> bool:
-        """Whether it is large and flat: beside another it would be too small to look at."""
-        if len(self.png) < 24:  # no picture at all: browsers show the description
+        """Whether it is large and flat, and therefore too small when next to another."""
+        if len(self.png) < 24:  # not a PNG; browsers show the description
             return False
-        width, height = struct.unpack_from(">II", self.png, 16)  # where a PNG file says so
+        width, height = struct.unpack_from(">II", self.png, 16)  # in the header of a PNG file
         return width > max(LARGE, 2 * height)
 
     def to_dict(self) -> dict[str, str]:
@@ -84,7 +84,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Figures:
-    """Pictures side by side where the screen is wide enough, below each other where it is not, or where one is wide."""
+    """Pictures side by side, or below each other on a narrow screen or if one is wide."""
 
     kind: ClassVar[str] = "figures"
     pictures: tuple[Picture, ...]
@@ -92,7 +92,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Listing:
-    """Texts as they are, spaces and line breaks included, each below its title."""
+    """Preformatted texts, each below its title."""
 
     kind: ClassVar[str] = "listing"
     items: tuple[tuple[str, str], ...]
@@ -103,7 +103,7 @@ Block = Text | Callout | Figures | Listing | Table
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it; ``folded`` sections open on a click."""
+    """A heading and the blocks below it; ``folded`` sections open on a click."""
 
     title: str
     blocks: tuple[Block, ...]
@@ -112,7 +112,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A whole page: title, one line below it, sections, and a last line."""
+    """A page: title, subtitle, sections and footer."""
 
     title: str
     subtitle: str

@@ -15,7 +15,7 @@ SHORT = 14
 
 
 def plot_confusion(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: str) -> bytes:
-    """How often each class (row) was taken for each class (column); shade: the part of its row."""
+    """A confusion matrix: labels in rows, predictions in columns, shaded by the share of the row."""
     np = require("numpy", extra="train")
     size = len(names)
     values = np.asarray(counts, dtype=float)
@@ -47,9 +47,9 @@ def plot_labeled_images(
 
     Args:
         images: arrays of shape ``(H, W, 3)`` with values in [0, 1].
-        captions: what stands above each.
-        wrong: None where the caption is right, or what stands below the image instead.
-        title: above all.
+        captions: the text above each.
+        wrong: the text below the image if the caption is wrong, or None.
+        title: above the grid.
     """
     rows = -(-len(images) // COLUMNS)
     size = (WIDTH_INCHES, 0.5 + 1.75 * rows)

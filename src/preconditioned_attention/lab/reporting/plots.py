@@ -24,7 +24,7 @@ DOTS_PER_INCH = 150
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """One curve per seed, all at the same ``x``; ``style`` picks color and line."""
+    """One curve per seed, all at the same ``x``; ``style`` selects color and line."""
 
     label: str
     style: int
@@ -56,7 +56,7 @@ class LayerPoints:
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio:
-    """A quantity relative to a reference: its middle and the range it lies in. Equal labels share a line."""
+    """A ratio to a reference: its median and range. Equal labels share a line."""
 
     label: str
     candidate: str
@@ -67,7 +67,7 @@ class Ratio:
 
 @dataclass(frozen=True, kw_only=True)
 class HeatMap:
-    """Numbers in rows, top to bottom, and columns; rows may differ in length, and NaN is a number that is missing."""
+    """Numbers in rows and columns; rows may differ in length, and NaN is a missing number."""
 
     title: str
     values: Sequence[Sequence[float]]
@@ -98,7 +98,7 @@ def _figure(height: float) -> tuple[Figure, Axes]:
 
 
 def _log_scale(axes: Axes) -> None:
-    """A logarithmic axis with plain numbers on it, and 2 and 5 between the powers of ten where there is room."""
+    """A logarithmic axis with plain numbers, and with 2 and 5 between the powers of ten if there are few."""
     ticker = require("matplotlib.ticker", extra="train")
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -109,7 +109,7 @@ def _log_scale(axes: Axes) -> None:
 
 
 def encode_png(figure: Figure, *, all_colors: bool = False) -> bytes:
-    """The figure as a PNG file with a palette of 256 colors, which takes a third of the bytes, or with all colors."""
+    """The figure as a PNG file: a palette of 256 colors takes a third of the bytes of all colors."""
     image_module = require("PIL.Image", extra="train")
     raw, png = io.BytesIO(), io.BytesIO()
     figure.savefig(raw, format="png", dpi=DOTS_PER_INCH, facecolor="white", pil_kwargs={"compress_level": 1})
@@ -122,7 +122,7 @@ def encode_png(figure: Figure, *, all_colors: bool = False) -> bytes:
 
 
 def plot_bands(curves: Sequence[Curve], *, title: str, x_label: str, y_label: str, log_y: bool = False) -> bytes:
-    """The mean over seeds of each curve as a line, and the range from the lowest to the highest seed as a band."""
+    """Each curve's mean over seeds as a line, and the range from the lowest to the highest seed as a band."""
     np = require("numpy", extra="train")
     figure, axes = _figure(3.9)
     for curve in curves:
@@ -144,7 +144,7 @@ def plot_bands(curves: Sequence[Curve], *, title: str, x_label: str, y_label: st
 
 
 def plot_intervals(rows: Sequence[SeedInterval], *, title: str, x_label: str, reference: str) -> bytes:
-    """One line per row: the seeds as small marks, the mean as a large one, the interval as a bar; zero as a rule."""
+    """One line per row: seeds as small marks, the mean as a large one, the interval as a bar, and a line at 0."""
     figure, axes = _figure(1.5 + 0.62 * len(rows))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color="#e6e9ed", linewidth=0.8)
@@ -166,7 +166,7 @@ def plot_intervals(rows: Sequence[SeedInterval], *, title: str, x_label: str, re
 
 
 def plot_ratios(ratios: Sequence[Ratio], *, title: str, x_label: str) -> bytes:
-    """One line per label, one mark and bar per candidate on it; 1 as a rule; a logarithmic axis."""
+    """One line per label with a mark and a bar per candidate, and a line at 1; logarithmic axis."""
     labels = list(dict.fromkeys(ratio.label for ratio in ratios))
     candidates = list(dict.fromkeys(ratio.candidate for ratio in ratios))
     figure, axes = _figure(1.4 + 0.34 * len(labels))
@@ -209,7 +209,7 @@ def plot_layers(groups: Sequence[LayerPoints], *, title: str, y_label: str, log_
             if math.isfinite(before) and math.isfinite(after):
                 axes.plot([layer + shift] * 2, [before, after], color=color, linewidth=1.4, alpha=0.6)
         x = [layer + shift for layer in range(1, len(group.before) + 1)]
-        # The open mark is the larger one, to be seen also where both are at the same place.
+        # The open mark is larger, so that both are visible at the same place.
         before_marks = marks | {"markerfacecolor": "white", "markersize": 9, "label": f"{group.label}: before"}
         axes.plot(x, _finite(group.before), **before_marks)
         axes.plot(x, _finite(group.after), markersize=4.5, label=f"{group.label}: after", **marks)
@@ -244,8 +244,7 @@ def plot_heat_maps(
 ) -> bytes:
     """The maps side by side with one color scale; cells without a number are crossed out.
 
-    Columns count from 0 unless ``column_labels`` are given. ``limits`` of the scale are those of the numbers unless
-    they are given, as for a picture beside another.
+    Columns count from 0 unless ``column_labels`` are given. ``limits`` of the scale default to those of the numbers.
     """
     np = require("numpy", extra="train")
     columns = max((1, *(len(row) for one in maps for row in one.values)))
@@ -283,7 +282,7 @@ def plot_heat_maps(
 
 
 def heat_limits(maps: Sequence[HeatMap]) -> tuple[float, float]:
-    """The smallest and the largest finite number of ``maps``; (1, 1) where there is none."""
+    """The smallest and the largest finite number of ``maps``; (1, 1) if there is none."""
     numbers = [value for one in maps for row in one.values for value in row if math.isfinite(value)]
     return (min(numbers), max(numbers)) if numbers else (1.0, 1.0)
 

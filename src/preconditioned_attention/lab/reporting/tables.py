@@ -1,4 +1,4 @@
-"""Tables as data: one object for the terminal and for the page."""
+"""Tables for the terminal and for HTML pages."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MISSING = "–"
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of finished strings.
+    """A table of strings.
 
     Args:
         title: what the table shows.
         columns: the header.
         rows: one string per column each.
-        text_columns: how many leading columns hold words (aligned left; the others hold numbers, aligned right).
+        text_columns: the number of leading columns with text, aligned left; the others are aligned right.
         note: a remark below the table.
 
     Raises:
@@ -44,7 +44,7 @@ class Table:
 
 
 def decimals_for(values: Iterable[float], *, digits: int = 4) -> int:
-    """How many decimals show the largest finite of ``values`` with ``digits`` significant digits (0 to 8)."""
+    """The number of decimals (0 to 8) that shows the largest finite value with ``digits`` significant digits."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     if largest == 0.0:
         return digits
@@ -70,7 +70,7 @@ def print_table(table: Table, console: Console | None = None) -> None:
     text = require("rich.text", extra="train")
     target = console if console is not None else require("rich.console", extra="train").Console()
     if not target.is_terminal:
-        # A file has no width; rich would take 80 columns and break the cells.
+        # Without a terminal rich assumes 80 columns and would break cells.
         target.width = max(target.width, 120)
     shown = rich_table.Table(
         title=text.Text(table.title), caption=text.Text(table.note), box=box.SIMPLE_HEAD, title_justify="left"

@@ -1,4 +1,4 @@
-"""`Arm`: what a run converts its model with, and the arms that runs and comparisons know by name."""
+"""`Arm`, how a run converts its model, and the named arms of runs and comparisons."""
 
 from __future__ import annotations
 
