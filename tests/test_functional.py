@@ -52,7 +52,7 @@ def test_against_the_diagonal_matrix(case: str, gradient: str, backend: str) -> 
     shape, options = CASES[case]
     q, k, v = inputs(**shape)
     if (backend, case) in REFUSED:
-        with pytest.raises(ValueError, match="cannot serve this call"):
+        with pytest.raises(ValueError, match="does not support this call"):
             preconditioned_attention(q, k, v, gradient=gradient, backend=backend, **options)
         return
     mask = causal(q.shape[-2], k.shape[-2]) if options.get("is_causal") else options.get("attn_mask")

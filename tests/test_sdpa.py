@@ -1,4 +1,4 @@
-"""What PyTorch tests `scaled_dot_product_attention` with: the samples of its `OpInfo`, and the kinds of its suite."""
+"""PyTorch's own samples for `scaled_dot_product_attention`: those of its `OpInfo`, and the kinds of its suite."""
 
 import itertools
 import math
@@ -93,7 +93,7 @@ def rounded_terms(sample: Sample, weight: Tensor) -> list[float]:
     """What one rounding of `G` and of `Y` may do to the gradients of q and k, float64: a norm for each, over the unit.
 
     They are sums of `P_ij <G_i, v_j - A_i> / r_i`, whose factors are large and whose differences are small where a
-    softmax is saturated: the samples' entries go up to 9. The re-normalised form does not have `A` unrounded.
+    softmax is saturated: the samples' entries go up to 9. The re-normalized form does not have `A` before rounding.
     """
     q, k, v, *mask = (x.detach() for x in sample.to(torch.float64).tensors)
     causal = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril() if sample.options["is_causal"] else None
@@ -139,7 +139,7 @@ def test_low_precision(index: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("gain", [False, True])
 @pytest.mark.parametrize("index", INDICES)
 def test_numerical_first_and_second_derivatives(index: int, gain: bool) -> None:
-    """Re-normalised where a kernel serves the sample; plain attention written out has both, and forward mode, too."""
+    """Re-normalized where a kernel supports the sample; PyTorch's math kernel has both, and forward mode."""
     sample = samples()[index]
     heads = sample.tensors[0].shape[-3]
     factors = [torch.linspace(-1.5, 2.0, heads, dtype=torch.float64).requires_grad_()] if gain else []

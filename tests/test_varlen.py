@@ -68,11 +68,11 @@ def test_dropout() -> None:
     assert not torch.allclose(out, whole)
     norms = out.norm(dim=-1)
     assert ((norms - 1).abs().minimum(norms) <= 1e-6).all()
-    with pytest.raises(ValueError, match="backend='flash' cannot serve this call: the kernel has no dropout"):
+    with pytest.raises(ValueError, match="backend='flash' does not support this call: the kernel has no dropout"):
         preconditioned_varlen_attention(q, k, v, *starts, *LONGEST, enable_gqa=True, dropout_p=0.6, backend="flash")
 
 
-def test_auto_takes_the_packed_kernel_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_the_packed_kernel_where_it_is_supported(monkeypatch: pytest.MonkeyPatch) -> None:
     qkv, starts = ragged()
     one_by_one: list[str] = []
 

@@ -10,8 +10,8 @@ Gradients. With `r = ||x||` and `y = x / r` the derivative of one row is
     dL/dx = (g - y <g, y>) / r          gradient="full":  the derivative of what is computed
     dL/dx = g / r                       gradient="stop":  C is a constant
 
-where `g = dL/dy`. The forward pass is the same. That the paper's own training uses "stop" is a third party's
-reading of it, not something this project could check.
+where `g = dL/dy`. The forward pass is the same. That the paper's own training uses "stop" is reported by
+a third party; this project could not check it.
 
 Zero rows. Rows with `r <= eps` are left as they are (`C = 1`): a fully masked or dropped row stays zero, its gradient
 passes through unchanged, and nothing is divided by zero.
@@ -70,12 +70,12 @@ def _range_scale(x: Tensor) -> Tensor:
     large, shrink = (2.0**400, 2.0**-600) if wide else (2.0**50, 2.0**-100)
     small, grow = (2.0**-400, 2.0**700) if wide else (2.0**-50, 2.0**100)
     largest = x.detach().abs().amax(dim=-1, keepdim=True)  # vector_norm cannot be traced without a row
-    one = largest.new_ones(())  # not of its shape: PyTorch's older exporter to ONNX would write that down as fixed
+    one = largest.new_ones(())  # not of its shape, which PyTorch's older exporter to ONNX records as fixed
     return torch.where(largest > large, one * shrink, torch.where(largest < small, one * grow, one))
 
 
 class RowScale(NamedTuple):
-    """A batch of rows taken apart, without overflow or underflow on the way: `y_i = scaled_i / divisor_i`."""
+    """A batch of rows as numerator and divisor, without overflow or underflow: `y_i = scaled_i / divisor_i`."""
 
     scaled: Tensor  # x times the scale, in at least float32, (..., d)
     scale: Tensor  # a power of two per row, (..., 1)
@@ -83,7 +83,7 @@ class RowScale(NamedTuple):
 
 
 def row_scale(x: Tensor, eps: float) -> RowScale:
-    """What makes unit rows of the rows of ``x``, and leaves those as they are whose norm is at most ``eps``."""
+    """Numerator and divisor of the unit rows of ``x``; rows with a norm of at most ``eps`` stay as they are."""
     rows = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = _range_scale(rows)
     scaled = rows * scale
@@ -94,9 +94,9 @@ def row_scale(x: Tensor, eps: float) -> RowScale:
 
 
 def equilibrate_by_formula(x: Tensor, *, gradient: Gradient, eps: float | None, gain: Tensor | None) -> Tensor:
-    """What :func:`preconditioned_attention.equilibrate` promises, written out and left to autograd.
+    """:func:`preconditioned_attention.equilibrate` in plain operations, differentiated by autograd.
 
-    The reference for the written-out derivative, and what compilers, tracers and transforms get. ``x`` and ``gain`` are
+    The reference for the explicit derivative, and what compilers, tracers and transforms get. ``x`` and ``gain`` are
     those that :func:`check_rows` and :func:`check_gain` admit.
     """
     if x.shape[-1] == 0:
@@ -109,7 +109,7 @@ def equilibrate_by_formula(x: Tensor, *, gradient: Gradient, eps: float | None, 
 
 
 def row_norms(x: Tensor) -> Tensor:
-    """`r_i = ||x_i||_2` over the last axis, in at least float32, without overflow on the way: ``(..., d) -> (...)``.
+    """`r_i = ||x_i||_2` over the last axis, in at least float32, without overflow: ``(..., d) -> (...)``.
 
     Raises:
         TypeError: complex, integer or otherwise unsupported input.

@@ -62,7 +62,7 @@ def preconditioned_flex_attention(
     Raises:
         TypeError, ValueError: an argument of the method's does not fit, or q, k or v is no floating-point tensor of
             four axes; the message names it.
-        ValueError, RuntimeError, NotImplementedError: what `flex_attention` raises for a call that it cannot serve.
+        ValueError, RuntimeError, NotImplementedError: what `flex_attention` raises for a call that it does not support.
 
     Source: H. Saratchandran, "Preconditioned Attention: Enhancing Efficiency in Transformers", AISTATS 2026,
     arXiv 2603.27153.

@@ -1,4 +1,4 @@
-"""`scaled_dot_product_attention` and its preconditioner, in one call."""
+"""`preconditioned_attention`: scaled dot-product attention and its preconditioner in one call."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def preconditioned_attention(
         eps: rows with a norm of at most this stay as they are; fully masked rows stay zero. None: 2**-14 in
             float16, 1e-12 otherwise.
         backend: ``"flash"`` (CPU and CUDA), ``"efficient"`` and ``"cudnn"`` (CUDA): that kernel of PyTorch's,
-            re-normalised: a pass over the rows each way, and nothing quadratic; ``"composition"``: the kernel that
-            PyTorch picks, then the rows are scaled; ``"reference"``: the definition written out, quadratic in memory,
-            for tests. ``"auto"``: the kernel that PyTorch picks (`torch.nn.attention.sdpa_kernel` respected),
-            re-normalised where that is possible, otherwise the composition; the log says once why.
+            re-normalized: a pass over the rows each way, and nothing quadratic; ``"composition"``: the kernel that
+            PyTorch picks, then the rows are scaled; ``"reference"``: the definition in plain operations, quadratic in
+            memory, for tests. ``"auto"``: the kernel that PyTorch picks (`torch.nn.attention.sdpa_kernel` respected),
+            re-normalized where that is possible, otherwise the composition; the log says once why.
 
     Returns:
         ``(B, ..., H, L, d_v)``, every row of unit norm (times its gain) or, if it was zero, unchanged.
 
     Raises:
-        TypeError, ValueError: an argument does not fit, the tensors do not go together, or the backend cannot serve
-            the call; the message says what was expected and what was passed.
+        TypeError, ValueError: an argument does not fit, the tensors do not fit each other, or the backend does not
+            support the call; the message says what was expected and what was passed.
 
     Nested tensors (jagged or strided) and distributed tensors (`torch.distributed.tensor.DTensor`, sharded along batch
-    or heads) are served alike.
+    or heads) are supported too.
 
     Source: H. Saratchandran, "Preconditioned Attention: Enhancing Efficiency in Transformers", AISTATS 2026,
     arXiv 2603.27153.
@@ -72,7 +72,7 @@ def preconditioned_attention(
         True
     """
     for value in (q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, gradient, gain, eps, backend):
-        if isinstance(value, Proxy):  # written here: `one_call` would be one more function on the way to the kernel
+        if isinstance(value, Proxy):  # here and not in `one_call`, which costs a function call more
             arguments = (q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
             options = {"gradient": gradient, "gain": gain, "eps": eps, "backend": backend}
             recorded: Tensor = handle_torch_function(preconditioned_attention, (value,), *arguments, **options)

@@ -1,4 +1,4 @@
-"""Preconditioned attention within sequences of different lengths that are packed into one tensor."""
+"""`preconditioned_varlen_attention`: sequences of different lengths, packed into one tensor."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def preconditioned_varlen_attention(
         v: ``(T_k, H, d_v)``; heads as ``k``.
         cu_seq_q: where each sequence begins in ``q``, and ``T_q`` at the end: ``(sequences + 1,)``, int32, on the
             device of ``q``. Sequences may be empty.
-        cu_seq_k: the same for ``k`` and ``v``. On a GPU the values of neither are looked at where the packed kernel
-            serves, for that would wait for the device: wrong ones read and write out of place there.
+        cu_seq_k: the same for ``k`` and ``v``. On a GPU the packed kernel does not check the values of either,
+            which would wait for the device: wrong ones read and write out of bounds.
         max_q: the length of the longest sequence of queries, or more.
         max_k: the length of the longest sequence of keys, or more.
         dropout_p: dropout of the attention weights, applied whenever it is above 0.
@@ -57,15 +57,15 @@ def preconditioned_varlen_attention(
         gradient: ``"full"`` differentiates through `C`; ``"stop"`` holds it constant in the backward pass.
         gain: None, or one factor per query head, ``(H,)``.
         eps: rows with a norm of at most this stay as they are. None: 2**-14 in float16, 1e-12 otherwise.
-        backend: ``"flash"``: the flash kernel of the device, re-normalised (on a GPU it takes the sequences
+        backend: ``"flash"``: the flash kernel of the device, re-normalized (on a GPU it takes the sequences
             packed, on the CPU one by one, and the row work is done once for all); any other name: that backend of
-            `preconditioned_attention` on each sequence; ``"auto"``: the first that serves the call.
+            `preconditioned_attention` on each sequence; ``"auto"``: the first that supports the call.
 
     Returns:
         ``(T_q, H, d_v)``. A query whose sequence has no key has a zero row.
 
     Raises:
-        TypeError, ValueError: an argument does not fit, or the backend cannot serve the call; the message says why.
+        TypeError, ValueError: an argument does not fit, or the backend does not support the call; the message says why.
 
     Example:
         >>> q = torch.randn(7, 4, 32)

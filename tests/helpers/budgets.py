@@ -1,4 +1,4 @@
-"""How far off a backend may be: what rounding does to plain attention is the yardstick."""
+"""Error budgets of the backends, relative to the rounding errors of plain attention."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Two processes, connected by gloo, that attend to distributed tensors and compare with what one would compute."""
+"""Two processes, connected by gloo, that attend to distributed tensors and compare with the result of one process."""
 
 import os
 import re

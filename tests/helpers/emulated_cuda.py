@@ -1,6 +1,6 @@
-"""PyTorch's CUDA attention operators, computed on the CPU: same schemas, same conventions, no softmax on the way back.
+"""PyTorch's CUDA attention operators on the CPU: same schemas and conventions, no softmax in the backward pass.
 
-What a backend hands to the backward operator is thereby checked as on a GPU: the emulation only ever forms
+The arguments of the backward operator are so checked as on a GPU: the emulation only ever forms
 `exp(scores - lse)` from the lse that it is given, and `delta` from the `dout` and `out` that it is given.
 """
 

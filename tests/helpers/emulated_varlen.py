@@ -1,4 +1,4 @@
-"""PyTorch's CUDA flash operators for packed sequences, computed on the CPU: same schemas, no softmax on the way back.
+"""PyTorch's CUDA flash operators for packed sequences on the CPU: same schemas, no softmax in the backward pass.
 
 Each sequence goes through the dense emulation; the causal mask is aligned to the lower right.
 """

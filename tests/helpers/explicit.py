@@ -1,4 +1,4 @@
-"""The method written out in this test suite's own words: what every path of the package is compared with."""
+"""An independent implementation of the method, with which every path of the package is compared."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the tests of the layers share: the modes, and the comparison of a layer with a forward written by hand."""
+"""For the tests of the layers: the modes, and the comparison of a layer with a forward written by hand."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""Sequences of different lengths and preconditioned attention within each, in this test suite's own words."""
+"""Sequences of different lengths, and an independent implementation of attention within each."""
 
 from itertools import pairwise
 

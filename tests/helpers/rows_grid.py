@@ -144,7 +144,7 @@ def constants(values: Tensor, layout: str, device: str) -> tuple[Tensor, Tensor]
 
 
 def cotangent(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> Tensor:
-    """What autograd hands over: in the layout of the output, contiguous, or expanded from less."""
+    """What autograd passes: in the layout of the output, contiguous, or expanded from less."""
     samples, heads, tokens, width = shape
     if layout == "contiguous":
         return torch.randn(samples, heads, 1, width, dtype=torch.float64).to(dtype).expand(shape)
@@ -237,7 +237,7 @@ def main() -> None:
     torch.manual_seed(0)
     measured = {}
     for case in cases():
-        # Uninitialised memory becomes NaN, so that an entry nobody writes shows; not memory of which most stays so.
+        # Uninitialized memory becomes NaN to show unwritten entries; not where most of the memory stays unwritten.
         torch.use_deterministic_algorithms("far" not in case.layout)
         measured[str(case)] = measure(case, "cpu")
     print(json.dumps(measured))

@@ -1,4 +1,4 @@
-"""What all attention layers have in common."""
+"""What holds for all attention layers."""
 
 import copy
 import warnings
@@ -182,8 +182,8 @@ def test_sizes_that_do_not_go_together(build: Callable[..., nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in ("multihead", "window")])
-def test_a_backend_that_cannot_serve_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=r"backend='flash' cannot serve .*Attention, whose rows are not"):
+def test_an_unsupported_backend_raises(name: str) -> None:
+    with pytest.raises(ValueError, match=r"backend='flash' does not support .*Attention, whose rows are not"):
         LAYERS[name](precondition=PreconditionConfig(backend="flash"))
     LAYERS[name](precondition=PreconditionConfig(backend="composition"))
 

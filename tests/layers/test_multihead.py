@@ -152,7 +152,7 @@ def test_attention_dropout_comes_before_the_norm_and_only_in_training() -> None:
     assert torch.equal(layer(x), layer(x))
 
 
-def test_a_backend_is_honoured() -> None:
+def test_a_backend_is_used() -> None:
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     reference, auto = (
         MultiheadAttention(16, 4, precondition=PreconditionConfig(backend=backend), dtype=torch.float64)
@@ -161,7 +161,7 @@ def test_a_backend_is_honoured() -> None:
     auto.load_state_dict(reference.state_dict())
     assert relative_error(auto(x), reference(x)) <= 1e-12
     cudnn = MultiheadAttention(16, 4, precondition=PreconditionConfig(backend="cudnn"))
-    with pytest.raises(ValueError, match="backend='cudnn' cannot serve this call"):
+    with pytest.raises(ValueError, match="backend='cudnn' does not support this call"):
         cudnn(torch.randn(2, 5, 16))
 
 

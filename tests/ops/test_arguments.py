@@ -1,4 +1,4 @@
-"""Single values of the wrong type or size are refused alike on every backend; what plain attention takes is taken."""
+"""Single arguments: wrong ones raise on every backend; what plain attention accepts is accepted."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""`causal_upper_left` and `causal_lower_right` against the masks that they stand for."""
+"""`causal_upper_left` and `causal_lower_right` against the masks that they represent."""
 
 import warnings
 from collections.abc import Callable

@@ -52,7 +52,7 @@ def test_an_explicit_backend_is_the_one_that_runs(name: str, monkeypatch: pytest
 def test_an_explicit_backend_that_cannot_serve_raises_and_auto_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     computed = record(monkeypatch)
     q = torch.randn(1, 2, 3, 4)
-    with pytest.raises(ValueError, match="backend='flash' cannot serve this call: the kernel has no dropout"):
+    with pytest.raises(ValueError, match="backend='flash' does not support this call: the kernel has no dropout"):
         preconditioned_attention(q, q, q, dropout_p=0.5, backend="flash")
     preconditioned_attention(q, q, q, dropout_p=0.5)
     preconditioned_attention(q, q, q)
@@ -72,7 +72,7 @@ def test_auto_respects_what_sdpa_kernel_allows(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", ["efficient", "cudnn"])
 def test_a_kernel_of_another_device_raises(name: str) -> None:
     q = torch.randn(1, 2, 3, 4)
-    with pytest.raises(ValueError, match=f"backend='{name}' cannot serve this call: q, k and v must be on cuda"):
+    with pytest.raises(ValueError, match=f"backend='{name}' does not support this call: q, k and v must be on cuda"):
         preconditioned_attention(q, q, q, backend=name)
 
 

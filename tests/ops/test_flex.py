@@ -1,4 +1,4 @@
-"""The rows over FlexAttention: exact values, gradients where PyTorch can be made to give them, bytes saved."""
+"""FlexAttention and the scaling of its rows: values, gradients where PyTorch computes them, bytes saved."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Every empty size that plain attention takes: its shape, and gradients."""
+"""Empty sizes that plain attention accepts: shapes and gradients."""
 
 from collections.abc import Callable
 
@@ -199,7 +199,7 @@ def test_what_counts_as_empty() -> None:
 @pytest.mark.parametrize(("axis", "backend"), [(0, "auto"), (0, "composition"), (2, "auto"), (2, "reference")])
 @torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
 def test_sizes_that_a_compiler_cannot_know(axis: int, backend: str) -> None:
-    """A mask chooses the samples or the tokens: nobody can say before whether there is one."""
+    """A mask chooses the samples or the tokens: whether there is one is not known while compiling."""
     torch.compiler.reset()
 
     def attend(x: Tensor, chosen: Tensor) -> Tensor:

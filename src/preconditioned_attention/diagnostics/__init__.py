@@ -1,4 +1,4 @@
-"""Looking: how ill-conditioned each head's output is, and what the preconditioner changes."""
+"""Condition numbers and related measures of every head's output, and a monitor that records them in a model."""
 
 from .condition import condition_number
 from .entropy import attention_entropy

@@ -10,13 +10,13 @@ from torch import Tensor
 from .._checks import check_known
 from .extremes import extreme_singular_values
 from .results import Conditioning
-from .spectrum import check_matrices, decompose, normalised
+from .spectrum import check_matrices, decompose, normalized
 
 ConditionMethod = Literal["svd", "gram", "lanczos"]
 
 
 class _Known(NamedTuple):
-    """The extreme singular values of `2**-exponent A` and how far the arithmetic may have moved them."""
+    """The extreme singular values of `2**-exponent A` and their errors by the arithmetic."""
 
     largest: Tensor
     smallest: Tensor
@@ -37,20 +37,20 @@ def condition_number(
     The rule for ``numerically_singular``. The entries were rounded to the input's dtype, which moves a singular value
     by at most `u ||A||_F` with `u = eps(dtype) / 2` (Weyl); the arithmetic moves it by another `max(N, d)
     eps(precision) s_max`. Where `s_min` is not larger than the sum, a matrix that rounds to this one is singular:
-    there is no number then, but a flag and a lower bound. float32 can so tell condition numbers up to 2e6 and more
-    (`1 / (u sqrt(rank))`), bfloat16 up to 30 for `d = 64`, float64 up to `1 / (max(N, d) eps)`.
+    the result is then a flag and a lower bound instead of a number. So float32 resolves condition numbers up to 2e6 and
+    more (`1 / (u sqrt(rank))`), bfloat16 up to 30 for `d = 64`, float64 up to `1 / (max(N, d) eps)`.
 
     Args:
         matrices: ``(..., N, d)``, float16, bfloat16, float32 or float64.
         method: ``"svd"`` or ``"gram"`` as in :func:`singular_values`; or ``"lanczos"``, for matrices that are large
             both ways such as softmax matrices: iterative estimates, whose own error is part of ``lower`` and ``upper``
             (see ``extremes.py``). It runs on the CPU, one matrix after the other.
-        precision: of the arithmetic, float64 or float32; ``"svd"`` alone has a use for float32.
+        precision: of the arithmetic, float64 or float32; only ``"svd"`` supports float32.
 
     Raises:
         TypeError: complex or integer input.
-        ValueError: fewer than two axes, an empty matrix, an unknown ``method`` or ``precision``, or two that do not go
-            together.
+        ValueError: fewer than two axes, an empty matrix, an unknown ``method`` or ``precision``, or two that exclude
+            each other.
         RuntimeError: ``"lanczos"`` did not converge.
         ImportError: ``"lanczos"`` without scipy (extra ``train``).
     """
@@ -84,6 +84,6 @@ def _by_lanczos(matrices: Tensor, precision: torch.dtype) -> _Known:
     check_matrices(matrices)
     if precision != torch.float64:
         raise ValueError(f'method="lanczos" computes in torch.float64 only; got precision={precision}')
-    scaled, _, finite = normalised(matrices)
+    scaled, _, finite = normalized(matrices)
     found = extreme_singular_values(scaled)
     return _Known(*found[:4], torch.linalg.vector_norm(scaled, dim=(-2, -1)), finite, found.method)

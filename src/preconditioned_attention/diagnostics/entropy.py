@@ -1,4 +1,4 @@
-"""How spread out attention is."""
+"""The entropy of attention weights."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .spectrum import check_matrices
 def attention_entropy(weights: Tensor) -> Measure:
     """Mean over the rows of `-sum_j w_ij log w_ij`, in nats: ``(..., N, M) -> (...)``, in float64.
 
-    0 where every token attends to one, `log M` where every token attends to all alike. Rows of zeros (fully masked)
-    are left out. Not defined where no row is left and where an entry is not finite.
+    0 where every token attends to one token, `log M` where every token attends uniformly. Rows of zeros (fully
+    masked) are left out. Not defined where no row is left and where an entry is not finite.
 
     Args:
         weights: softmax matrices, before dropout: no entry negative, every row summing to 1 or all zero.
 
     Raises:
         TypeError: complex or integer input.
-        ValueError: fewer than two axes, an empty matrix, or rows that are no distributions.
+        ValueError: fewer than two axes, an empty matrix, or rows that are not distributions.
     """
     check_matrices(weights)
     given = weights.detach().to(torch.float64)

@@ -1,4 +1,4 @@
-"""Why C helped a head, or could not, in words."""
+"""A sentence on why C changed the condition number of a head, or did not."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _PARALLEL = 0.95
 
 
 def explain(*, kappa_before: float, kappa_after: float, spread: float, mean_direction_share: float) -> str:
-    """What C did to one head's condition number, and what in its rows made it so.
+    """How C changed one head's condition number, and which property of its rows explains it.
 
-    C changes nothing but row norms. It can help only where they differ (``spread``), and only where their differing is
-    what makes the matrix ill-conditioned. Nearly parallel rows stay so; how parallel they are is the length of the mean
+    C changes row norms only. It can help only where they differ (``spread``), and only where that difference makes
+    the matrix ill-conditioned. Nearly parallel rows stay so; how parallel they are is the length of the mean
     row over the mean length of the rows, which is `sqrt(mean_direction_share (1 + spread^2))`.
 
     Args:

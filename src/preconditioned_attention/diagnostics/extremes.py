@@ -1,4 +1,4 @@
-"""The two extreme singular values of large matrices, by iteration instead of a decomposition."""
+"""The largest and smallest singular value of large matrices, by Lanczos iteration instead of a decomposition."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Extremes(NamedTuple):
 def extreme_singular_values(matrices: Tensor) -> Extremes:
     """Golub-Kahan-Lanczos (ARPACK, through scipy) on the triangular factor `R` of each matrix, and on its inverse.
 
-    The factorisation `A = Q R` costs a fraction of a singular value decomposition, and on `R^-1` the smallest singular
+    The factorization `A = Q R` costs a fraction of a singular value decomposition, and on `R^-1` the smallest singular
     value is the one that Lanczos finds first. It squares nothing.
 
     The errors. Let `rho` be the residual of the computed triple `(s, u, v)`, `||R v - s u||` and `||R^T u - s v||`.
-    Then some singular value lies within `rho` of `s`. That it is the extreme one is what the iteration converges to
-    from a start vector that is not orthogonal to the one sought; a seeded random one is used. One side is certain
-    whatever happens: the true `s_max` is not below the estimate, nor the true `s_min` above it, up to rounding. To
+    Then some singular value lies within `rho` of `s`. The iteration converges to the extreme one from a
+    start vector that is not orthogonal to its singular vector; a seeded random one is used. One side always holds:
+    the true `s_max` is not below the estimate, nor the true `s_min` above it, up to rounding. To
     both errors `max(N, d) eps s_max` is added for the arithmetic.
 
     Args:

@@ -1,4 +1,4 @@
-"""Every head's output before and after the preconditioner, seen while a model runs."""
+"""`ConditionMonitor`: records condition numbers of every head's output while a model runs."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from ..conversion.registry import Adapter
 from .monitor_config import MonitorConfig
 from .monitor_file import RecordFile, process_path
 from .monitor_probe import LayerObserver, make_probe
-from .monitor_records import Observation, Record, measure, summarise
+from .monitor_records import Observation, Record, measure, summarize
 
 
 class ConditionMonitor:
-    """Records kappa and the spread of row norms of `A` and of `C A`, per layer and head, and what explains them.
+    """Records kappa and the spread of row norms of `A` and of `C A`, per layer and head, and related measures.
 
     Works on preconditioned models, where `C` is what the model applies, and on plain ones, where `C` is what the
-    method would apply. Inside ``with`` it looks at what runs there; :meth:`attach` and :meth:`close` look now and then
-    at the passes in training mode of a whole run. Passes that are not recorded run the model's own code, the fused
-    operators included. In a recorded pass of a preconditioned model `A` is computed once more, aside: outputs,
-    gradients and random states stay, bit for bit, what they are. In one of a plain model the adapters' forwards stand
-    in for the model's, which compute the same up to rounding. Afterwards nothing of the monitor is left in the model.
+    method would apply. Inside ``with`` it records the passes that run there; between :meth:`attach` and :meth:`close`
+    some of the passes in training mode. Passes that are not recorded run the model's own code, the fused operators
+    included. In a recorded pass of a preconditioned model `A` is computed once more, separately: outputs, gradients and
+    random states are bit for bit the same. In one of a plain model the adapters' forwards replace the model's; they
+    compute the same up to rounding. Afterwards nothing of the monitor is left in the model.
 
-    The softmax matrix, and with it the entropy, is seen where an adapter hands over queries and keys; elsewhere the
-    records say why it is not available.
+    The softmax matrix, and with it the entropy, is available where an adapter passes on queries and keys; elsewhere the
+    records say why not.
 
     Args:
-        model: a model with attention that some adapter knows; of a distributed wrapper, the model inside. Compiled
-            models are refused: compiled code does not see what is attached.
+        model: a model with attention that an adapter supports; of a distributed wrapper, the model inside. Compiled
+            models are refused: compiled code does not run what is attached later.
         every, samples, heads, tokens, seed: what is recorded; see :class:`MonitorConfig`.
         jacobian: also record the condition number of the Jacobian of each attention layer's output with respect to
             its input, for the first sample of the batch, without dropout. Dense, so for small inputs only: see
             :data:`~preconditioned_attention.diagnostics.monitor_jacobian.JACOBIAN_LIMIT`.
-        on_observation: called with the :class:`Observation` of every recorded call, which holds the matrices
-            themselves; a list's ``append`` keeps them all.
+        on_observation: called with the :class:`Observation` of every recorded call, which holds the matrices; a list's
+            ``append`` keeps them all.
         path: a CSV file to write every record to; with several processes each writes its own, and
             :func:`merge_records` joins them. It must not exist.
 
@@ -92,7 +92,7 @@ class ConditionMonitor:
 
     @property
     def step(self) -> int:
-        """The number that records carry, from 1. Whoever sets it counts from then on: one record per step at most."""
+        """The step number in the records, from 1. Once the caller sets it, at most one pass per step is recorded."""
         return self._step
 
     @step.setter
@@ -100,13 +100,13 @@ class ConditionMonitor:
         self._step, self._driven = step, True
 
     def attach(self) -> ConditionMonitor:
-        """Look, from now on until :meth:`close`, at passes of the model in training mode."""
+        """Record, from now on until :meth:`close`, passes of the model in training mode."""
         self._begin(training_only=True)
         self.config = self.config.for_run()
         return self
 
     def close(self) -> None:
-        """Stop looking; the model is as it was. Closing twice is no error."""
+        """Stop recording; the model is as it was. Closing twice is not an error."""
         if self._training_only and self._handles and not (self._passes or self._driven):
             warnings.warn(
                 "the monitor was attached and saw no forward pass in training mode: call the model itself (not a part "
@@ -123,7 +123,7 @@ class ConditionMonitor:
     def __enter__(self) -> ConditionMonitor:
         self._begin(training_only=False)
         if self.config.every in (None, 1):
-            self._start_recording()  # from here on, so that parts of the model may be called on their own
+            self._start_recording()  # at once, so that parts of the model may be called on their own
         return self
 
     def __exit__(
@@ -132,7 +132,7 @@ class ConditionMonitor:
         self.close()
 
     def take(self) -> list[Record]:
-        """The records so far; they are the caller's now and no longer in :attr:`records`."""
+        """The records so far, which are removed from :attr:`records`."""
         taken, self.records = self.records, []
         return taken
 
@@ -152,7 +152,7 @@ class ConditionMonitor:
         silent = [path for path in self._layers if path not in by_layer]
         if silent or not self._layers:
             raise ValueError(f"no attention was seen at {silent or 'any layer'}: run the model inside the monitor")
-        return [summarise(path, by_layer[path]) for path in self._layers]
+        return [summarize(path, by_layer[path]) for path in self._layers]
 
     def _begin(self, *, training_only: bool) -> None:
         if self._handles:
@@ -160,7 +160,7 @@ class ConditionMonitor:
         refuse_compiled(self.model)
         sites = [path for path, _, _ in self._plain_sites()] + [path for path, _ in preconditioned_modules(self.model)]
         if not sites:
-            raise ValueError("the model has no attention that can be observed; see precondition_ for what is seen")
+            raise ValueError("the model has no attention that can be observed; see precondition_ for what is supported")
         self._layers = [path for path, _ in self.model.named_modules() if path in set(sites)]
         if self.path is not None:
             self._file = RecordFile(self._new_file(self.path))
@@ -234,7 +234,7 @@ class ConditionMonitor:
 
 _COMPILED = (
     "the condition monitor is attached to a model that is being compiled: compiled code would go on without it, or be "
-    "compiled anew at every recorded pass. close() the monitor, or look at the model without torch.compile"
+    "compiled anew at every recorded pass. close() the monitor, or run the model without torch.compile"
 )
 
 

@@ -1,4 +1,4 @@
-"""MonitorConfig: what of a run the monitor looks at."""
+"""`MonitorConfig`: which steps, samples, heads and tokens the monitor records."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class MonitorConfig:
     """Which steps, samples, heads and tokens are recorded. The choice is drawn once, so a curve follows the same ones.
 
     Args:
-        every: one forward pass in so many is recorded, from the first on. None: every one inside ``with``, one in 50
+        every: one forward pass in this many is recorded, from the first on. None: every one inside ``with``, one in 50
             when the monitor is attached for a run.
         samples: how many matrices per head of a recorded call (images, sequences; for window attention, windows).
             None: all inside ``with``, one when attached.
         heads: how many heads per layer; None: all.
-        tokens: how many rows of each matrix; None: all. The numbers are then those of the drawn rows, and a part of a
+        tokens: how many rows of each matrix; None: all. The measures are then those of the drawn rows, and a part of a
             matrix has another condition number than the whole.
-        seed: decides what is drawn.
+        seed: of the draw.
 
     Raises:
         TypeError, ValueError: an option has a value it cannot have; the message names it.

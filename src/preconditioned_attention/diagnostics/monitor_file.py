@@ -1,4 +1,4 @@
-"""conditioning.csv: the monitor's records as a table that every tool opens, and that survives a kill."""
+"""The monitor's records as a CSV file, complete up to the last record also after a kill."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _TYPES = get_type_hints(Record)
 
 
 class RecordFile:
-    """Appends records to a CSV file; a reader, also after a kill, finds every record that was added.
+    """Appends records to a CSV file, which holds every record that was added, also after a kill.
 
     Args:
         path: the file; it is rewritten with ``kept`` first.
-        kept: what it is to hold already.
+        kept: the records that it holds at first.
 
     Raises:
         OSError: the file cannot be written.
@@ -35,7 +35,7 @@ class RecordFile:
         """Append ``records``; a reader of the file sees them at once.
 
         Raises:
-            OSError: the file cannot be written; what it held is still there.
+            OSError: the file cannot be written; its former content is kept.
         """
         try:
             self._file.write(_lines(records))
@@ -54,7 +54,7 @@ def read_records(path: Path | str) -> list[Record]:
     """The records in a file; a last line that a kill left unfinished is left out.
 
     Raises:
-        ValueError: it is not such a file, or a line in it is broken.
+        ValueError: it is not such a file, or a line cannot be parsed.
         OSError: it cannot be read.
     """
     text = Path(path).read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def merge_records(paths: Iterable[Path | str], output: Path | str) -> int:
         How many records ``output`` holds.
 
     Raises:
-        ValueError: no file, one that is none of the monitor's, or two with records of the same matrix.
+        ValueError: no file, one that the monitor did not write, or two with records of the same matrix.
         OSError: a file cannot be read or ``output`` cannot be written.
     """
     files = list(paths)
@@ -110,7 +110,7 @@ def _line(cells: Iterable[object]) -> str:
 
 
 def _cell(value: object) -> object:
-    """A number that does not exist is an empty cell, which every reader of tables takes for a missing one."""
+    """NaN is an empty cell, which readers of tables take for a missing value."""
     if isinstance(value, bool):
         return int(value)
     return "" if isinstance(value, float) and math.isnan(value) else value

@@ -23,14 +23,14 @@ _CHUNK = 128  # rows of the Jacobian that are computed at a time
 def jacobian_kappa(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, sample: int, name: str) -> float:
     """`kappa` of the Jacobian of ``layer(*args, **kwargs)`` with respect to its first tensor, for one sample.
 
-    Every argument that is that very tensor (query, key and value of self-attention) moves with it. In float64, in
+    Every argument that is the same tensor (query, key and value of self-attention) varies with it. In float64, in
     evaluation mode: without dropout. NaN where it is numerically singular or not finite.
 
     Args:
         layer: an attention layer, or any block that maps a tensor to a tensor, or to a tuple that starts with one.
-        args, kwargs: what it is called with.
+        args, kwargs: its arguments.
         sample: the place in the batch.
-        name: what the layer is called in errors.
+        name: the layer's name in errors.
 
     Raises:
         ValueError: no floating-point input, an argument that a second call might change (a cache), or more entries
@@ -102,7 +102,7 @@ def _double(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _evaluating(layer: nn.Module) -> Iterator[None]:
-    """Evaluation mode; every module's own mode comes back."""
+    """Evaluation mode; afterwards every module has its own mode again."""
     modes = [(module, module.training) for module in layer.modules()]
     layer.eval()
     try:

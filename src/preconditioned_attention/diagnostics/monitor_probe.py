@@ -1,4 +1,4 @@
-"""What is put into a model while it is recorded: probes in plain layers, and an observer per layer."""
+"""What the monitor attaches to a model: probes in plain layers, and an observer per layer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .monitor_records import Observation, softmax_weights
 
 
 class Probe(Preconditioner):
-    """Shows its observers `A` and what `C A` would be, and returns `A`: the model computes what it did."""
+    """Passes `A` and what `C A` would be to its observers, and returns `A`: the model's output is unchanged."""
 
     origin = "probe"
 
@@ -60,16 +60,16 @@ def make_probe(module: nn.Module, shape: HeadShape) -> Preconditioner:
 
 
 class LayerObserver:
-    """Turns what one layer's preconditioner shows into observations.
+    """Makes observations of the rows that one layer's preconditioner passes to its observers.
 
     Args:
         path: the layer's name.
         module: the attention.
-        config: what is drawn.
-        jacobian: whether the layer's Jacobian is looked at too.
-        step: says which step it is.
+        config: which samples, heads and tokens are recorded.
+        jacobian: whether the layer's Jacobian is computed too.
+        step: returns the present step.
         process: this process's number.
-        emit: is given every observation.
+        emit: called with every observation.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class LayerObserver:
         attach_observer(preconditioner, self)
 
     def close(self) -> None:
-        """Take everything back."""
+        """Remove the observers and the hook."""
         detach_observer(self._preconditioner, self)
         if self._handle is not None:
             self._handle.remove()
@@ -144,7 +144,7 @@ class LayerObserver:
         if adapter is not None and adapter.kind in ("channel", "linear"):
             return f"{adapter.kind} attention has no softmax matrix over tokens"
         how = "unknown" if adapter is None else adapter.mechanism
-        return f"this way in ({how}), or this call, shows the heads' outputs and neither queries nor keys"
+        return f"this mechanism ({how}), or this call, passes on the heads' outputs and neither queries nor keys"
 
     def _look_at_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._busy:

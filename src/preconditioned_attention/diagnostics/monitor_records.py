@@ -1,4 +1,4 @@
-"""What the monitor writes down: matrices that were seen, and one record of numbers per matrix."""
+"""The monitor's data: the observed matrices, and one record of numbers per matrix."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from .rows import mean_direction_share, row_norm_spread
 class Record(NamedTuple):
     """The numbers of one head's output in one recorded call, before and after `C`.
 
-    Numbers that do not exist are NaN: a kappa where the matrix is numerically singular (then ``at_least`` is what can
-    be said), everything where an entry is not finite; ``entropy`` and ``kappa_jacobian`` where they are not available
-    or were not asked for.
+    Undefined numbers are NaN: a kappa where the matrix is numerically singular (then ``at_least`` is a lower bound),
+    everything where an entry is not finite; ``entropy`` and ``kappa_jacobian`` where they are not available or were not
+    requested.
 
-    ``step`` counts from 1. ``call`` counts the calls of one layer within a step. ``sample`` and ``head`` are places in
-    the batch that the layer sees. ``not_available`` says why there is no entropy.
+    ``step`` counts from 1. ``call`` counts the calls of one layer within a step. ``sample`` and ``head`` are indices
+    into the layer's batch and heads. ``not_available`` says why there is no entropy.
     """
 
     step: int
@@ -58,12 +58,12 @@ class Observation:
 
     Attributes:
         step, process, layer, call: as in :class:`Record`.
-        samples, heads: the places in the batch and among the heads that were drawn.
+        samples, heads: the indices that were drawn.
         before: `A`, ``(samples, heads, N, d)``.
         after: `C A`, likewise.
         weights: the softmax matrix before dropout in float64, ``(samples, heads, N, M)``; None if not available.
         not_available: why there is none.
-        kappa_jacobian: of the layer with respect to its input; NaN if it was not asked for.
+        kappa_jacobian: of the layer with respect to its input; NaN if it was not requested.
     """
 
     step: int
@@ -126,11 +126,11 @@ def softmax_weights(arguments: AttentionArguments, samples: Tensor, heads: Tenso
     return products.masked_fill(nowhere, 0.0).softmax(dim=-1).masked_fill(nowhere, 0.0)
 
 
-def summarise(layer: str, records: Sequence[Record]) -> dict[str, str | int | float]:
+def summarize(layer: str, records: Sequence[Record]) -> dict[str, str | int | float]:
     """Medians over the records of one layer.
 
-    A numerically singular matrix counts as infinitely ill-conditioned, so that a median of inf says that most of them
-    are; how many are stands beside it. NaN: not available, or an entry was not finite.
+    A numerically singular matrix counts as inf, so a median of inf means that most of them are singular; the counts are
+    given too. NaN: not available, or an entry was not finite.
     """
     return {
         "layer": layer,

@@ -1,4 +1,4 @@
-"""Ranks that need no threshold: how many directions a matrix really uses."""
+"""Stable rank and effective rank: ranks that need no threshold."""
 
 from __future__ import annotations
 

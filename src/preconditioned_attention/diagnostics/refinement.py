@@ -1,4 +1,4 @@
-"""The smallest singular value of an ill-conditioned matrix, to more digits than a decomposition in float64 gives."""
+"""The smallest singular value of an ill-conditioned matrix, more precisely than by a decomposition in float64."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _SMALL = 1e-8
 def refined_smallest(matrix: Tensor) -> Tensor:
     """`s_min` of one float64 matrix ``(N, d)`` with entries of about 1: a scalar.
 
-    A decomposition in float64 moves every singular value by about `eps s_max`, so `s_min` loses `eps kappa` of
-    itself: four digits are left at a condition number of 1e12. Its singular vectors are better than that. Let `V`
-    hold those of all singular values below `1e-8 s_max`; the products `A V` are formed with twice the digits, and
-    their smallest singular value is that of `A` up to about `(eps kappa)^2 / 2`, because it depends on the error of
-    `V` in second order only (Rayleigh and Ritz).
+    A decomposition in float64 has an error of about `eps s_max` in every singular value, a relative error of
+    `eps kappa` in `s_min`: four digits are left at a condition number of 1e12. Its singular vectors are more exact.
+    Let `V` hold those of all singular values below `1e-8 s_max`; the products `A V` are formed with twice the digits,
+    and their smallest singular value is that of `A` up to about `(eps kappa)^2 / 2`, because it depends on the error
+    of `V` in second order only (Rayleigh and Ritz).
     """
     tall = matrix if matrix.size(0) >= matrix.size(1) else matrix.mT
     _, values, vectors = torch.linalg.svd(tall, full_matrices=False)
@@ -38,14 +38,14 @@ def exact_product(matrix: Tensor, vector: Tensor) -> Tensor:
 
 
 def _sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """`a + b` and what rounding took from it, exactly (Knuth)."""
+    """`a + b` and its rounding error, exactly (Knuth)."""
     total = a + b
     part = total - a
     return total, (a - (total - part)) + (b - part)
 
 
 def _product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """`a b` and what rounding took from it, exactly (Dekker)."""
+    """`a b` and its rounding error, exactly (Dekker)."""
     product = a * b
     (a_high, a_low), (b_high, b_low) = _halves(a), _halves(b)
     return product, a_low * b_low - (((product - a_high * b_high) - a_low * b_high) - a_high * b_low)

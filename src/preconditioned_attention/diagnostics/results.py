@@ -1,4 +1,4 @@
-"""What the diagnostics return: numbers, how they were computed, and where there is no number to give."""
+"""The results of the diagnostics: values, how they were computed, and where they are not defined."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Measure:
 
     Attributes:
         value: the number, in ``precision``; NaN exactly where ``defined`` is False.
-        defined: False where there is no such number: entries that are not finite, and what the function says.
+        defined: False where there is no such number: entries that are not finite, and cases that the function names.
         method: how it was computed, in words.
         precision: the dtype of the arithmetic; not that of the input.
     """
@@ -30,8 +30,8 @@ class Spectrum(Measure):
     """All `min(N, d)` singular values per matrix: ``value`` is ``(..., min(N, d))``, descending.
 
     Attributes:
-        error: per matrix, how far the arithmetic may have moved any of them (absolute); the rounding that the input
-            carries already is not part of it.
+        error: per matrix, the largest absolute error of the arithmetic in any of them; the rounding of the input is
+            not part of it.
     """
 
     error: Tensor
@@ -39,15 +39,15 @@ class Spectrum(Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning(Measure):
-    """Condition numbers, and what is known of them.
+    """Condition numbers, with bounds.
 
     ``value`` is NaN, and ``defined`` False, where ``numerically_singular`` is True and where entries are not finite.
 
     Attributes:
         numerically_singular: some matrix within the rounding errors of this one is exactly singular, so its condition
-            number says nothing; a zero matrix too.
+            number is meaningless; a zero matrix too.
         lower: every matrix within the rounding errors has a condition number of at least this. Where the flag is set
-            this is what can be said.
+            this is all that is known.
         upper: and of at most this; inf exactly where the flag is set.
     """
 

@@ -1,4 +1,4 @@
-"""What a row scaling has to act on: how much row norms differ, and how much of a matrix is one common row."""
+"""The spread of row norms, and the share of a matrix that is one common row."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 from ..equilibration import row_norms
 from .results import Measure
-from .spectrum import check_matrices, normalised
+from .spectrum import check_matrices, normalized
 
 
 def row_norm_spread(matrices: Tensor) -> Measure:
     """Standard deviation over mean of the norms of the rows that are not zero: ``(..., N, d) -> (...)``, in float64.
 
-    0 where all rows are equally long: there a row scaling has nothing to act on. Zero rows, as padding and masks leave
-    them, are not counted, because no row scaling changes them. 0 for a zero matrix too. Not defined where an entry is
+    0 where all rows have one length: a row scaling changes nothing there. Zero rows, from padding and masks, are not
+    counted, because no row scaling changes them. 0 for a zero matrix too. Not defined where an entry is
     not finite.
 
     Raises:
@@ -22,7 +22,7 @@ def row_norm_spread(matrices: Tensor) -> Measure:
         ValueError: fewer than two axes, or an empty matrix.
     """
     check_matrices(matrices)
-    scaled, _, finite = normalised(matrices)
+    scaled, _, finite = normalized(matrices)
     norms = row_norms(scaled)
     counted = norms > 0
     number = counted.sum(dim=-1).clamp_min(1)
@@ -33,7 +33,7 @@ def row_norm_spread(matrices: Tensor) -> Measure:
 
 
 def mean_direction_share(matrices: Tensor) -> Measure:
-    """How much of a matrix is one common row: `N ||m||^2 / ||A||_F^2` with the mean row `m`: ``(..., N, d) -> (...)``.
+    """The share of a matrix that is one row: `N ||m||^2 / ||A||_F^2`, with the mean row `m`: ``(..., N, d) -> (...)``.
 
     Between 0 (the rows cancel) and 1 (all rows are the same): the part of the squared Frobenius norm that is left when
     every row is replaced by the mean row. Near 1 the rows are nearly parallel and equally long, and no row scaling
@@ -44,7 +44,7 @@ def mean_direction_share(matrices: Tensor) -> Measure:
         ValueError: fewer than two axes, or an empty matrix.
     """
     check_matrices(matrices)
-    scaled, _, finite = normalised(matrices)
+    scaled, _, finite = normalized(matrices)
     total = scaled.square().sum(dim=(-2, -1))
     share = scaled.size(-2) * scaled.mean(dim=-2).square().sum(dim=-1) / total
     defined = finite & (total > 0)

@@ -12,10 +12,10 @@ from ..equilibration import check_rows
 from .refinement import refined_smallest
 from .results import Spectrum
 
-# The Gram matrix squares the condition number: the smallest singular value loses `eps kappa^2 / 2` of itself. Up to
-# this condition number that stays under 1e-6.
+# The Gram matrix squares the condition number: the relative error of the smallest singular value is `eps kappa^2 / 2`.
+# Up to this condition number that stays under 1e-6.
 _GRAM_SAFE = 1e-3 / torch.finfo(torch.float64).eps ** 0.5
-# The decomposition loses `eps kappa`: from here on the smallest singular value is computed again.
+# The relative error of the decomposition is `eps kappa`: from here on the smallest singular value is refined.
 _SVD_SAFE = 1e8
 
 SpectrumMethod = Literal["svd", "gram"]
@@ -25,7 +25,7 @@ class Decomposition(NamedTuple):
     """Singular values of `2**-exponent A`, whose largest entry is about 1; of zeros where entries are not finite."""
 
     values: Tensor  # (..., min(N, d)), descending
-    error: Tensor  # (...), how far the arithmetic may have moved any of them
+    error: Tensor  # (...), the largest error of the arithmetic in any of them
     norm: Tensor  # (...), ||2**-exponent A||_F
     exponent: Tensor  # (...)
     finite: Tensor  # (...), all entries are
@@ -39,7 +39,7 @@ def check_matrices(matrices: Tensor) -> None:
         raise ValueError(f"matrices must have shape (..., N, d) with N, d >= 1; got {tuple(matrices.shape)}")
 
 
-def normalised(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def normalized(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`2**-exponent A` in float64, the exponent, and whether all entries are finite; zeros where they are not.
 
     A power of two per matrix is exact and keeps squares in range, whatever the size of the entries.
@@ -61,7 +61,7 @@ def decompose(matrices: Tensor, method: SpectrumMethod, precision: torch.dtype) 
         raise ValueError(f"precision must be torch.float64 or torch.float32; got {precision}")
     if method == "gram" and precision != torch.float64:
         raise ValueError(f'method="gram" computes in torch.float64 only; got precision={precision}')
-    scaled, exponent, finite = normalised(matrices)
+    scaled, exponent, finite = normalized(matrices)
     values, error, words = (_by_gram if method == "gram" else _by_svd)(scaled.to(precision))
     norm = torch.linalg.vector_norm(scaled, dim=(-2, -1))
     return Decomposition(values, error, norm, exponent, finite, words)
@@ -77,8 +77,8 @@ def singular_values(
         method: ``"svd"``, or ``"gram"``: square roots of the eigenvalues of `A^T A` (`A A^T` if wide), cheaper where
             `N >> d`. The Gram matrix squares the condition number, so matrices whose condition number exceeds
             `1e-3 / sqrt(eps)` (6.7e4) are computed again by ``"svd"``, and ``method`` of the result says how many.
-        precision: of the arithmetic: float64, or float32, which is less exact and quicker; ``"gram"`` has no use for
-            it, because squaring leaves too little of float32.
+        precision: of the arithmetic: float64, or float32, which is less exact and faster; ``"gram"`` does not
+            support it, because squaring leaves too few digits of float32.
 
     Returns:
         A :class:`Spectrum`; not defined where a matrix has an entry that is not finite. In float64 the smallest
@@ -86,8 +86,8 @@ def singular_values(
 
     Raises:
         TypeError: complex or integer input.
-        ValueError: fewer than two axes, an empty matrix, an unknown ``method`` or ``precision``, or two that do not go
-            together.
+        ValueError: fewer than two axes, an empty matrix, an unknown ``method`` or ``precision``, or two that exclude
+            each other.
     """
     parts = decompose(matrices, method, precision)
     return Spectrum(
@@ -120,7 +120,7 @@ def _by_gram(matrices: Tensor) -> tuple[Tensor, Tensor, str]:
     gram = matrices @ matrices.mT if wide else matrices.mT @ matrices
     values = torch.linalg.eigvalsh(gram).flip(-1).clamp_min(0).sqrt()
     eps = torch.finfo(matrices.dtype).eps
-    # Half of max(N, d) eps s_max^2 / s_min, what the eigenvalue's error is worth in s_min.
+    # Half of max(N, d) eps s_max^2 / s_min: the eigenvalue's error as one of s_min.
     error = max(matrices.shape[-2:]) * eps * values[..., 0] * (values[..., 0] / values[..., -1]) / 2
     unsafe = ~(values[..., 0] <= _GRAM_SAFE * values[..., -1])
     unsafe |= values[..., 0] == 0

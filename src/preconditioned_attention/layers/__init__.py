@@ -1,4 +1,4 @@
-"""Modules for those who build models."""
+"""Modules to build models with: attention layers, and the `Preconditioner` that they contain."""
 
 from .channel_group import ChannelGroupAttention
 from .cross_covariance import CrossCovarianceAttention

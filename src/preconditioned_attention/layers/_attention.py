@@ -1,4 +1,4 @@
-"""What the attention layers share: heads, projections, and a preconditioner or none."""
+"""The base class of the attention layers: heads, projections, and an optional preconditioner."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from .._checks import check_integer
 from ..config import ROW_BACKENDS, PreconditionConfig
 from .preconditioner import Preconditioner
 
-PAPER = PreconditionConfig()  # frozen, so one instance serves as every layer's default
+PAPER = PreconditionConfig()  # frozen, so one instance is every layer's default
 
 
 class AttentionLayer(nn.Module):
     """Base of the layers. A preconditioned one has a child named ``preconditioner``, a plain one has no such child.
 
-    Which of the two a layer is is looked up when it runs, so that `precondition_` and `restore_` may add and remove
-    the child.
+    The child is looked up at every call, so that `precondition_` and `restore_` may add and remove it.
 
     Args:
         dim: width of the input and of the output.
@@ -31,8 +30,8 @@ class AttentionLayer(nn.Module):
         value_skip: whether a skip is added to the heads' outputs, so that ``placement`` has a meaning.
 
     Raises:
-        ValueError: sizes that do not go together; rows of one entry, of which a preconditioner would leave the sign;
-            a ``placement`` or ``backend`` that this layer cannot honour.
+        ValueError: sizes that do not fit each other; rows of one entry, of which a preconditioner would leave the sign;
+            a ``placement`` or ``backend`` that this layer does not support.
         TypeError: ``precondition`` is neither a :class:`PreconditionConfig` nor None.
     """
 
@@ -84,8 +83,8 @@ class AttentionLayer(nn.Module):
             )
         if config.backend not in ROW_BACKENDS and not self.fused:
             raise ValueError(
-                f"backend={config.backend!r} cannot serve {name}, whose rows are not those of softmax attention over "
-                "tokens; use 'auto' or 'composition'"
+                f"backend={config.backend!r} does not support {name}, whose rows are not those of softmax attention "
+                "over tokens; use 'auto' or 'composition'"
             )
 
     def _check_input(self, x: Tensor) -> None:

@@ -45,7 +45,7 @@ class ChannelGroupAttention(AttentionLayer):
 
     @one_node
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, dim)`` to the same shape. Every token has a part in the scores, so padding is not for this layer.
+        """``(B, N, dim)`` to the same shape. Every token contributes to the scores, so padding is not supported.
 
         Raises:
             ValueError: ``x`` has another shape.

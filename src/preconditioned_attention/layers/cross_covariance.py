@@ -16,7 +16,7 @@ class CrossCovarianceAttention(AttentionLayer):
 
     `qn_h` and `kn_h` are `q_h` and `k_h` with columns (one channel over all tokens) of unit length, `t_h` is a learned
     temperature, and the softmax is over `d x d` channels. The paper writes the product transposed, `d x N`; `C_h` acts
-    on it the other way round, `A_h` of shape `(N, d)`, one norm per token per head. Plain: without the `C_h`.
+    on its transpose, `A_h` of shape `(N, d)`, with one norm per token per head. Plain: without the `C_h`.
 
     Args:
         dim: width of the input and of the output, a multiple of ``num_heads``.
@@ -52,7 +52,7 @@ class CrossCovarianceAttention(AttentionLayer):
 
     @one_node
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, N, dim)`` to the same shape. Every token has a part in the norms, so padding is not for this layer.
+        """``(B, N, dim)`` to the same shape. Every token contributes to the norms, so padding is not supported.
 
         Raises:
             ValueError: ``x`` has another shape.

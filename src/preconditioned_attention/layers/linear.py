@@ -11,7 +11,7 @@ from ..config import PreconditionConfig
 from ..ops.autocast import without_autocast
 from ._attention import PAPER, AttentionLayer, check_key_padding_mask, split_qkv
 
-_CHUNK = 64  # tokens that causal attention takes at once
+_CHUNK = 64  # tokens per step of causal attention
 
 
 class LinearAttention(AttentionLayer):
@@ -56,8 +56,8 @@ class LinearAttention(AttentionLayer):
 
         Args:
             x: ``(B, N, dim)``.
-            key_padding_mask: ``(B, N)`` boolean, True where a token is padding, which nobody attends to. A query that
-                may attend to nothing has a zero row.
+            key_padding_mask: ``(B, N)`` boolean, True where a token is padding, to which no query attends. A query
+                that may attend to nothing has a zero row.
             is_causal: a token attends to itself and to what is before it.
 
         Returns:
@@ -84,7 +84,7 @@ def _rows(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, is_causal: bo
     values = F.pad(v, (0, 1), value=1.0)  # the sum over ones is the denominator
     sums = _causal_sums(q, k, values) if is_causal else q @ (k.transpose(-2, -1) @ values)
     denominator = sums[..., -1:]
-    # It is zero for a query that may attend to nothing, and the row, zero as well, stays so.
+    # It is zero for a query that may attend to nothing, whose row then stays zero.
     return sums[..., :-1] / torch.where(denominator > 0, denominator, 1.0)
 
 

@@ -136,7 +136,7 @@ class MultiheadAttention(AttentionLayer):
                 to the scores. A query that may attend to nothing has a zero row.
             is_causal: a token attends to itself, what is before it, and every cached token; excludes ``attn_mask``.
             rotary: applied to the new queries ``(B, H, L, d)`` and keys ``(B, H_kv, S, d)``, and returns both;
-                positions are the caller's business. Cached keys have been through it already.
+                positions are up to the caller. Cached keys are already rotated.
             past_key_value: keys and values of earlier tokens, each ``(B, H_kv, P, d)``, as an earlier call returned
                 them.
             use_cache: also return the keys and values of all tokens so far.
@@ -145,7 +145,7 @@ class MultiheadAttention(AttentionLayer):
             ``(B, L, dim)``; with ``use_cache`` that and the pair to pass as the next ``past_key_value``.
 
         Raises:
-            ValueError, TypeError: shapes or options do not go together; the message names the argument.
+            ValueError, TypeError: shapes or options do not fit each other; the message names the argument.
         """
         source = self._check_sources(x, context, is_causal, use_cache or past_key_value is not None)
         q = split_heads(self.q_proj(x), self.head_dim)
@@ -203,7 +203,7 @@ class MultiheadAttention(AttentionLayer):
 def _causal(q: Tensor, k: Tensor) -> tuple[Tensor | None, bool]:
     """The causal mask aligned to the last token, as ``attn_mask`` and ``is_causal``.
 
-    `scaled_dot_product_attention` aligns its own to the first, which is another mask once tokens are cached.
+    `scaled_dot_product_attention` aligns its own to the first, which is a different mask once tokens are cached.
     """
     new, all_tokens = q.shape[-2], k.shape[-2]
     if new == all_tokens:
@@ -218,10 +218,10 @@ def _checked(mask: Tensor, is_causal: bool, q: Tensor, k: Tensor) -> tuple[Tenso
     """``attn_mask`` and ``is_causal`` as the function takes them."""
     if is_causal:
         raise ValueError("attn_mask and is_causal=True exclude each other; put the causal mask into attn_mask")
-    written_out, is_causal = as_mask(mask, is_causal, q, k)
-    if written_out is not None:
-        _check_mask(written_out, (*q.shape[:-1], k.shape[-2]))
-    return written_out, is_causal
+    dense, is_causal = as_mask(mask, is_causal, q, k)
+    if dense is not None:
+        _check_mask(dense, (*q.shape[:-1], k.shape[-2]))
+    return dense, is_causal
 
 
 def _check_mask(mask: Tensor, scores: tuple[int, ...]) -> None:

@@ -23,8 +23,8 @@ class NystromAttention(AttentionLayer):
 
     Segments are counted over the tokens that are not padding, so padding changes nothing for the others, and need not
     be of equal length: token `i` of `n` belongs to segment ``floor(i m / n)``. A sample of at most `m` tokens has
-    exact softmax attention. What is computed for a sample never depends on the other samples of its batch. All of it
-    is in at least float32, whatever autocast says.
+    exact softmax attention. The result for a sample never depends on the other samples of its batch. Everything is
+    computed in at least float32, whatever autocast says.
 
     Args:
         dim: width of the input and of the output, a multiple of ``num_heads``.
@@ -138,7 +138,7 @@ class NystromAttention(AttentionLayer):
         scores = scores.masked_fill(~valid[:, None, None, :], torch.finfo(scores.dtype).min)
         landmark_rows = scores.softmax(dim=-1) @ v
         if length <= self.num_landmarks:
-            return segments @ landmark_rows  # every token is a landmark of its own, and its row the landmark's
+            return segments @ landmark_rows  # every token is its own landmark
         f, w = ((x @ k_landmarks.transpose(-2, -1)).softmax(dim=-1) for x in (q, q_landmarks))
         approximate = f @ (iterative_pinv(w, self.pinv_iterations) @ landmark_rows)
         if padding is None:
@@ -148,7 +148,7 @@ class NystromAttention(AttentionLayer):
 
 
 def iterative_pinv(w: Tensor, iterations: int) -> Tensor:
-    r"""An approximation of the pseudo-inverse of every matrix of ``w`` by itself: `Z_0 = w^T / (|w|_1 |w|_inf)`, then
+    r"""An approximate pseudo-inverse of each matrix of ``w``: `Z_0 = w^T / (|w|_1 |w|_inf)`, then
 
     `Z <- Z (13 I - wZ (15 I - wZ (7 I - wZ))) / 4`.
 

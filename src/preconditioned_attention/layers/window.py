@@ -17,7 +17,7 @@ class WindowAttention(AttentionLayer):
     r"""`proj(concat_h C_h A_h)` with `A_h = softmax(q_h k_h^T / sqrt(d) + b_h + mask) v_h` inside each window.
 
     `b_h[i, j]` is an entry of a learned table, picked by where `j` lies relative to `i`. `C_h` has one norm per token
-    of each window; plain: without the `C_h`. Partitioning, shifting and reversing windows is the caller's.
+    of each window; plain: without the `C_h`. Partitioning, shifting and reversing windows is up to the caller.
 
     Args:
         dim: width of the input and of the output.

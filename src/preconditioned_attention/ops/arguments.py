@@ -1,4 +1,4 @@
-"""Checks of the single values that `scaled_dot_product_attention` takes: the same are taken, the others are named."""
+"""Checks of single arguments: they accept what `scaled_dot_product_attention` accepts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def check_probability(name: str, value: Any) -> float:
     """``value`` as a number from 0 to 1.
 
     Raises:
-        TypeError, ValueError: it is none.
+        TypeError, ValueError: it is not one.
     """
     p = _number(name, value)
     if not 0 <= p <= 1:
@@ -26,7 +26,7 @@ def check_scale(value: Any) -> float | None:
     """``value``, the factor of the scores, as a number or None.
 
     Raises:
-        TypeError: it is neither, or a tensor whose gradient nobody would compute.
+        TypeError: it is neither, or a tensor that requires a gradient, which would not be computed.
     """
     return None if value is None else _number("scale", value, or_none=" or None (1 / sqrt(head_dim))")
 

@@ -1,6 +1,6 @@
-"""Causal masks given as a class, `torch.nn.attention.bias.CausalBias`: as the mask that they stand for.
+"""Masks of the class `torch.nn.attention.bias.CausalBias` as ordinary masks.
 
-PyTorch's is a tensor by inheritance only: its shape and entries are not those of a mask.
+PyTorch's class is a tensor by inheritance only: its shape and entries are not those of a mask.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def _by_name(inputs: AttentionInputs, backend: BackendName) -> Tensor:
     reason = _recording_reason(backend) or chosen.unsupported_reason(inputs)
     if reason is not None:
         inputs.check_shapes()
-        raise ValueError(f"backend={backend!r} cannot serve this call: {reason}. Use backend='auto'")
+        raise ValueError(f"backend={backend!r} does not support this call: {reason}. Use backend='auto'")
     return chosen.attend(inputs)
 
 
@@ -126,7 +126,8 @@ def _recording_reason(backend: BackendName) -> str | None:
     if backend in ROW_BACKENDS or backend == "reference" or not is_recorded():
         return None
     return (
-        "torch.export, torch.jit.trace and make_fx record what every tool knows: plain attention, and its rows scaled"
+        "torch.export, torch.jit.trace and make_fx record what every tool knows: plain attention, and then the scaling "
+        "of its rows"
     )
 
 
@@ -194,7 +195,7 @@ def compute_packed(packed: PackedInputs, backend: BackendName) -> Tensor:
     if reason is None:
         return flash.attend(packed)
     if backend == "flash":
-        raise ValueError(f"backend='flash' cannot serve this call: {reason}. Use backend='auto'")
+        raise ValueError(f"backend='flash' does not support this call: {reason}. Use backend='auto'")
     return attend_each_sequence(packed, backend)
 
 

@@ -30,7 +30,7 @@ def attend_nested(inputs: AttentionInputs, attend_dense: AttendDense, attend_pac
     if len(set(kinds.values())) > 1:
         raise ValueError(f"q, k and v must be nested tensors of one layout; got {kinds}")
     if inputs.attn_mask is not None:
-        raise ValueError("attn_mask must be None with nested tensors: they need no padding mask; is_causal is served")
+        raise ValueError("attn_mask must be None with nested tensors: they need no padding mask. is_causal may be True")
     for name, x in tensors.items():
         if x.dim() != 4:
             raise ValueError(f"{name} must have four axes, (B, H, tokens, head_dim), where it is nested; got {x.dim()}")

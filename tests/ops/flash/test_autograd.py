@@ -1,4 +1,4 @@
-"""The re-normalised form over each of PyTorch's CUDA operators, emulated on the CPU, and what no kernel may serve."""
+"""The re-normalized form over each of PyTorch's CUDA operators, emulated on the CPU, and what no kernel supports."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -147,7 +147,7 @@ def test_fullgraph_compile(kernel: str, gradient: str, dynamic: bool) -> None:
         assert relative_error(got, wanted) <= 1e-5
 
 
-def test_what_no_kernel_serves() -> None:
+def test_what_no_kernel_supports() -> None:
     x = torch.randn(1, 2, 3, 8)
     assert unsupported_on("cpu", call(x, x, x)) is None
     assert "must be on cuda" in unsupported_on("cuda", call(x, x, x))

@@ -28,7 +28,7 @@ def call(q: Tensor, k: Tensor, v: Tensor, **options) -> AttentionInputs:
     return AttentionInputs(q=q, k=k, v=v, gradient="full", gain=None, eps=default_eps(q.dtype), **defaults | options)
 
 
-def test_serves_where_pytorch_would_take_its_flash_kernel() -> None:
+def test_supports_the_calls_for_which_pytorch_takes_its_flash_kernel() -> None:
     """The refusals agree with PyTorch's own choice, on everything that both speak of."""
     x, kv = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 9, 8)
     calls = {
@@ -68,7 +68,7 @@ def test_refuses_what_it_must() -> None:
         assert "switched off" in FLASH_CPU.unsupported_reason(call(x, x, x))
     refusals = []
     torch.func.vmap(lambda y: (refusals.append(FLASH_CPU.unsupported_reason(call(y, y, y))), y)[1])(x[None])
-    assert refusals == ["torch.func transforms are not served"]
+    assert refusals == ["torch.func transforms are not supported"]
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)

@@ -46,7 +46,7 @@ def test_error_budget(backend: str, length: int, d: int) -> None:
         weight = torch.randn(1, 2, length, d, dtype=torch.float64, device="cuda").to(dtype).double()
         options, exact_mask = masked(kind, length, dtype)
         if backend != "auto" and dispatch.ON_CUDA[backend].unsupported_reason(call_of(inputs, options)):
-            with pytest.raises(ValueError, match="cannot serve this call: "):
+            with pytest.raises(ValueError, match="does not support this call: "):
                 preconditioned_attention(*inputs, **options, gradient=gradient, backend=backend)
             continue
         for error, allowed in budgets(inputs, weight, exact_mask, gradient, backend, **options):

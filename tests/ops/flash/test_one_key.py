@@ -1,4 +1,4 @@
-"""Rows that see one key: what q and k get from them is 0, up to the last bit of the terms that cancel."""
+"""Rows that see one key: their gradients of q and k are 0, up to the last bit of the terms that cancel."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Derivatives of derivatives, against the definition in this suite's own words."""
+"""Second derivatives, against an independent implementation of the definition."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -87,7 +87,7 @@ def test_a_gradient_penalty_and_one_of_that(case: str, gradient: str, shared: in
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-@pytest.mark.parametrize("what", ["hessian", "vectorised hessian", "hvp", "vhp", "jacobian of the gradient"])
+@pytest.mark.parametrize("what", ["hessian", "vectorized hessian", "hvp", "vhp", "jacobian of the gradient"])
 def test_what_autograd_functional_computes(what: str, gradient: str) -> None:
     leaves = tuple(x.detach() for x in inputs(heads=1, shared=1, queries=2, keys=3))
     along = tuple(torch.randn_like(x) for x in leaves)
@@ -101,7 +101,7 @@ def test_what_autograd_functional_computes(what: str, gradient: str) -> None:
         if what == "jacobian of the gradient":
             blocks = functional.jacobian(lambda *x: torch.autograd.grad(loss(*x), x, create_graph=True), leaves)
         else:
-            blocks = functional.hessian(loss, leaves, vectorize=what == "vectorised hessian")
+            blocks = functional.hessian(loss, leaves, vectorize=what == "vectorized hessian")
         return [block for row in blocks for block in row]
 
     check(result(lambda *x: preconditioned_attention(*x, gradient=gradient)), result(explicit(gradient)))
@@ -112,7 +112,7 @@ def test_gradgradcheck_with_a_gain_and_a_learned_mask() -> None:
     gain = torch.tensor([0.5, -2.0], dtype=torch.float64, requires_grad=True)
     assert gradgradcheck(lambda *x: preconditioned_attention(*x[:3], enable_gqa=True, gain=x[3]), (q, k, v, gain))
     mask = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    with sdpa_kernel(SDPBackend.MATH):  # what has no re-normalised kernel on the CPU is plain attention's to say
+    with sdpa_kernel(SDPBackend.MATH):  # without a re-normalized kernel on the CPU it is as in plain attention
         assert gradgradcheck(lambda *x: preconditioned_attention(*x, enable_gqa=True), (q, k, v, mask))
 
 

@@ -41,6 +41,6 @@ def test_pytorch_has_the_last_word_and_says_why(monkeypatch: pytest.MonkeyPatch)
     reason = unsupported.unsupported_by_cuda_kernel(
         call("cpu", is_causal=True, dropout_p=0.5, enable_gqa=True), can_use
     )
-    assert reason == "PyTorch's kernel does not serve it; the head dimension is odd"
+    assert reason == "PyTorch's kernel does not support it; the head dimension is odd"
     assert asked == [(True, 0.5, True)] * 2
     assert unsupported.unsupported_by_cuda_kernel(call("cpu"), lambda params, debug: True) is None

@@ -1,4 +1,4 @@
-"""The written-out derivative against the formula; what the function promises is in `tests/test_equilibration.py`."""
+"""The explicit derivative against the formula; `tests/test_equilibration.py` tests what is documented."""
 
 import math
 from collections.abc import Callable

@@ -99,7 +99,7 @@ def test_backward_compiles(dtype: str, full: bool) -> None:
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((6, 1), False), ((7, 0), True), ((12, 0), True)])
-def test_which_gpus_are_served(capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_gpus_are_supported(capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert rows_triton.available.__wrapped__(torch.device("cuda", 0)) is expected

@@ -1,4 +1,4 @@
-"""The theory as code: both sides of the inequalities, their assumptions, and the best row scaling there is."""
+"""Inequalities on condition numbers, evaluated with their assumptions, and the optimal row scaling."""
 
 from .attention_bounds import (
     linear_attention_bound,

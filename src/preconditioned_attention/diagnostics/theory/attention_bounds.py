@@ -1,23 +1,23 @@
-r"""What the condition numbers of the input and the weights say about that of an attention head.
+r"""Bounds on the condition number of an attention head by those of its input and weights.
 
 `kappa` of a matrix is `s_max / s_min` over its `min(rows, columns)` singular values. The tool is submultiplicativity,
 
     kappa(B C) <= kappa(B) kappa(C),     B: m x k,  C: k x n,
 
-which is not a law: `s_max(B C) <= s_max(B) s_max(C)` always holds, `s_min(B C) >= s_min(B) s_min(C)` needs the inner
-dimension `k` to be between the outer ones (`m >= k >= n` or `m <= k <= n`). Then `||B C x|| >= s_min(B) ||C x||` (or
-the same for the transposes). With `k` larger than both, `B = [1 0]` and `C = [0 1]^T` are perfectly conditioned and
+which needs an assumption: `s_max(B C) <= s_max(B) s_max(C)` always holds, `s_min(B C) >= s_min(B) s_min(C)` needs the
+inner dimension `k` to be between the outer ones (`m >= k >= n` or `m <= k <= n`). Then `||B C x|| >= s_min(B) ||C x||`
+(or the same for the transposes). With `k` larger than both, `B = [1 0]` and `C = [0 1]^T` are perfectly conditioned and
 `B C = 0`; with `k` smaller than both, `B C` has not full rank.
 
 For a head with `X: N x D` and `W_Q, W_K, W_V: D x d` this means:
 
 * softmax, `A = P V` with `P = softmax(..)` `N x N` and `V = X W_V`: `kappa(A) <= kappa(P) kappa(V)` whenever `P` is
   invertible, and `kappa(V) <= kappa(X) kappa(W_V)` if `N >= D >= d`. With fewer tokens than channels the second step
-  fails. `kappa(P)` cannot be had from `kappa(W_Q)` and `kappa(W_K)`: `W_Q = W_K = 0` makes `P` singular, and scaling
-  them, which leaves their condition numbers alone, changes `kappa(P)` at will;
+  fails. `kappa(P)` has no bound in `kappa(W_Q)` and `kappa(W_K)`: `W_Q = W_K = 0` makes `P` singular, and scaling
+  them, which does not change their condition numbers, changes `kappa(P)` arbitrarily;
 * linear, `A = Q K^T V`: `kappa(A) <= kappa(X)^3 kappa(W_Q) kappa(W_K) kappa(W_V)` if `N >= D = d`. The inner product
-  `K^T V = W_K^T (X^T X) W_V` is where several heads (`d < D`) leave the theorem: its inner dimension is the largest.
-  What remains true for them is `kappa(A) <= kappa(X) kappa(W_Q) kappa(K^T V)`.
+  `K^T V = W_K^T (X^T X) W_V` is where the theorem fails for several heads (`d < D`): its inner dimension is the
+  largest. What still holds is `kappa(A) <= kappa(X) kappa(W_Q) kappa(K^T V)`.
 
 The bounds are those of H. Saratchandran, S. Lucey, "Enhancing transformers through conditioned embedded tokens",
 ICCV 2025, arXiv 2505.12789, as far as its summaries tell (`kappa(X)^3` for linear attention); the paper could not be
@@ -46,7 +46,7 @@ def softmax_attention_bound(weights: Tensor, x: Tensor, w_v: Tensor) -> Inequali
 
     Args:
         weights: `P`, the softmax matrix, ``(..., N, N)``.
-        x: ``(..., N, D)``, what the projections see.
+        x: ``(..., N, D)``, the input of the projections.
         w_v: ``(..., D, d)``, so that `V = X W_V`. A bias is a last row of ``w_v`` and a last column of ones of ``x``.
 
     Raises:
@@ -64,7 +64,7 @@ def softmax_attention_bound(weights: Tensor, x: Tensor, w_v: Tensor) -> Inequali
 
 
 def softmax_attention_head_bound(weights: Tensor, v: Tensor) -> Inequality:
-    """`kappa(P V) <= kappa(P) kappa(V)`: what is left where there are fewer tokens than channels.
+    """`kappa(P V) <= kappa(P) kappa(V)`: the bound for fewer tokens than channels.
 
     Assumes full rank of `P` and `V`, nothing about shapes. Cross-covariance and channel attention compute
     `A^T = P V^T` with a softmax matrix over channels: pass ``v.mT``.
@@ -93,7 +93,7 @@ def linear_attention_bound(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> 
     Assumes `N >= D = d`, which one head of several does not meet, and full rank of `X` and the weights.
 
     Args:
-        x: ``(..., N, D)``, what the projections see.
+        x: ``(..., N, D)``, the input of the projections.
         w_q, w_k, w_v: ``(..., D, d)``, so that `Q = X W_Q`.
 
     Raises:
@@ -112,7 +112,7 @@ def linear_attention_bound(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> 
 
 
 def linear_attention_head_bound(x: Tensor, w_q: Tensor, w_k: Tensor, w_v: Tensor) -> Inequality:
-    """`kappa(Q K^T V) <= kappa(X) kappa(W_Q) kappa(K^T V)`: what is left of the published form for one of many heads.
+    """`kappa(Q K^T V) <= kappa(X) kappa(W_Q) kappa(K^T V)`: the bound for one of many heads.
 
     Assumes `N >= D >= d` and full rank of `X`, `W_Q` and `K^T V`. Arguments and errors as
     :func:`linear_attention_bound`.
@@ -166,7 +166,7 @@ def _shapes(words: str, met: bool) -> tuple[str, bool]:
 def _inequality(
     statement: str, left: Conditioning, factors: list[tuple[Conditioning, int, str]], shapes: tuple[str, bool]
 ) -> Inequality:
-    """Multiply the right side up; each factor comes with its power and its name."""
+    """Multiply the factors of the right side; each comes with its power and its name."""
     right, most = torch.ones_like(left.value), torch.ones_like(left.value)
     for conditioning, power, _ in factors:
         right, most = right * conditioning.value**power, most * conditioning.upper**power

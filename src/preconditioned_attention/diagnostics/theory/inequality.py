@@ -1,4 +1,4 @@
-"""Both sides of an inequality between condition numbers, and whether it was entitled to hold."""
+"""An inequality between condition numbers: both sides, and where its assumptions are met."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..results import Conditioning
 
 @dataclass(frozen=True, kw_only=True)
 class Assumption:
-    """What an inequality takes for granted, in words, and where it is met: a bool tensor ``(...)``."""
+    """An assumption in words, and where it is met: a bool tensor ``(...)``."""
 
     words: str
     met: Tensor
@@ -24,10 +24,10 @@ class Inequality:
     Attributes:
         statement: the inequality.
         source: where it comes from.
-        left, right: both sides, in float64; NaN where a condition number in it is beyond what the dtype can tell.
+        left, right: both sides, in float64; NaN where a condition number in it is beyond what the dtype resolves.
         holds: False where the sides contradict the inequality whatever the rounding errors: the least that the left
-            side can be exceeds the most that the right side can be. A right side without a number contradicts nothing.
-        assumptions: where all are met, the inequality is a theorem.
+            side can be exceeds the most that the right side can be. An undefined right side contradicts nothing.
+        assumptions: where all are met, the inequality is proved.
     """
 
     statement: str
@@ -60,5 +60,5 @@ class Inequality:
 
 
 def full_rank(conditioning: Conditioning, what: str) -> Assumption:
-    """That a matrix has full rank, as far as its dtype can tell."""
-    return Assumption(words=f"{what} has full rank, as far as its dtype can tell", met=conditioning.defined)
+    """That a matrix has full rank, as far as its dtype resolves."""
+    return Assumption(words=f"{what} has full rank, as far as its dtype resolves", met=conditioning.defined)

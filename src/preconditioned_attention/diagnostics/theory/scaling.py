@@ -1,4 +1,4 @@
-"""The best row scaling there is, by a convex solver: how far from it is row equilibration?"""
+"""The optimal row scaling of a small matrix, by a convex solver."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..._extras import require
 from ...equilibration import row_norms
 from ..condition import condition_number
 
-_TOLERANCE = 1e-10  # asked of the solver; how far it came is for the dual bound to say
+_TOLERANCE = 1e-10  # requested of the solver; the dual bound shows what it reached
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowScaling:
-    """The best row scaling found for one matrix `A`, ``(N, d)``, and how good it is.
+    """The best row scaling found for one matrix `A`, ``(N, d)``, with bounds.
 
     Attributes:
         scaling: the diagonal of `D`, ``(N,)``, float64, none negative, at most 1. An entry of 0 leaves a row out: the
@@ -26,7 +26,7 @@ class RowScaling:
         kappa: `kappa(D A)`, by a float64 SVD: no less than the least condition number.
         lower: no row scaling has a smaller condition number than this, up to rounding: from the dual problem.
         equilibrated: `kappa(C A)` with `C = diag(1 / ||A_i||_2)`, for comparison.
-        method: which solver, and what it said.
+        method: the solver and its status.
         precision: of the arithmetic.
     """
 
@@ -48,8 +48,8 @@ def optimal_row_scaling(matrix: Tensor) -> RowScaling:
 
         min tau:    U^T diag(w) U >= s_min^2 S^-2,    S U^T diag(w) U S <= tau s_max^2 I,    w >= 0
 
-    which serves wide matrices as well. The scaling that is returned was checked by an SVD in float64 and is never
-    worse than `C`; the solver's dual variables, made feasible, give the bound ``lower``.
+    which holds for wide matrices as well. The returned scaling was checked by an SVD in float64 and is never worse
+    than `C`; the solver's dual variables, made feasible, give the bound ``lower``.
 
     Args:
         matrix: ``(N, d)``. Time and memory grow steeply with the smaller side: on one CPU core a few seconds at
@@ -59,7 +59,7 @@ def optimal_row_scaling(matrix: Tensor) -> RowScaling:
         TypeError: complex or integer input.
         ValueError: more or fewer than two axes, an empty matrix, entries that are not finite, or a matrix that is
             singular to the precision of its dtype, which has no condition number to improve.
-        RuntimeError: the solver gave up.
+        RuntimeError: the solver failed.
         ImportError: without the extra ``theory`` (cvxpy).
     """
     if isinstance(matrix, Tensor) and matrix.dim() != 2:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...equilibration import row_norms
 from ..condition import condition_number
-from ..spectrum import normalised
+from ..spectrum import normalized
 from .inequality import Inequality, full_rank
 from .scaling import optimal_row_scaling
 
@@ -48,7 +48,7 @@ def row_equilibration_bound(matrices: Tensor, minimum: Tensor | None = None) -> 
         minimum = best.view(before.value.shape).to(matrices.device)
     if minimum.shape != before.value.shape:
         raise ValueError(f"minimum must have shape {tuple(before.value.shape)}; got {tuple(minimum.shape)}")
-    scaled, _, _ = normalised(matrices)
+    scaled, _, _ = normalized(matrices)
     norms = row_norms(scaled)
     after = condition_number(scaled / torch.where(norms > 0, norms, 1.0)[..., None])
     right = (norms > 0).sum(dim=-1).to(torch.float64).sqrt() * minimum

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...diagnostics import ConditionMonitor, Record, read_records
 from ...diagnostics.monitor_file import RecordFile
-from ...diagnostics.monitor_records import summarise
+from ...diagnostics.monitor_records import summarize
 from .errors import WriteError
 from .processes import raise_on_all_ranks
 from .state import TrainState
@@ -116,6 +116,6 @@ class ConditioningLog:
             by_layer: dict[str, list[Record]] = {}
             for record in of_step:
                 by_layer.setdefault(record.layer, []).append(record)
-            rows += [{"step": step, **summarise(layer, own)} for layer, own in by_layer.items()]
+            rows += [{"step": step, **summarize(layer, own)} for layer, own in by_layer.items()]
         self.history += rows
         return rows

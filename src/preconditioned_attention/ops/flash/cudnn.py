@@ -51,14 +51,11 @@ class CuDNN(FlashBackend):
     def unsupported_reason(self, inputs: AttentionInputs) -> str | None:
         """Why the kernel cannot compute with ``inputs``; None if it can."""
         if torch.compiler.is_compiling():
-            return "PyTorch's answer whether cuDNN serves a call cannot be traced"
+            return "PyTorch's check whether cuDNN supports a call is not traceable"
         if inputs.attn_mask is not None and inputs.attn_mask.requires_grad:
             return "the kernel returns no gradient of the mask"
         if inputs.attn_mask is not None and inputs.attn_mask.dtype == torch.bool:
-            return (
-                "with a finite number for what is masked out, as PyTorch hands it boolean masks, masked rows are not "
-                "zero"
-            )
+            return "PyTorch gives it boolean masks as finite numbers, with which fully masked rows are not zero"
         return unsupported_by_cuda_kernel(inputs, torch.backends.cuda.can_use_cudnn_attention)
 
 

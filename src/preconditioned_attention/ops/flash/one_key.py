@@ -4,7 +4,7 @@ The kernel forms `dS_j = P_j (<dout, v_j> - delta)`, with `delta = <dout, out>`.
 do not where `dout` or `out` was rounded: by `out = 0` (gradient="full") what is left is `<G, v>`, which is 0 only until
 `G` is rounded. But `A` of such a row is `v_j` itself, to the last bit: with that for `out` they cancel for any `dout`.
 
-Float32 and float64 are left alone where only some rows see one key: there it is the last bit.
+Float32 and float64 are not corrected where only some rows see one key: there it is the last bit.
 """
 
 from __future__ import annotations

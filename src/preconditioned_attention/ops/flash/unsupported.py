@@ -23,11 +23,11 @@ def unsupported_on(device: str, inputs: AttentionInputs) -> str | None:
     if not (q.device.type == device and k.device.type == device and v.device.type == device):
         return f"q, k and v must be on {device}; got {q.device}, {k.device} and {v.device}"
     if torch._C._are_functorch_transforms_active():
-        return "torch.func transforms are not served"
+        return "torch.func transforms are not supported"
     if any(type(x) is not Tensor and is_traceable_wrapper_subclass(x) for x in (q, k, v)):
-        return "tensor subclasses are not served"
+        return "tensor subclasses are not supported"
     if q.is_nested or k.is_nested or v.is_nested:
-        return "nested tensors are not served"
+        return "nested tensors are not supported"
     if not eps_is_negligible(inputs.eps, q.dtype):
         return f"eps={inputs.eps} is too large for {q.dtype}: the gradient of zero rows would show it"
     return None
@@ -103,7 +103,7 @@ def unsupported_by_cuda_kernel(inputs: AttentionInputs, can_use: CanUse) -> str 
     )  # fmt: skip
     if can_use(params, False):
         return None
-    return "PyTorch's kernel does not serve it" + ("" if torch.compiler.is_compiling() else _why(params, can_use))
+    return "PyTorch's kernel does not support it" + ("" if torch.compiler.is_compiling() else _why(params, can_use))
 
 
 def _why(params: SDPAParams, can_use: CanUse) -> str:

@@ -40,7 +40,7 @@ def launch_once(x: Tensor) -> bool:
 
 @functools.cache
 def _kernels(device: torch.device) -> ModuleType | None:
-    """The kernels for this GPU; None where Triton is not installed or does not know the GPU."""
+    """The kernels for this GPU; None where Triton is not installed or does not support the GPU."""
     if find_spec("triton") is None:
         return None
     from . import triton
