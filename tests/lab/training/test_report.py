@@ -78,7 +78,7 @@ def test_samples_and_data_are_on_the_page_and_in_the_result(monkeypatch: pytest.
     monkeypatch.setitem(TASKS, "writing", Writing)
     train(toy_config(task="writing"), tmp_path / "run", progress=False)
     page = (tmp_path / "run" / "report.html").read_text()
-    for text in ("What the model writes", "once upon\n  a time", "data.sha256", "abc123"):
+    for text in ("Samples of the model", "once upon\n  a time", "data.sha256", "abc123"):
         assert text in page
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["samples"], result["data"]) == ({"from nothing": "once upon\n  a time"}, {"sha256": "abc123"})

@@ -1,4 +1,4 @@
-"""Pairs of papers of the ACL Anthology Network as the Long Range Arena releases them: does one cite the other?
+"""Pairs of papers of the ACL Anthology Network, as the Long Range Arena releases them, labeled by citation.
 
 Source: D. Radev et al., The ACL Anthology Network Corpus, 2013; the files ``new_aan_pairs.{train,eval,test}.tsv`` of
 the release: label, two ids and two texts, without header and without quoting.

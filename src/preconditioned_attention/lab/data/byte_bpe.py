@@ -1,8 +1,8 @@
-"""Byte-level byte-pair encoding with the ``tokenizers`` library: trained on the spot, or read from a file.
+"""Byte-level byte-pair encoding with the ``tokenizers`` library: trained on a text, or read from a file.
 
-Every token but the end of a document stands for known bytes, so the bytes that a run of tokens stands for can be
-counted exactly. Source: R. Sennrich et al., Neural Machine Translation of Rare Words with Subword Units, ACL 2016;
-on bytes: A. Radford et al., Language Models are Unsupervised Multitask Learners, 2019.
+Every token but the end of a document encodes known bytes, so the bytes of a sequence of tokens can be counted exactly.
+Source: R. Sennrich et al., Neural Machine Translation of Rare Words with Subword Units, ACL 2016; on bytes: A. Radford
+et al., Language Models are Unsupervised Multitask Learners, 2019.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BYTES = 256
 def train_byte_bpe(texts: Iterable[str], *, vocab_size: int, specials: Sequence[str] = (END,)) -> Tokenizer:
     """A tokenizer of at most ``vocab_size`` tokens: ``specials``, 256 bytes, the most frequent merges in ``texts``.
 
-    The same texts give the same tokenizer. A special token in a text is encoded as the characters that it is.
+    The same texts give the same tokenizer. A special token in a text is encoded as plain characters.
 
     Raises:
         ValueError: ``vocab_size`` has no room for the bytes. ImportError: the extra ``language`` is missing.
@@ -79,7 +79,7 @@ def load_byte_bpe(source: str) -> Tokenizer:
 
 
 def bytes_of_tokens(tokenizer: Tokenizer) -> Tensor:
-    """How many bytes each token stands for, ``(vocabulary,)``; 0 for special ones such as the end.
+    """How many bytes each token encodes, ``(vocabulary,)``; 0 for special ones such as the end.
 
     Raises:
         ValueError: the tokenizer is not byte-level: some token is no sequence of bytes.
@@ -98,12 +98,12 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> Tensor:
 
 
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
-    """SHA-256 of everything that decides how the tokenizer encodes."""
+    """SHA-256 of the tokenizer's JSON."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write the tokenizer into a folder of transformers, where ``AutoTokenizer`` finds it."""
+    """Write the tokenizer in the form that ``AutoTokenizer`` of transformers reads."""
     transformers = require("transformers", extra="language")
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END)
     fast.save_pretrained(str(folder))

@@ -21,7 +21,7 @@ BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "te
 SIDE = 32
 PIXELS = SIDE * SIDE
 CLASSES = 10
-# What a batch is made of; nothing else is loaded, so a file cannot run anything.
+# The globals of a pickled batch; no others are loaded, so that a file cannot execute code.
 _ALLOWED = {
     *(("numpy", name) for name in ("ndarray", "dtype")),
     *((module, "_reconstruct") for module in ("numpy.core.multiarray", "numpy._core.multiarray")),
@@ -32,7 +32,7 @@ _ALLOWED = {
 def read_cifar10(folder: Path, split: str) -> Sequences:
     """The images of ``"train"`` or ``"test"``, in their order.
 
-    Gray is 0.2989 R + 0.587 G + 0.114 B, brought to 8 bits as TensorFlow does it, which the benchmark used.
+    Gray is 0.2989 R + 0.587 G + 0.114 B, converted to 8 bits as TensorFlow does it, which the benchmark used.
 
     Args:
         folder: ``cifar-10-batches-py``, or a folder with ``train-*.parquet`` and ``test-*.parquet``, also in
@@ -40,8 +40,8 @@ def read_cifar10(folder: Path, split: str) -> Sequences:
         split: which of the two.
 
     Raises:
-        ValueError: a file is not such a batch, an image cannot be read, or a label is not in 0 to 9; the message names
-            file and image.
+        ValueError: a file is not a batch of CIFAR-10, an image cannot be read, or a label is not in 0 to 9; the message
+            names file and image.
         OSError: a file is missing or cannot be read.
     """
     ids: list[bytes] = []
@@ -100,7 +100,7 @@ def _of_hub(files: list[Path]) -> Iterator[tuple[Any, list[int]]]:
 
 class _BatchUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Only what arrays are made of."""
+        """Only the globals in ``_ALLOWED``."""
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed in it")
         return super().find_class(module, name)

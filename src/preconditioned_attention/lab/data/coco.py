@@ -1,10 +1,10 @@
 """Images with boxes and masks in COCO's format (T.-Y. Lin et al., Microsoft COCO, ECCV 2014).
 
 The usual layout is ``annotations/instances_train2017.json`` beside the folders ``train2017`` and ``val2017``. All
-annotations are checked when a split is opened; images are decoded when they are asked for.
+annotations are checked when a split is opened; images are decoded on access.
 
-What is left out, with a count in the log: regions marked as crowds (from the targets; the evaluation ignores what is
-found in them), boxes of less than a pixel, and, in a training split, images without any annotation that is left.
+Left out, with a count in the log: regions marked as crowds (the evaluation ignores detections in them), boxes of less
+than a pixel, and, in a training split, images without any other annotation.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         api: pycocotools' ``COCO`` with the whole annotation file.
         image_ids: the ids of the images, in the order of this dataset.
         category_ids: the ids of the categories; that of label ``n`` is ``category_ids[n - 1]``.
-        left_out: how many of what were left out.
+        left_out: how many regions, boxes and images were left out.
 
     Raises:
-        ValueError: the file is not one of COCO's instances, or holds no image (that is left), a box outside its image,
-            or a category or an image that it does not list; the message names file and id.
-        OSError: a file cannot be read; for an image, when it is asked for.
+        ValueError: the file is not one of COCO's instances, or holds no image, or an annotation has a
+            box outside its image or an unknown category or image; the message names file and id.
+        OSError: a file cannot be read; for an image, on access.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         }
 
     def _check(self, annotations: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-        """The annotations that are learnt from, by image, after all were checked."""
+        """The annotations to train on, by image, after all were checked."""
         kept: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
         for one in annotations:
             place = f"annotation {one.get('id')} in {self.file}"

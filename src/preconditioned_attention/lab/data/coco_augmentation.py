@@ -1,4 +1,4 @@
-"""The training augmentation of DETR, Swin and XCiT for COCO: several sizes, and crops at a second choice of sizes.
+"""The training augmentation of DETR, Swin and XCiT for COCO: random sizes, and random crops at other sizes.
 
 Source: N. Carion et al., End-to-End Object Detection with Transformers, ECCV 2020, as the XCiT detectors use it.
 This module needs torchvision when it is imported.

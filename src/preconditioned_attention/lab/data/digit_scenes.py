@@ -1,10 +1,9 @@
-"""digit-scenes: handwritten digits on textured canvases, with exact boxes and masks, written as COCO data.
+"""Generator of digit-scenes: handwritten digits on textured canvases, with exact boxes and masks, in COCO's format.
 
 The digits are those of :mod:`preconditioned_attention.lab.data.digits`, real handwriting; training, validation and test
-scenes are made from different ones. Each is enlarged, turned, colored and laid on a canvas of noise and stripes, over
-the earlier ones; bars of other colors are laid over them. A mask holds the pixels of a digit that remain visible, a
-box is the smallest that holds the mask. Every scene draws its random numbers from the seed, its split and its number,
-so it is the same whoever makes it and in whatever order.
+scenes are made from different ones. Each is enlarged, rotated, colored and drawn on a canvas of noise and stripes, over
+the earlier ones; bars of other colors are drawn over them. A mask holds the pixels of a digit that remain visible, a
+box is the smallest that holds the mask. A scene's random numbers depend on the seed, its split and its number alone.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ ATTEMPTS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class DigitScenes:
-    """What decides a data set of scenes.
+    """Options of a data set of scenes.
 
     Args:
         count: training scenes.
         held_out: validation scenes, and as many test scenes.
-        seed: everything random.
+        seed: decides all random numbers.
         classes: 1 (category "digit") or 10 (one category per digit); the images are the same.
         image_size: pixels along a canvas's side.
 
@@ -90,7 +89,7 @@ class Scene:
 def write_digit_scenes(output: Path, options: DigitScenes) -> None:
     """Write ``output/images/*.png`` and ``output/annotations/instances_{train,val,test}.json``.
 
-    The folder appears when it is complete. The options are kept in each file's ``info``.
+    The folder is written in full or not at all. The options are kept in each file's ``info``.
 
     Raises:
         ValueError: ``output`` exists.
@@ -99,7 +98,7 @@ def write_digit_scenes(output: Path, options: DigitScenes) -> None:
     if output.exists():
         raise ValueError(f"output {output} exists already; remove it or choose another folder")
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.writing-{os.getpid()}")  # others may write the same at once
+    temporary = output.with_name(f".{output.name}.writing-{os.getpid()}")  # other processes may write the same scenes
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         (temporary / "images").mkdir(parents=True)
@@ -157,7 +156,7 @@ def describe_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
 def _make_scene(images: NDArray[Any], labels: list[int], rng: np.random.Generator, size: int) -> Scene:
     canvas = _texture(rng, size)
     masks: list[Any] = []
-    inks: list[int] = []  # the pixels of each digit before anything was laid over it
+    inks: list[int] = []  # the pixels of each digit before anything was drawn over it
     chosen: list[int] = []
     for _ in range(int(rng.integers(1, MOST_DIGITS + 1))):
         index = int(rng.integers(len(images)))
@@ -197,7 +196,7 @@ def _texture(rng: np.random.Generator, size: int) -> Any:
 
 
 def _place(image: Any, rng: np.random.Generator, size: int) -> Any:
-    """A digit enlarged, turned and moved to a random place: opacity ``(size, size)``, with edges a pixel wide."""
+    """A digit enlarged, rotated and moved to a random place: opacity ``(size, size)``, with edges a pixel wide."""
     numpy, ndimage = require("numpy", extra="vision"), require("scipy.ndimage", extra="vision")
     scale = rng.uniform(*SCALES) * size / DIGIT_SIZE
     turn = rng.uniform(-LARGEST_TURN, LARGEST_TURN)
@@ -220,7 +219,7 @@ def _bar(rng: np.random.Generator, size: int) -> Any:
 
 
 def _lay(canvas: Any, alpha: Any, rng: np.random.Generator) -> Any:
-    """``canvas`` below something textured, of a brightness that differs from what it covers."""
+    """Blend a textured layer over ``canvas``, brighter or darker than what it covers."""
     below = float((canvas.mean(axis=-1) * alpha).sum() / alpha.sum())
     layer = _texture(rng, len(canvas)) - 0.5
     brightness = below + 0.45 if below < 0.5 else below - 0.45

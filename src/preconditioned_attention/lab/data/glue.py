@@ -1,4 +1,4 @@
-"""GLUE's eight tasks, from the release's tab-separated files or the parquet files of the hub.
+"""Reader of GLUE's eight tasks: the tab-separated files of its release, or the parquet files of the hub.
 
 Source: A. Wang et al., GLUE: A Multi-Task Benchmark and Analysis Platform for Natural Language Understanding, ICLR
 2019. WNLI is left out, as usual. The labels of the test splits are not public: scores are those of the dev splits.
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class GlueTask:
-    """Where a task's texts and labels stand.
+    """Columns, classes and metric of a task.
 
     Attributes:
         folder: in the release.
@@ -130,8 +130,7 @@ def read_glue(root: Path, task: str, split: str) -> list[GlueExample]:
         split: one of the task's ``splits``.
 
     Raises:
-        FileNotFoundError: the folder holds neither. ValueError: a file has a row that cannot be; the message names
-            file and line.
+        FileNotFoundError: the folder holds neither. ValueError: a row is invalid; the message names file and line.
     """
     check_known("task of GLUE", [task], GLUE)
     own = GLUE[task]
@@ -153,7 +152,7 @@ def read_glue(root: Path, task: str, split: str) -> list[GlueExample]:
 
 
 def _read_tsv(path: Path, task: GlueTask) -> Iterator[GlueExample]:
-    """The rows of a file without quoting, of which every quotation mark is a character."""
+    """The rows of a file without quoting: a quotation mark is a character like any other."""
     lines = enumerate(_lines(path), start=1)
     first, second, label = _positions(path, task, lines)
     needed = max(first, second if second is not None else 0, label)
@@ -185,7 +184,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _positions(path: Path, task: GlueTask, lines: Iterator[tuple[int, str]]) -> tuple[int, int | None, int]:
-    """Where the columns stand; reads the header, if there is one."""
+    """The positions of the columns; reads the header, if there is one."""
     first, second, label = task.columns
     if isinstance(first, int) and isinstance(label, int):
         return first, None, label

@@ -1,4 +1,4 @@
-"""Rows of a data set as the Hugging Face hub keeps it: parquet files, read from a folder on disk."""
+"""Rows of a data set in the layout of the Hugging Face hub: parquet files in a folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..._extras import require
 
-FOLDERS = (".", "data", "plain_text")  # where repositories of the hub have their files
+FOLDERS = (".", "data", "plain_text")  # in which repositories of the hub have their files
 
 
 def find_parquet(root: Path, split: str) -> list[Path]:
@@ -25,7 +25,7 @@ def find_parquet(root: Path, split: str) -> list[Path]:
 
 
 def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every row, and where it stands, for messages. Images come as they are stored: ``{"bytes": ..., "path": ...}``.
+    """Every row, with its file and number for messages; images as they are stored: ``{"bytes": ..., "path": ...}``.
 
     Raises:
         ValueError: a row lacks one of ``columns``, or there are no rows; the message names file and row.

@@ -1,6 +1,6 @@
 """Labeled images on disk, as timm's readers and torchvision's datasets give them.
 
-Known layouts: a folder per split with a folder per class below it; ``train.tar`` and ``val.tar`` in place of these
+Layouts: a folder per split with a folder per class below it; ``train.tar`` and ``val.tar`` in place of these
 folders; ``torch/imagenet`` and timm's other names for torchvision's datasets; ``hfds/NAME`` for Hugging Face datasets.
 """
 
@@ -29,7 +29,7 @@ class LabeledImages(Protocol):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the labels 0, 1, ...; empty if the source does not tell."""
+        """The names of the labels 0, 1, ...; empty if the source does not name them."""
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -46,7 +46,7 @@ class TransformedImages(Dataset[tuple[Tensor, int]]):
     """Images as a model takes them: ``(transform(image), label)``.
 
     Args:
-        images: where they come from.
+        images: the source.
         transform: from an RGB image to a tensor.
         indices: which of them, in this order; None: all.
     """

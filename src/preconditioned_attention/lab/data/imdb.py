@@ -62,5 +62,5 @@ def _read(path: Path) -> bytes:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{path}, line {line} is not UTF-8 (byte {error.start}: {error.reason}); mend it") from error
+        raise ValueError(f"{path}, line {line} is not UTF-8 (byte {error.start}: {error.reason}); fix it") from error
     return content

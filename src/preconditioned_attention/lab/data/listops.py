@@ -1,4 +1,4 @@
-"""ListOps of the Long Range Arena: nested list operations over digits, and the digit that they come to.
+"""Generator and reader of ListOps of the Long Range Arena: nested operations on digits.
 
 ``[MAX 4 [MED 1 5 2 ] 0 ]`` is 4. The operators are MIN, MAX, MED (the median, rounded down) and SM (the sum modulo 10).
 A node less than ten deep is an operator with probability 1/4 and a digit otherwise; an operator has two to ten
@@ -51,12 +51,12 @@ _IDS = bytes(_SINGLE.index(bytes([byte])) + 1 if bytes([byte]) in _SINGLE else 0
 
 @dataclass(frozen=True, kw_only=True)
 class ListOpsOptions:
-    """What decides a set of expressions.
+    """Options of a set of expressions.
 
     Args:
         count: training expressions.
         held_out: validation expressions, and as many test expressions.
-        seed: everything random.
+        seed: decides all random numbers.
         min_length, max_length: tokens of an expression, without round brackets, both included; the defaults are the
             release's.
 
@@ -82,7 +82,7 @@ class ListOpsOptions:
 
 
 class Expression(NamedTuple):
-    """``source`` as the release writes it, and what it comes to."""
+    """``source`` as the release writes it, and its value."""
 
     source: str
     target: int
@@ -155,7 +155,7 @@ def make_chunk(options: ListOpsOptions, number: int) -> Chunk:
                 "attempts; widen the range"
             )
         if draw() >= OPERATOR_PROBABILITY:
-            continue  # the root is a digit, which is too short
+            continue  # a digit alone is too short
         left = [options.max_length]
         try:
             source, target = _grow(draw, 1, left)
@@ -217,7 +217,7 @@ def _apply(operator: int, values: list[int]) -> int:
 def write_listops(
     output: Path, options: ListOpsOptions, *, workers: int = 1, on_progress: Callable[[], None] = lambda: None
 ) -> None:
-    """Write ``output/basic_{train,val,test}.tsv``; the folder appears when it is complete.
+    """Write ``output/basic_{train,val,test}.tsv``; the folder is written in full or not at all.
 
     Args:
         output: the folder.
@@ -280,7 +280,7 @@ def _encode_all(lines: Iterable[tuple[bytes, int, str]]) -> Sequences:
 
 
 def encode_source(source: bytes, where: str) -> bytes:
-    """The ids of a source's tokens, one byte each; round brackets, which say nothing new, are left out.
+    """The ids of a source's tokens, one byte each; round brackets, which repeat the structure, are left out.
 
     Raises:
         ValueError: the source holds something else than tokens with single spaces between; ``where`` names it.

@@ -1,4 +1,4 @@
-"""Masked tokens for an encoder to guess: a fixed share of every window.
+"""Masked tokens for an encoder to predict: a fixed share of every window.
 
 Source: J. Devlin et al., BERT, NAACL 2019, for 80 % masked, 10 % random, 10 % left; the fixed counts per window and the
 share of a quarter are those of J. Geiping and T. Goldstein, Cramming, ICML 2023.
@@ -18,17 +18,17 @@ Example = tuple[Tensor, Tensor, Tensor]
 
 
 class MaskedWindows(Dataset[Example]):
-    """Triples of tokens with some of them hidden, ``(N,)``, the places to guess, ``(K,)``, and what is there, ``(K,)``.
+    """Triples of tokens with some of them masked, ``(N,)``, and positions and tokens to predict, ``(K,)`` each.
 
-    `K = round(share * N)` places are drawn without repetition, of any tokens, special ones included. Of these
+    `K = round(share * N)` positions are drawn without repetition, of any tokens, special ones included. Of these
     `round(0.8 K)` become the mask, `round(0.1 K)` a random token, and the others stay.
 
     Args:
         windows: tokens, ``(N,)`` each, or tuples that begin with them.
-        mask: the token that hides others.
+        mask: the token that replaces others.
         vocab_size: how many tokens there are.
-        share: of the tokens that are to be guessed.
-        seed: for the same masks every time, as an evaluation needs them; None draws from torch's global generator.
+        share: of the tokens that are to be predicted.
+        seed: for the same masks every time, as in an evaluation; None draws from torch's global generator.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Byte-level n-gram models with interpolated, modified Kneser-Ney smoothing: what a language model has to beat.
+"""Byte-level n-gram models with interpolated, modified Kneser-Ney smoothing, as baselines.
 
 Source: S. F. Chen and J. Goodman, An Empirical Study of Smoothing Techniques for Language Modeling, Computer Speech
 and Language 13, 1999, section 3; the discounts where counts of counts give none are those that KenLM falls back to.
@@ -29,7 +29,7 @@ FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 
 @dataclass(frozen=True)
 class _Level:
-    """The counts of one order: n-grams as sorted numbers, and per context the total and the mass that goes down."""
+    """The counts of one order: sorted n-grams, and per context the total and the mass of the shorter n-grams."""
 
     grams: Integers
     counts: Integers
@@ -148,7 +148,7 @@ def _grams(stream: Integers, order: int) -> Integers:
 
 
 def _find(table: Integers, keys: Integers) -> tuple[Integers, Any]:
-    """Where in the sorted table each key would stand, and whether it is there."""
+    """The position of each key in the sorted table, and whether it is there."""
     where = table.searchsorted(keys)
     where[where == len(table)] = 0
     return where, table[where] == keys

@@ -1,4 +1,4 @@
-"""Pathfinder32 of the Long Range Arena: images in which two discs lie on the same dashed path, or on two.
+"""Generator and reader of Pathfinder32 of the Long Range Arena: do two discs lie on the same dashed path?
 
 Three difficulties, by the number of dashes of a path. The files are those of the release: below ``pathfinder32`` a
 folder per difficulty with ``imgs/<k>/sample_<n>.png``, 8-bit gray, and ``metadata/<k>.npy``, which is plain text
@@ -44,12 +44,12 @@ CHUNK = 50
 
 @dataclass(frozen=True, kw_only=True)
 class PathfinderOptions:
-    """What decides a set of images.
+    """Options of a set of images.
 
     Args:
         count: images.
         difficulty: ``"easy"``, ``"intermediate"`` or ``"hard"``: paths of 6, 9 or 14 dashes.
-        seed: everything random.
+        seed: decides all random numbers.
 
     Raises:
         TypeError, ValueError: an option has a value it cannot have; the message names it.
@@ -96,7 +96,7 @@ def _make_chunk(job: tuple[PathfinderOptions, int]) -> list[Drawing]:
 def write_pathfinder(
     output: Path, options: PathfinderOptions, *, workers: int = 1, on_progress: Callable[[], None] = lambda: None
 ) -> Path:
-    """Write the folder of one difficulty in ``output``, and return it; it appears when it is complete.
+    """Write the folder of one difficulty in ``output``, in full or not at all, and return it.
 
     Args:
         output: the folder that holds the difficulties, as ``pathfinder32`` in the release.
@@ -145,7 +145,7 @@ class PathfinderImages(Dataset[tuple[Tensor, int]]):
 
     Args:
         paths: of the images.
-        places: file and line of the metadata that name each.
+        places: file and line of the metadata that list each.
         labels: one per image.
     """
 
@@ -161,7 +161,7 @@ class PathfinderImages(Dataset[tuple[Tensor, int]]):
         """Read one image.
 
         Raises:
-            OSError: it is not an image, or of another kind; the message names it, and the line that names it.
+            OSError: it is not an image, or of another kind; the message names it and its line in the metadata.
         """
         return as_ids(self.read(index)), self.labels[index]
 

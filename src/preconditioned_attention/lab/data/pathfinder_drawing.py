@@ -1,4 +1,4 @@
-"""How one Pathfinder image of 32 x 32 pixels is drawn: two dashed paths, distractors, and a disc at two ends.
+"""Drawing of one Pathfinder image of 32 x 32 pixels: two dashed paths, distractors, and a disc at two ends.
 
 Both ends belong to the same path (label 1) or to different ones (label 0). Coordinates are (row, column), angles in
 radians from the column axis towards growing rows. The algorithm and its constants are those of the generator that
@@ -44,10 +44,10 @@ LEAST_FREE = 0.01
 
 
 class Drawing(NamedTuple):
-    """An image, uint8 ``(32, 32)``; its label; and how it came about.
+    """An image, uint8 ``(32, 32)``; its label; and counts of the drawing.
 
     ``attempts``: how often the two paths were begun; ``distractors``: how many found room; ``brightest``: the largest
-    value before the image was brought to 0 to 255.
+    value before the image was scaled to 0 to 255.
     """
 
     image: NDArray[np.uint8]
@@ -58,7 +58,7 @@ class Drawing(NamedTuple):
 
 
 class _Stamp(NamedTuple):
-    """A dash from the center in one direction: its brightness, the room it takes, and that room grown by the margin."""
+    """A dash from the center in one direction: its brightness, its area, and that area dilated by the margin."""
 
     line: NDArray[np.float64]
     mask: NDArray[np.float64]
@@ -67,7 +67,7 @@ class _Stamp(NamedTuple):
 
 @dataclass
 class _Snake:
-    """A path that is being drawn; the room of its newest dash is taken when the next one has been placed."""
+    """A path that is being drawn; the area of its newest dash is marked when the next one has been placed."""
 
     origin: Point
     pivot: Point
@@ -79,7 +79,7 @@ class _Snake:
 
 
 class _Board:
-    """The room that is taken (0 to 1), and the same grown by the margin."""
+    """The area that is occupied (0 to 1), and the same dilated by the margin."""
 
     def __init__(self, taken: NDArray[np.float64], grown: NDArray[np.float64]) -> None:
         self.taken = taken
@@ -129,7 +129,7 @@ def draw_pathfinder(draw: Draw, *, contour_length: int) -> Drawing:
 
 
 def _draw_pair(draw: Draw, board: _Board, contour_length: int) -> tuple[_Snake, _Snake] | None:
-    """The two paths, dash by dash in turn; None if one of them finds no way on."""
+    """The two paths, dash by dash in turn; None if one of them cannot be continued."""
     first = _first_seed(draw)
     second = None if first is None else _second_seed(draw, first.origin)
     if first is None or second is None:
@@ -137,7 +137,7 @@ def _draw_pair(draw: Draw, board: _Board, contour_length: int) -> tuple[_Snake, 
     for _ in range(contour_length - 1):
         if not _extend(draw, board, first) or not _extend(draw, board, second):
             return None
-    board.take(second.newest)  # the last dash of the first path takes no room; so it is in the original
+    board.take(second.newest)  # as in the original, the last dash of the first path is not marked
     return first, second
 
 
@@ -213,7 +213,7 @@ def _seed(tail: Point, degrees: int, contrast: float) -> _Snake | None:
 
 
 def _extend(draw: Draw, board: _Board, snake: _Snake) -> bool:
-    """One more dash, rather straight on than not; False if there is no room for it."""
+    """One more dash, more likely straight on; False if there is no room for it."""
     numpy = require("numpy", extra="vision")
     pivot = _translate(snake.pivot, snake.orientation, LENGTH + 2 * MARGIN)
     offsets, angles = _circle()
@@ -252,7 +252,7 @@ def _inside(point: Point) -> bool:
 
 
 def _window(place: Point, half: int, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where a patch round ``place`` lies in an image, and which part of the patch that is."""
+    """The window of an image that a patch around ``place`` covers, and the part of the patch inside the image."""
     starts = [max(0, center - half) for center in place]
     ends = [min(size, center + half + 1) for center in place]
     rows, columns = (slice(start, end) for start, end in zip(starts, ends, strict=True))
@@ -264,7 +264,7 @@ def _window(place: Point, half: int, size: int) -> tuple[tuple[slice, slice], tu
 
 
 def _lay(image: NDArray[np.float64], patch: NDArray[np.float64], place: Point) -> None:
-    """Put a patch into an image; the larger value stays."""
+    """Draw a patch into an image; of two values the larger one remains."""
     numpy = require("numpy", extra="vision")
     there, own = _window(place, len(patch) // 2, len(image))
     view = image[there]
@@ -278,7 +278,7 @@ def _crosses(taken: NDArray[np.float64], mask: NDArray[np.float64], place: Point
 
 @cache
 def _empty() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A board with nothing but the border taken."""
+    """A board on which nothing but the border is occupied."""
     numpy = require("numpy", extra="vision")
     taken = numpy.pad(numpy.zeros((SIZE - 2, SIZE - 2)), 1, constant_values=1.0)
     return taken, _dilate(taken, MARGIN)
@@ -323,7 +323,7 @@ def _stamp(orientation: float) -> _Stamp:
 
 @cache
 def _footprint(degrees: int) -> tuple[Point, ...]:
-    """The pixels that a dash needs wholly, relative to a pixel one up and one left of its start, as in the original."""
+    """The pixels that a dash must not share, relative to a pixel one up and one left of its start, as in the original."""
     numpy = require("numpy", extra="vision")
     size, start = 2 * STEP + 1, STEP + 1
     mask = numpy.zeros((size, size))
@@ -341,7 +341,7 @@ def _central_places(degrees: int) -> tuple[Point, ...]:
 
 
 def _shifted_any(taken: NDArray[np.bool_], offsets: tuple[Point, ...]) -> NDArray[np.bool_]:
-    """Whether any of the pixels at these offsets from a pixel is taken; outside of the image nothing is."""
+    """Whether any of the pixels at these offsets from a pixel is occupied; outside of the image none is."""
     numpy = require("numpy", extra="vision")
     padded = numpy.pad(taken, STEP)
     found = numpy.zeros_like(taken)
@@ -351,7 +351,7 @@ def _shifted_any(taken: NDArray[np.bool_], offsets: tuple[Point, ...]) -> NDArra
 
 
 def _dilate(image: NDArray[Any], radius: int) -> NDArray[Any]:
-    """The largest value within a disc round every pixel."""
+    """The largest value within a disc around every pixel."""
     numpy, ndimage = require("numpy", extra="vision"), require("scipy.ndimage", extra="vision")
     y, x = numpy.ogrid[-radius : radius + 1, -radius : radius + 1]
     return ndimage.grey_dilation(image, footprint=x**2 + y**2 <= radius**2, mode="constant", cval=0)

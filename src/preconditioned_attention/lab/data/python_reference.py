@@ -1,4 +1,4 @@
-"""The Python language reference that ships inside every Python: a real corpus that needs no download.
+"""The Python language reference, which comes with every Python, as a corpus.
 
 Source: ``pydoc_data.topics`` of the standard library, the texts behind ``help("for")`` and the like; © Python Software
 Foundation, PSF license. Every release of Python has its own, so results name the version and a hash of the text.
@@ -34,7 +34,7 @@ class PythonReference:
     left_out: tuple[str, ...]
 
     def describe(self) -> dict[str, str | int]:
-        """What a report says about the corpus."""
+        """Description of the corpus for reports."""
         sizes = {
             f"{part} bytes": sum(len(text.encode()) for text in getattr(self, part))
             for part in ("train", "validation", "test")

@@ -1,4 +1,4 @@
-"""Labeled sequences of small ids in memory, one byte per token as far as that goes, and batches of them."""
+"""Labeled sequences of ids, one byte per token in memory, and batches of them."""
 
 from __future__ import annotations
 

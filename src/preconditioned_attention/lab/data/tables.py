@@ -1,4 +1,4 @@
-"""Tables as text: separated columns without quoting, checked line by line."""
+"""Reader of text tables: separated columns without quoting, checked line by line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_table(
         path: the file.
         columns: their names.
         header: whether the first line holds the names.
-        separator: stands between the fields: a tab or a blank.
+        separator: a tab or a blank.
 
     Raises:
         ValueError: the file is empty, or a line has another number of fields or is not UTF-8; the message names file
@@ -50,4 +50,4 @@ def _check(fields: list[bytes], columns: Sequence[str], content: bytes, where: s
     try:
         content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not UTF-8 (byte {error.start}: {error.reason}); mend or remove it") from error
+        raise ValueError(f"{where} is not UTF-8 (byte {error.start}: {error.reason}); fix or remove it") from error

@@ -1,4 +1,4 @@
-"""TinyStories as its authors give it: text files with a line between stories, or Hugging Face ``datasets`` folders.
+"""Reader of TinyStories: text files with a separating line between stories, or Hugging Face ``datasets`` folders.
 
 Source: R. Eldan and Y. Li, TinyStories: How Small Can Language Models Be and Still Speak Coherent English?, 2023,
 arXiv 2305.07759; ``roneneldan/TinyStories`` on the hub. The text files come in two versions, the second written by
@@ -24,9 +24,9 @@ COLUMN = "text"
 
 @dataclass(frozen=True, kw_only=True)
 class Stories:
-    """One split: what it is read from, and the stories, anew with every call of ``read``.
+    """One split: its source, and the stories, from the beginning with every call of ``read``.
 
-    ``files`` gives names and sizes, so that what is made from them can tell when they have changed.
+    ``files`` holds names and sizes, by which a cache of tokens notices that they have changed.
     """
 
     version: str
@@ -87,7 +87,7 @@ def _decode(raw: bytes, path: Path, number: int) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}, line {number}: byte {error.start + 1} of the line, 0x{raw[error.start]:02x}, is not UTF-8 "
-            f"({error.reason}); mend the file, or convert it to UTF-8"
+            f"({error.reason}); fix the file, or convert it to UTF-8"
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""Tokens of a text too large for memory: written once, as the text streams by, and mapped into memory afterwards.
+"""Memory-mapped files of the tokens of texts that are too large for memory.
 
-Beside ``name.bin``, unsigned integers in the machine's order, stands ``name.json``: where they come from, how many they
-are, and their SHA-256. It is written last, so a file without it is not complete. While a file is being written its
-parts carry ``.part`` in their names; a killed writer goes on where it was.
+``name.bin`` holds unsigned integers in the machine's byte order, ``name.json`` their source, their number and their
+SHA-256. The latter is written last, so a file without it is not complete. While a file is being written its parts have
+``.part`` in their names; a writer that was killed continues where it was.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class TokenFile:
 
 @dataclass(kw_only=True)
 class _Progress:
-    """What of the source is in the file already."""
+    """How much of the source is in the file."""
 
     read: int = 0
     documents: int = 0
@@ -62,21 +62,21 @@ class _Progress:
 def write_token_file(
     documents: Iterable[str], tokenizer: Tokenizer, path: Path, *, ends: bool, source: Mapping[str, Any]
 ) -> TokenFile:
-    """Tokenize documents into ``path`` and open it; a complete file of the same making is opened as it is.
+    """Tokenize documents into ``path`` and open it; an existing file of the same source and tokenizer is opened.
 
     The stream is an end token, then every document that is not empty, each followed by an end token if ``ends``.
-    Processes that ask for the same file at the same time wait for the first.
+    Of several processes that open the same file at once, one writes it and the others wait.
 
     Args:
-        documents: the source; the same on every call, for a resumed writer skips what it has read before.
+        documents: the source; the same on every call, because a resumed writer skips what was read before.
         tokenizer: byte-level, with an end token.
         path: of the ``.bin`` to write.
         ends: whether an end token follows each document.
         source: what ``documents`` are, such as file names and sizes, as values that JSON can hold.
 
     Raises:
-        ValueError: no document holds text, or ``path`` holds tokens of another making or not those it should.
-        OSError: the source cannot be read or the file not be written; what was written is kept for the next try.
+        ValueError: no document holds text, or ``path`` holds tokens of another source or tokenizer, or was changed.
+        OSError: the source cannot be read, or the file not be written; what was written is kept for the next call.
     """
     making = _making(tokenizer, ends, source)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,18 +87,18 @@ def write_token_file(
 
 
 def open_token_file(path: Path, *, making: Mapping[str, Any] | None = None) -> TokenFile:
-    """Open what :func:`write_token_file` wrote, after comparing its size and its SHA-256 with what they should be.
+    """Open what :func:`write_token_file` wrote, after comparing its SHA-256 with the recorded one.
 
     Raises:
-        ValueError: they are not, or ``making`` is another than the file's. OSError: it cannot be read.
+        ValueError: it differs, or ``making`` differs from the file's. OSError: it cannot be read.
     """
     header = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    remedy = f"remove {path.with_suffix('.json')} to make it anew, or choose another folder for it"
+    remedy = f"remove {path.with_suffix('.json')} to write it again, or choose another folder for it"
     if making is not None and header["making"] != making:
         changed = [name for name in making if header["making"].get(name) != making[name]]
         raise ValueError(f"{path} was made from another {' and another '.join(changed)}; {remedy}")
     if _sha256(path) != header["sha256"]:
-        raise ValueError(f"{path} does not hold what was written: its SHA-256 is another; {remedy}")
+        raise ValueError(f"{path} has changed since it was written (its SHA-256 differs); {remedy}")
     tokens = require("numpy", extra="train").memmap(path, dtype=header["making"]["dtype"], mode="r")
     counts = {name: header[name] for name in ("documents", "empty", "bytes")}
     return TokenFile(path=path, tokens=tokens, **counts)
@@ -142,7 +142,7 @@ def _append(
     making: dict[str, Any],
     state: Path,
 ) -> None:
-    """Write what is left of the documents; after every batch the file and the progress are on the disk."""
+    """Write the remaining documents; after every batch file and progress are synchronized to disk."""
     numpy = require("numpy", extra="train")
     end = tokenizer.token_to_id(END)
     sizes = bytes_of_tokens(tokenizer).numpy()

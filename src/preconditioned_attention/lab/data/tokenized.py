@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face that hold token numbers already, such as the one that crammed BERT was pretrained on."""
+"""Hugging Face datasets of token ids, such as the one that crammed BERT was pretrained on."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Models that timm, transformers and torchvision do not have whole: detectors on attention backbones."""
+"""Models that timm, transformers and torchvision lack: detectors, crammed BERT and Nystromformer."""

@@ -1,4 +1,4 @@
-"""The parts of torchvision's Mask R-CNN that are computed otherwise here: anchors, RoIAlign, box losses, precision.
+"""Variants of the parts of torchvision's Mask R-CNN: anchors, RoIAlign, box losses, precision.
 
 This module needs torchvision when it is imported.
 """
@@ -27,8 +27,8 @@ CANONICAL_SCALE, CANONICAL_LEVEL = 224, 4
 class Detector(MaskRCNN):
     """torchvision's Mask R-CNN whose heads compute in the images' precision, whatever autocast says.
 
-    torchvision's own brings anchors and boxes to the type of the features, and coordinates of a thousand pixels have
-    steps of 4 pixels in bfloat16. The backbone, where most of the work and all attention is, follows autocast.
+    torchvision's own casts anchors and boxes to the type of the features, and in bfloat16 coordinates around 1000 are
+    4 pixels apart. The backbone, where most of the work and all attention is, follows autocast.
     """
 
     def forward(
@@ -148,13 +148,13 @@ class L1RoIHeads(RoIHeads):
 
 
 def use_l1_(model: Any) -> None:
-    """Put :class:`L1Proposals` and :class:`L1RoIHeads` in the place of a ``MaskRCNN``'s own, with their weights."""
+    """Replace the heads of a ``MaskRCNN`` by :class:`L1Proposals` and :class:`L1RoIHeads` with the same weights."""
     model.rpn = _as(L1Proposals, model.rpn)
     model.roi_heads = _as(L1RoIHeads, model.roi_heads)
 
 
 def _as(kind: type[nn.Module], module: nn.Module) -> nn.Module:
-    """An instance of a subclass with everything that ``module`` holds."""
+    """``module`` as an instance of a subclass."""
     other = kind.__new__(kind)
     other.__dict__.update(module.__dict__)
     return other

@@ -1,11 +1,11 @@
-"""The encoder with which Nystromformer was measured on the Long Range Arena.
+"""The encoder of Nystromformer's runs on the Long Range Arena.
 
 Token and position embeddings, pre-norm blocks of attention and a two-layer perceptron, a last norm, the sum of the
 tokens over the number of positions, and a head with one hidden layer. Two inputs (is one document near the other?) go
 through one encoder, and the head reads `[u, v, u v, u - v]`.
 
 Source: Y. Xiong et al., Nystromformer, AAAI 2021, and its released code. Different here: see
-:class:`preconditioned_attention.layers.NystromAttention`; padding is known from the id 0 in both.
+:class:`preconditioned_attention.layers.NystromAttention`; padding has the id 0 in both.
 """
 
 from __future__ import annotations

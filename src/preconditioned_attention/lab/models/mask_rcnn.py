@@ -1,4 +1,4 @@
-"""Mask R-CNN (K. He et al., ICCV 2017) of torchvision on a backbone of timm.
+"""torchvision's Mask R-CNN (K. He et al., ICCV 2017) on a backbone of timm.
 
 The detectors of the XCiT and Swin papers were trained with mmdetection, whose heads differ from torchvision's in a few
 settings. The defaults here are torchvision's; :class:`MaskRCNNConfig` says which setting is mmdetection's.
@@ -27,7 +27,7 @@ COUNTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class MaskRCNNConfig:
-    """What decides a detector. Sizes are in pixels.
+    """Options of a detector. Sizes are in pixels.
 
     Args:
         backbone, backbone_options, taps: see :class:`preconditioned_attention.lab.models.pyramid.FeaturePyramid`.

@@ -1,10 +1,10 @@
 """Feature pyramids: four maps of strides 4, 8, 16 and 32 from a backbone of timm.
 
 A plain transformer keeps one resolution. XCiT's detectors (A. El-Nouby et al., XCiT: Cross-Covariance Image
-Transformers, NeurIPS 2021) take the outputs of four blocks and bring each to its own stride with transposed
-convolutions or pooling; a feature pyramid network (T.-Y. Lin et al., CVPR 2017) joins them. For plain vision
+Transformers, NeurIPS 2021) take the outputs of four blocks and resample each to its own stride by transposed
+convolutions or pooling; a feature pyramid network (T.-Y. Lin et al., CVPR 2017) combines them. For plain vision
 transformers the simple feature pyramid (Y. Li et al., Exploring Plain Vision Transformer Backbones for Object
-Detection, ECCV 2022) takes all four from the last block and joins nothing. Backbones that have the four strides of
+Detection, ECCV 2022) takes all four from the last block and combines nothing. Backbones that have the four strides of
 their own, such as Swin, need the network alone.
 """
 
@@ -35,7 +35,7 @@ class FeaturePyramid(nn.Module):
         pretrained: load timm's pretrained weights.
 
     Raises:
-        ValueError: no such backbone, or its maps cannot be brought to the four strides.
+        ValueError: no such backbone, or its maps cannot be resampled to the four strides.
         OSError: pretrained weights cannot be loaded.
         ImportError: the extra ``vision`` is missing.
     """
@@ -95,7 +95,7 @@ def _make_body(name: str, options: Mapping[str, Any], taps: Sequence[int] | None
 
 
 class _ChannelsFirst(nn.Module):
-    """Brings the maps of a backbone that keeps channels last, such as Swin, to ``(B, C, H, W)``."""
+    """Permutes the maps of a backbone with channels last, such as Swin, to ``(B, C, H, W)``."""
 
     def __init__(self, body: Any) -> None:
         super().__init__()
@@ -107,14 +107,14 @@ class _ChannelsFirst(nn.Module):
 
 
 class _Stages(nn.Module):
-    """Maps that have their strides already."""
+    """Maps of the four strides, unchanged."""
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         return list(maps)
 
 
 class _Taps(nn.Module):
-    """Four maps of one stride, each brought to its own; the number of channels stays."""
+    """Four maps of one stride, each resampled to its own; the number of channels stays."""
 
     def __init__(self, channels: Sequence[int], stride: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class _Taps(nn.Module):
 
 
 class _Spread(nn.Module):
-    """One map brought to all four strides; every doubling halves the channels."""
+    """One map resampled to all four strides; every doubling halves the channels."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class _Spread(nn.Module):
 def _rescale(
     channels: int, stride: int, wanted: int, out_channels: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d
 ) -> nn.Module:
-    """From one stride to another by factors of two; between two transposed convolutions stand norm and GELU."""
+    """From one stride to another by factors of two, with norm and GELU between transposed convolutions."""
     if wanted == stride:
         return nn.Identity()
     if wanted > stride:
@@ -167,7 +167,7 @@ def _network(widths: Sequence[int], channels: int) -> nn.Module:
 
 
 class _SimplePyramid(nn.Module):
-    """Per level a 1 x 1 and a 3 x 3 convolution, each with a layer norm over channels; nothing is passed between."""
+    """Per level a 1 x 1 and a 3 x 3 convolution, each with a layer norm over channels; levels are not combined."""
 
     def __init__(self, widths: Sequence[int], channels: int) -> None:
         super().__init__()

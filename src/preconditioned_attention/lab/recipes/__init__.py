@@ -1,4 +1,4 @@
-"""Runs as data: YAML files found by name, or by path."""
+"""Recipes: runs and comparisons as YAML files, found by name or path."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["CompareSection", "Recipe", "load_recipe", "recipe_names"]
 
 @dataclass(frozen=True, kw_only=True)
 class CompareSection:
-    """What a comparison of this recipe runs for every arm.
+    """Options of the recipe's comparison.
 
     Args:
         seeds: one run per seed; differences are paired by seed.
@@ -54,7 +54,7 @@ class CompareSection:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A named run, and how to compare arms on it."""
+    """A named run, and the options of its comparison."""
 
     name: str
     train: TrainConfig

@@ -1,4 +1,4 @@
-"""Causal language modeling: GPT-2 from transformers, with random weights, on a text of which every byte is counted."""
+"""Causal language modeling: GPT-2 from transformers, with random weights; the metric is bits per byte."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ORDERS = (3, 5)
 
 @dataclass(frozen=True, kw_only=True)
 class CausalLM(Task):
-    """The ``causal-lm`` task: predict the next token. The metric is bits per byte of the text, ends of documents paid.
+    """The ``causal-lm`` task: predict the next token. The metric is bits per byte, document ends included.
 
     Args:
         corpus: ``"python-reference"`` (inside every Python) or ``"tiny-stories"`` (in ``root``).
@@ -110,7 +110,7 @@ class CausalLM(Task):
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=NOT_SCORED)
 
     def evaluate(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> dict[str, list[Any]]:
-        """Of every window the nats that its scored tokens took, their number, and their bytes."""
+        """Per window the summed cross-entropy of its scored tokens, their number, and their bytes."""
         inputs, targets = batch
         logits = model(input_ids=inputs, use_cache=False).logits.transpose(1, 2)
         nats = F.cross_entropy(logits.float(), targets, ignore_index=NOT_SCORED, reduction="none")
@@ -133,7 +133,7 @@ class CausalLM(Task):
     def baselines(self) -> dict[str, float]:
         """Bits per byte on the test text of byte-level Kneser-Ney models of the same training text.
 
-        Only on the Python reference: they are kept in memory.
+        Only on the Python reference, because they are kept in memory.
         """
         if self.corpus != "python-reference":
             return {}
@@ -148,7 +148,7 @@ class CausalLM(Task):
 
     @torch.no_grad()
     def samples(self, model: nn.Module) -> dict[str, str]:
-        """What the model writes from nothing and from the beginning of a test document: drawn, from a fixed seed."""
+        """Texts sampled with a fixed seed, without a prompt and from the beginning of a test document."""
         tokenizer, device = self._data.tokenizer, next(model.parameters()).device
         generate: Any = model.generate
         written = {}
@@ -170,7 +170,7 @@ class CausalLM(Task):
         save_tokenizer(self._data.tokenizer, folder)
 
     def _prompts(self) -> dict[str, list[int]]:
-        """Tokens by what they are; the first is always the end of the document before."""
+        """Prompts by name; the first token is the end of the document before."""
         end = self._data.tokenizer.token_to_id(END)
         beginning = [end, *self._data.test[1 : 1 + self.context // 8].tolist()]
         return {"from nothing": [end], "from the beginning of the test text": beginning}

@@ -1,4 +1,4 @@
-"""What a classifier says about test images, drawn."""
+"""Pictures of a classifier's predictions on test images."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def draw_pictures(
     """A confusion matrix over at most 5000 images, and 16 images with labels and predictions.
 
     Args:
-        model: gives logits; it is left in the mode it is in.
+        model: returns logits; its mode is restored.
         dataset: normalized images ``(3, H, W)`` and labels.
         classes: names of the labels; numbers if it is empty.
         mean, std: what the images were normalized by.

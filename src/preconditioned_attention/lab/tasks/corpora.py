@@ -1,4 +1,4 @@
-"""Texts as streams of tokens, ready for windows."""
+"""Corpora as streams of tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenCorpus:
-    """Three streams, each of which begins with an end token, the tokenizer, and what a report says about them."""
+    """Three streams, each of which begins with an end token, the tokenizer, and a description for reports."""
 
     train: NDArray[Any]
     validation: NDArray[Any]

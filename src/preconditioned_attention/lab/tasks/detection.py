@@ -41,7 +41,7 @@ def collate_examples(examples: Sequence[tuple[Tensor, dict[str, Tensor]]]) -> tu
 
 
 class InstanceSegmentation(Task):
-    """What detection tasks share: model, loss, average precision and pictures. ``open_splits`` is the task's own."""
+    """Base of the detection tasks: model, loss, average precision and pictures. Subclasses define ``open_splits``."""
 
     metric: ClassVar[str] = "box_AP"
     higher_is_better: ClassVar[bool] = True
@@ -70,7 +70,7 @@ class InstanceSegmentation(Task):
         """The splits; annotation files are large, so they are read once.
 
         Raises:
-            ValueError: the data are not as they should be; the message names file and id.
+            ValueError: the data are invalid; the message names file and id.
             OSError: a file cannot be read.
         """
         return self._splits
@@ -95,12 +95,12 @@ class InstanceSegmentation(Task):
         return average_precision(dataset.api, dataset.image_ids, dataset.category_ids, values["detections"])
 
     def pictures(self, model: nn.Module) -> dict[str, Picture]:
-        """Detections on the first test images, below what is there."""
+        """Detections on the first test images, below the true objects."""
         test = self.datasets().test
         return {"detections": draw_scenes(model, [test[index] for index in range(min(PICTURED, len(test)))])}  # type: ignore[arg-type]
 
     def example_batch(self, size: int = 4) -> tuple[Tensor]:
-        """The first ``size`` validation images, filled up below and to the right to one size, ``(size, 3, H, W)``."""
+        """The first ``size`` validation images, padded to one size, ``(size, 3, H, W)``."""
         check_integer("size", size, minimum=1)
         validation = self.datasets().validation
         images = [validation[index][0] for index in range(min(size, len(validation)))]  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ class DigitScenesTask(InstanceSegmentation):
         root: a folder that ``precond data digit-scenes`` wrote, or None: ``runs/data/digit-scenes-...``, which is
             written with the options below if it is not there.
         model: options of :class:`preconditioned_attention.lab.models.mask_rcnn.MaskRCNNConfig`.
-        classes, count, held_out, data_seed, image_size: what the scenes are; a folder of other scenes is refused.
+        classes, count, held_out, data_seed, image_size: of the scenes; a folder of other scenes is an error.
 
     Raises:
         TypeError, ValueError: an option has a value it cannot have; the message names it.
@@ -231,7 +231,7 @@ class DigitScenesTask(InstanceSegmentation):
 
 
 def _write_unless_there(root: Path, scenes: DigitScenes) -> None:
-    """Write the scenes; of several processes that do so at once, the first to finish is taken."""
+    """Write the scenes; of several processes that do so at once, the first to finish wins."""
     logger.warning("writing the scenes to %s", root)
     try:
         write_digit_scenes(root, scenes)

@@ -1,4 +1,4 @@
-"""Average precision of boxes and masks by the reference evaluation of COCO (pycocotools)."""
+"""Average precision of boxes and masks by pycocotools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detections drawn on images: boxes, masks and scores, below what is there."""
+"""Pictures of detections: boxes, masks and scores, below the true objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#00
 
 
 def draw_scenes(model: nn.Module, examples: Sequence[tuple[Tensor, Mapping[str, Tensor]]]) -> Picture:
-    """One column per image: the true objects above, what the model finds with a score of at least 0.5 below."""
+    """One column per image: the true objects above, detections with a score of at least 0.5 below."""
     device = next(model.parameters()).device
     model.eval()
     with torch.no_grad():
@@ -32,8 +32,8 @@ def draw_scenes(model: nn.Module, examples: Sequence[tuple[Tensor, Mapping[str, 
     return Picture(
         _png(_sheet([truths, found])),
         f"{len(examples)} test images: {true_count} true objects above, {count} found below",
-        f"Above: the objects that are there. Below: what was found with a score of at least {LEAST_SCORE}, with boxes, "
-        "masks and scores. The first test images, not chosen.",
+        f"Above: the true objects. Below: detections with a score of at least {LEAST_SCORE}, with boxes, masks and "
+        "scores. The first test images, not selected.",
     )
 
 
@@ -53,7 +53,7 @@ def _draw(image: Tensor, boxes: Tensor, masks: Tensor, scores: list[str] | None)
         return canvas
     colors = [COLORS[number % len(COLORS)] for number in range(len(boxes))]
     masks = masks.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
-    for mask, color in zip(masks, colors, strict=True):  # all at once, pixels of two masks would turn black
+    for mask, color in zip(masks, colors, strict=True):  # in one call, pixels of two masks would turn black
         canvas = utils.draw_segmentation_masks(canvas, mask, alpha=0.55, colors=color)
     return utils.draw_bounding_boxes(
         canvas,

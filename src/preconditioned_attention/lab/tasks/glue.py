@@ -30,7 +30,7 @@ class Glue(Task):
     """The ``glue`` task.
 
     Validation and test are both the dev split, for the labels of GLUE's test splits are not public; with MNLI test is
-    the mismatched dev split. Published settings are fixed beforehand, so nothing is chosen on them.
+    the mismatched dev split. Published settings are fixed beforehand, so nothing is selected on them.
 
     Args:
         task: a name in :data:`preconditioned_attention.lab.data.glue.GLUE`.
@@ -74,7 +74,7 @@ class Glue(Task):
         return GlueModel(encoder, outputs=len(self._own.classes) or 1, padding=self._special("<pad>"))
 
     def datasets(self) -> Splits:
-        """Tokens and labels; batches are filled up to their longest pair."""
+        """Tokens and labels; batches are padded to their longest pair."""
         train, *held_out = (_Pairs(read_glue(self._root, self.task, split), self._encode) for split in self._own.splits)
         return Splits(train=train, validation=held_out[0], test=held_out[-1], collate=self._collate)
 
@@ -150,7 +150,7 @@ class GlueModel(nn.Module):
     Args:
         encoder: pretrained.
         outputs: classes, or 1 for a score.
-        padding: the token that fills up batches, which nothing attends to.
+        padding: the token that pads batches; it is masked in attention.
     """
 
     def __init__(self, encoder: CrammedBert, *, outputs: int, padding: int) -> None:
@@ -170,7 +170,7 @@ class GlueModel(nn.Module):
 
 
 class _Pairs(Dataset[tuple[list[int], float]]):
-    """Examples, encoded when they are asked for."""
+    """Examples, encoded on access."""
 
     def __init__(self, examples: list[GlueExample], encode: Callable[[GlueExample], list[int]]) -> None:
         self._examples = examples

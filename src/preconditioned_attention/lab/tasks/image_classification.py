@@ -28,7 +28,7 @@ from .timm_optimizer import check_optimizer, check_schedule, create_optimizer, c
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Options of timm's functions that are set here, or that change what a batch is.
+# Options of timm's functions that are set here, or that change the form of a batch.
 _OWN_TRANSFORM = {
     *("input_size", "is_training", "interpolation", "mean", "std", "crop_pct", "crop_mode", "crop_border_pixels"),
     *("use_prefetcher", "normalize", "separate", "tf_preprocessing", "re_num_splits", "naflex", "patch_size"),
@@ -52,7 +52,7 @@ class ImageClassification(Task):
         root: the folder that holds the data.
         train_split, validation_split: the names of the splits.
         holdout: so many images are taken from the training split for validation, and the validation split becomes
-            the test split. With 0 the validation split is both, so whatever is chosen on it is tested on it.
+            the test split. With 0 the validation split is both, so what is selected on it is tested on it.
         split_seed: decides which images are held out.
         num_classes: outputs of the model; None: as many as the training split has classes.
         image_size: height and width that the model gets.
@@ -170,7 +170,7 @@ class ImageClassification(Task):
         """Images ``(3, image_size, image_size)`` and labels, the training split augmented; or as they are.
 
         Raises:
-            ValueError, OSError: the data is not there or not what was asked for; see :func:`open_images`.
+            ValueError, OSError: the data is missing or invalid; see :func:`open_images`.
         """
         if self.preprocessing == "none":
             return Splits(*load_digits(split_seed=self.split_seed), repeats=self.repeated_augmentation)
@@ -232,7 +232,7 @@ class ImageClassification(Task):
         return create_scheduler(self.schedule, optimizer, settings, steps_per_epoch=steps_per_epoch)
 
     def pictures(self, model: nn.Module) -> dict[str, Picture]:
-        """A confusion matrix, and test images with what the model says they are."""
+        """A confusion matrix, and test images with predictions."""
         return draw_pictures(model, self.datasets().test, self._images[0].classes, mean=self.mean, std=self.std)
 
     @cached_property

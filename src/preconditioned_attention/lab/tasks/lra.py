@@ -1,4 +1,4 @@
-"""What the tasks of the Long Range Arena share: Nystromformer's encoder, its optimizer, accuracy, the majority class.
+"""Base of the Long Range Arena's tasks: Nystromformer's encoder and schedule, accuracy, the majority class as baseline.
 
 Y. Tay et al., Long Range Arena, ICLR 2021; the model and the settings are those of Y. Xiong et al., Nystromformer,
 AAAI 2021. Different from its code: every example of a split counts, also those that do not fill a batch.
@@ -84,7 +84,7 @@ class LongRangeTask(Task):
         """Ids, int64 ``(N,)`` (two of them for pairs), and a label; every split has its ``labels`` as an attribute.
 
         Raises:
-            ValueError, OSError: the data is not there, or not what it should be; the message names file and line.
+            ValueError, OSError: the data is missing or invalid; the message names file and line.
         """
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
@@ -118,7 +118,7 @@ class LongRangeTask(Task):
         """The folder of the data.
 
         Raises:
-            ValueError: there is none; ``what`` says what belongs there.
+            ValueError: there is none; ``what`` describes it in the message.
         """
         if self.data is None:
             raise ValueError(f"data must be {what}; give it with --task-options data=FOLDER")
@@ -129,7 +129,7 @@ class LongRangeTask(Task):
 
 
 class Labeled(Protocol):
-    """A split that knows its labels without reading every example."""
+    """A split whose labels are available without reading every example."""
 
     labels: Sequence[int]
 

@@ -1,6 +1,6 @@
-"""Image of the Long Range Arena: CIFAR-10 in gray, pixel by pixel.
+"""The task Image of the Long Range Arena: CIFAR-10 in gray, pixel by pixel.
 
-As in Nystromformer's runs id 0, a black pixel, is taken for padding: attention and the sum over tokens leave it out.
+As in Nystromformer's runs id 0, a black pixel, counts as padding: attention and the sum over tokens ignore it.
 """
 
 from __future__ import annotations

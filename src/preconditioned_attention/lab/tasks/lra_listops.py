@@ -1,4 +1,4 @@
-"""ListOps of the Long Range Arena: what does an expression of nested list operations come to?"""
+"""The task ListOps of the Long Range Arena: predict the value of an expression of nested list operations."""
 
 from __future__ import annotations
 

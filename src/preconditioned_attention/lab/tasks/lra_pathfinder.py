@@ -1,6 +1,6 @@
-"""Pathfinder32 of the Long Range Arena: do two discs lie on the same path? Pixel by pixel.
+"""The task Pathfinder32 of the Long Range Arena: do two discs lie on the same path? Pixel by pixel.
 
-As in Nystromformer's runs id 0, a black pixel, is taken for padding: attention and the sum over tokens leave it out,
+As in Nystromformer's runs id 0, a black pixel, counts as padding: attention and the sum over tokens ignore it,
 which is more than half of an image.
 """
 

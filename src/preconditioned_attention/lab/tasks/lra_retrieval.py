@@ -1,4 +1,4 @@
-"""Retrieval of the Long Range Arena: does one paper cite the other? Bytes of papers of the ACL Anthology Network."""
+"""The task Retrieval of the Long Range Arena: does one paper cite the other? Byte by byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text of the Long Range Arena: is a review positive? Bytes of IMDb's reviews."""
+"""The task Text of the Long Range Arena: is a review of IMDb positive? Byte by byte."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TEXT_LENGTH = 4000
 
 @dataclass(frozen=True, kw_only=True)
 class Text(LongRangeTask):
-    """The ``lra-text`` task. As in the benchmark the test split is the validation split too: what is chosen on it is
+    """The ``lra-text`` task. As in the benchmark the test split is the validation split too: what is selected on it is
     tested on it.
 
     Args:

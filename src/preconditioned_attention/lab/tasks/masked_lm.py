@@ -1,4 +1,4 @@
-"""Masked language modeling with crammed BERT: hide a quarter of the tokens and guess them."""
+"""Masked language modeling with crammed BERT: a quarter of the tokens is masked and predicted."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ MASK_SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLM(Task):
-    """The ``masked-lm`` task. The metric is the cross-entropy of the hidden tokens, in nats.
+    """The ``masked-lm`` task. The metric is the cross-entropy of the masked tokens, in nats.
 
     The schedule is the published one: the learning rate rises from a quarter to the whole over three quarters of the
     steps and then falls to 0, counted in steps instead of by the wall clock, so that all arms take as many. The rows of
-    a tokenized data set are trained on in their order, for the published one is a curriculum.
+    a tokenized data set are trained on in their order, because the published one is a curriculum.
 
     Args:
         corpus: ``"python-reference"``, or ``"tokenized"``: a data set with a column ``input_ids`` in ``root``.
@@ -92,12 +92,12 @@ class MaskedLM(Task):
         )
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Mean cross-entropy of the hidden tokens."""
+        """Mean cross-entropy of the masked tokens."""
         tokens, places, targets = batch
         return F.cross_entropy(model(tokens, places=places).flatten(0, 1).float(), targets.flatten())
 
     def evaluate(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
-        """Mean cross-entropy and share of right guesses of every example, each of shape ``(B,)``."""
+        """Mean cross-entropy and accuracy of every example, each of shape ``(B,)``."""
         tokens, places, targets = batch
         logits = model(tokens, places=places).float().transpose(1, 2)
         right = (logits.argmax(dim=1) == targets).float().mean(dim=1)
@@ -114,7 +114,7 @@ class MaskedLM(Task):
         return make_triangle(optimizer, settings, start=0.25, peak=0.75)
 
     def baselines(self) -> dict[str, float]:
-        """Cross-entropy of the hidden test tokens under their frequencies in training, one added to each count."""
+        """Cross-entropy of the masked test tokens under their training frequencies, one added to each count."""
         if self.corpus != "python-reference":
             return {}
         stream, test = torch.from_numpy(self._streams["train"]), self.datasets().test

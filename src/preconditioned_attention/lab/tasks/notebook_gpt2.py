@@ -1,8 +1,8 @@
-"""The optimizer and the learning rate of a widely copied notebook that trains a small GPT-2 on TinyStories.
+"""The task ``notebook-gpt2``: the learning rate of a widely copied notebook that trains a small GPT-2 on TinyStories.
 
 A public model card (``abhilash88/tinystories-slm-gpt``) reports a validation loss of 2.39 for it. Its 20,000 iterations
 are micro-batches, of which 32 make an update, so it takes 625 updates; and its cosine has a floor above its peak, so
-the learning rate rises to the end. Both are kept here, for they are what was run.
+the learning rate rises to the end. Both are kept here, because that is what was run.
 """
 
 from __future__ import annotations

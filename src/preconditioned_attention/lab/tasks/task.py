@@ -117,7 +117,7 @@ class Task(ABC):
         return {}
 
     def samples(self, model: nn.Module) -> dict[str, str]:
-        """What the model writes, by prompt; drawn from a fixed seed, and no random state changes."""
+        """Texts of the model by prompt, sampled with a fixed seed; no random state changes."""
         return {}
 
     def describe_data(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The weights with the best metric on the validation split so far."""
+"""The weights with the best validation metric so far, and their file."""
 
 from __future__ import annotations
 

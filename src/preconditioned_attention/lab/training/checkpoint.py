@@ -1,6 +1,6 @@
-"""Checkpoints: complete or absent.
+"""Checkpoints of a run: written in full or not at all, and loaded.
 
-A checkpoint is written in a folder beside the complete ones, brought to the disk, and only then given its name. Weights
+A checkpoint is written to a temporary folder, synchronized to disk and then renamed. Weights
 are in safetensors files; optimizer, schedule, gradient scaler and random states as Accelerate saves them. The sampler
 has no state: the order of the batches is a function of the seed and the step.
 """
@@ -37,7 +37,7 @@ def save_checkpoint(state: TrainState, folder: Path) -> Path:
         WriteError: it could not be written, on any process; earlier checkpoints are intact.
     """
     path = folder / f"{PREFIX}{state.step:08d}"
-    if path.exists():  # a step has one state only, so this is it
+    if path.exists():  # a step has one state only
         return path
     temporary = folder / f"{WRITING}{path.name}"
     main = state.accelerator.is_main_process
@@ -52,14 +52,14 @@ def save_checkpoint(state: TrainState, folder: Path) -> Path:
             if main:
                 publish(temporary, path)
                 _tidy(folder, state.config.keep_checkpoints)
-    except Exception as error:  # the libraries that write raise OSError, RuntimeError or errors of their own
+    except Exception as error:  # Accelerate and safetensors raise OSError, RuntimeError or errors of their own
         shutil.rmtree(temporary, ignore_errors=True)
         raise WriteError(_failure(path, folder, error)) from error
     return path
 
 
 def load_checkpoint(state: TrainState, path: Path) -> None:
-    """Bring ``state`` to the checkpoint at ``path``.
+    """Restore ``state`` from the checkpoint at ``path``.
 
     Raises:
         OSError: the checkpoint cannot be read.
@@ -99,7 +99,7 @@ def _write(state: TrainState, temporary: Path) -> None:
 
 
 def _tidy(folder: Path, keep: int) -> None:
-    """Remove all but the newest checkpoints, and what killed runs left unfinished."""
+    """Remove all but the newest checkpoints, and unfinished ones of killed runs."""
     for path in [*list(complete_checkpoints(folder).values())[:-keep], *folder.glob(f"{WRITING}*")]:
         shutil.rmtree(path)
 
@@ -107,7 +107,7 @@ def _tidy(folder: Path, keep: int) -> None:
 def _failure(path: Path, folder: Path, error: Exception) -> str:
     complete = list(complete_checkpoints(folder).values())
     left = f"the newest complete one is {complete[-1]}" if complete else "there is no complete one yet"
-    return f"checkpoint {path} could not be written ({error}); {left}. Make room, then continue with --resume"
+    return f"checkpoint {path} could not be written ({error}); {left}. Free some space, then continue with --resume"
 
 
 def _safetensors() -> Any:

@@ -1,4 +1,4 @@
-"""The condition monitor of a run: attached while it trains, written down with the steps."""
+"""The condition numbers of a run's attention during training, and their file."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ TRACKED = ("kappa_before", "kappa_after", "spread_before", "entropy")
 
 
 class ConditioningLog:
-    """A context manager: looks at the model if ``config.monitor`` says so, and does nothing otherwise.
+    """A context manager that records condition numbers if ``config.monitor`` is set, and does nothing otherwise.
 
-    What all processes saw comes together on each of them; the main one writes it to ``path``.
+    Records of all processes are gathered on each of them; the main one writes them to ``path``.
 
     Args:
         state: the run.
         path: the file.
 
     Raises:
-        ValueError: there is no attention to look at, or the model is compiled.
+        ValueError: the model has no attention that can be monitored, or is compiled.
     """
 
     def __init__(self, state: TrainState, path: Path) -> None:
@@ -45,10 +45,10 @@ class ConditioningLog:
             self._monitor.step = state.step + 1
 
     def begin(self, *, resume: bool) -> None:
-        """Start the file, or keep what it holds up to the step that the run resumes after.
+        """Start the file, or keep its records up to the step that the run resumes after.
 
         Raises:
-            ValueError: the file that is there is none of the monitor's.
+            ValueError: the existing file is not one of the monitor's.
             OSError: it cannot be written.
         """
         if self._monitor is None:
@@ -71,7 +71,7 @@ class ConditioningLog:
         self.close()
 
     def close(self) -> None:
-        """Stop looking: the model is as it was, the file complete. Closing twice is no error."""
+        """Detach the monitor and close the file. Closing twice is no error."""
         if self._monitor is not None:
             self._monitor.close()
         if self._file is not None:
@@ -79,7 +79,7 @@ class ConditioningLog:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Around one optimizer step; of its micro-steps the first is looked at, if any.
+        """Around one optimizer step; its first micro-step is recorded, if the step is due.
 
         Raises:
             WriteError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""TrainConfig: one training run as data."""
+"""``TrainConfig``: the configuration of one training run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that decides what a run computes, but for the number of processes and the device.
+    """Everything that decides what a run computes, except the number of processes and the device.
 
     Args:
         task: a name in :data:`preconditioned_attention.lab.tasks.TASKS`.
@@ -33,7 +33,7 @@ class TrainConfig:
         batch_ramp_steps: the batch grows linearly to that size over this many steps, in as many micro-batches.
         learning_rate: AdamW's learning rate after warm-up.
         weight_decay: AdamW's decoupled weight decay; parameters with fewer than two axes are left out.
-        betas: AdamW's two averages.
+        betas: decay rates of AdamW's two averages.
         eps: what Adam adds to its denominator; None: the optimizer's default, 1e-8 for AdamW.
         warmup_steps: the learning rate grows linearly over this many steps.
         final_learning_rate: where the cosine ends, and the least that ``milestones`` leave.
@@ -50,8 +50,8 @@ class TrainConfig:
         keep_best: test and return the weights whose evaluation on the validation split had the best metric, the
             earliest of equals, instead of those of the last step.
         workers: processes that load examples ahead; 0 loads them in the process that trains. It changes no number.
-        monitor: what of the model's attention is looked at on the way, every ``monitor.every`` optimizer steps from
-            the first on; None: nothing. It changes no number that is trained.
+        monitor: what is recorded of the model's attention every ``monitor.every`` optimizer steps from the first on;
+            None: nothing. It changes no number that is trained.
 
     Raises:
         TypeError, ValueError: an option has a value it cannot have; the message names it.
@@ -112,7 +112,7 @@ class TrainConfig:
                 check_integer(name, getattr(self, name), minimum=1)
         if check_integer("warmup_steps", self.warmup_steps, minimum=0) >= self.steps:
             raise ValueError(
-                f"warmup_steps must be less than steps, or the learning rate never arrives; got "
+                f"warmup_steps must be less than steps, or the learning rate is never reached; got "
                 f"warmup_steps={self.warmup_steps}, steps={self.steps} (with_steps() scales both)"
             )
         milestones = tuple(check_integer("milestones", step, minimum=1) for step in self._listed_milestones())
@@ -153,7 +153,7 @@ class TrainConfig:
         return OptimizerSettings(**{field.name: getattr(self, field.name) for field in fields})
 
     def with_steps(self, steps: int) -> TrainConfig:
-        """The same run at another length; warm-up, ramp and the intervals of what is done now and then scale."""
+        """The same run at another length; warm-up, ramp and intervals scale."""
         check_integer("steps", steps, minimum=1)
 
         def scaled(interval: int | None) -> int | None:

@@ -1,4 +1,4 @@
-"""Metrics of a split: means over its examples, and what belongs to the split as a whole."""
+"""Metrics of a split: means over its examples, and scores of the whole split."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def evaluate(
     split: str,
     collate: Callable[[list[Any]], Batch] = default_collate,
 ) -> dict[str, float]:
-    """The mean of every tensor that the task's ``evaluate`` gives, and what its ``score`` makes of the lists.
+    """Means of the tensors of the task's ``evaluate``, and what its ``score`` computes from the lists.
 
     Each process takes its share of the examples without padding, so every example counts once, and the metrics are
     the same for any number of processes (means: up to rounding).
@@ -77,7 +77,7 @@ def _means(sums: Mapping[str, float], size: int) -> dict[str, float]:
 
 
 def _scores(state: TrainState, dataset: Dataset[Any], lists: Mapping[str, list[Any]]) -> dict[str, float]:
-    """What the task makes of all processes' lists, put back in the order of the dataset."""
+    """The task's score of all processes' lists, joined in the order of the dataset."""
     from accelerate.utils import gather_object
 
     parts = gather_object([dict(lists)])

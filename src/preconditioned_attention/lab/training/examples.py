@@ -15,9 +15,9 @@ Key = tuple[int, int]
 
 
 class SeededExamples(Dataset[Any]):
-    """A dataset that is asked for a whole micro-batch and seeds the global generators before it.
+    """A dataset that loads a whole micro-batch after seeding the global generators.
 
-    So augmentations are the same whether worker processes load the examples or none, and in a resumed run.
+    So augmentations do not depend on the number of worker processes or on resuming.
 
     Args:
         dataset: the training split.

@@ -1,15 +1,15 @@
-"""The folder of a run: what is in it, and when it may be written to.
+"""The files of a run's folder, and the checks before a run is written there.
 
 ::
 
     config.yaml        the run's configuration
     metrics.jsonl      one line per optimizer step and per evaluation
-    conditioning.csv   what the monitor saw, one line per matrix, if the run has one
+    conditioning.csv   the monitor's records, one line per matrix, if the run has one
     checkpoints/       step-00000100/ ...: complete ones only
     tensorboard/       the same numbers, where TensorBoard is installed
     model.safetensors  the weights that were evaluated at the end
-    pictures/          what the task shows of the model, if it shows something
-    report.html        the metrics, the settings and the pictures, to look at
+    pictures/          the task's pictures, if it has any
+    report.html        a page with the metrics, the settings and the pictures
     result.json        validation and test metrics, configuration, versions, hardware
 """
 
@@ -25,7 +25,7 @@ from .config import TrainConfig
 
 
 class RunFolder:
-    """Paths of a run, and the rules for starting one in them."""
+    """Paths of a run, and the checks before one starts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""train: one run, from a configuration to numbers and a model."""
+"""``train``, the loop of one training run."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def train(
         ValueError, TypeError: an argument, an option of the task or the state of the folder does not allow the run.
         OSError: the folder cannot be written to.
         NonFiniteError: the loss or its gradient is not finite; the last good state is saved as a checkpoint.
-        WriteError: a file could not be written, as on a full disk; what was complete is intact.
+        WriteError: a file could not be written, as on a full disk; complete files are intact.
         ImportError: an extra is missing.
     """
     if resume and overwrite:
@@ -106,13 +106,13 @@ def _precondition(model: nn.Module, *, config: TrainConfig) -> nn.Module:
 
 
 def _warn_of_plain_weights(state: TrainState) -> None:
-    """Pretrained weights are in the model before it is converted, so no checkpoint's mark can say it."""
+    """Warn if pretrained weights, which were loaded before the conversion and have no mark, are preconditioned."""
     task = state.task
     if task.pretrained and is_preconditioned(state.unwrapped):
         warnings.warn(
             f"task {task.name!r} starts from pretrained weights and its attention is preconditioned: weights that were "
-            "trained without preconditioning fit another function, because C changes the scale of what every head "
-            "passes on. Pretrain with preconditioning, or take it as fine-tuning and compare with care",
+            "trained without preconditioning fit another function, because C changes the scale of every head's output. "
+            "Pretrain with preconditioning, or treat it as fine-tuning and compare with care",
             stacklevel=3,
         )
 
@@ -132,7 +132,7 @@ def _batch_order(config: TrainConfig, accelerator: Accelerator, splits: Splits) 
 
 
 def _begin(state: TrainState, folder: RunFolder, line: ProgressLine, *, resume: bool) -> MetricsLog:
-    """Start the run's files, or bring the state and the files to the newest complete checkpoint."""
+    """Start the run's files, or restore the state and cut the files to the newest complete checkpoint."""
     accelerator = state.accelerator
     checkpoints = complete_checkpoints(folder.checkpoints) if resume else {}
     if checkpoints:
@@ -158,7 +158,7 @@ def _run(
     conditioning: ConditioningLog,
     line: ProgressLine,
 ) -> None:
-    """The steps that are left."""
+    """Take the remaining steps."""
     config = state.config
     order = dataclasses.replace(order, first_step=state.step)
     batches = load_batches(splits.train, order, collate=splits.collate, workers=config.workers)
@@ -227,7 +227,7 @@ def _evaluate(state: TrainState, splits: Splits, log: MetricsLog) -> None:
 
 
 def _save(state: TrainState, folder: RunFolder, log: MetricsLog) -> Path:
-    log.synchronize()  # a checkpoint never knows of steps that the metrics lack
+    log.synchronize()  # so that the metrics have every step of a checkpoint
     return save_checkpoint(state, folder.checkpoints)
 
 

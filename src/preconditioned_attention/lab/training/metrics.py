@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line of numbers per optimizer step and per evaluation."""
+"""``metrics.jsonl``: one record per optimizer step and per evaluation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_metrics(path: Path, *, last_step: int) -> list[Record]:
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            if number == len(lines):  # a killed run leaves its last line unfinished; it belongs to a later step
+            if number == len(lines):  # a killed run may leave its last line unfinished; it belongs to a later step
                 break
             raise ValueError(f"line {number} of {path} is not a record: {error}") from error
         if record["step"] <= last_step:
@@ -41,7 +41,7 @@ class MetricsLog:
 
     Args:
         path: the file; it is rewritten with ``records`` first.
-        records: what an interrupted run left.
+        records: those of an interrupted run.
         write: whether this process writes the file.
     """
 
@@ -62,7 +62,7 @@ class MetricsLog:
         ]
 
     def add(self, kind: str, values: Record) -> None:
-        """Add a record; a reader of the file sees it at once.
+        """Add a record and flush it to the file.
 
         Raises:
             WriteError: the file cannot be written.
@@ -78,7 +78,7 @@ class MetricsLog:
             raise WriteError(f"{self.path} could not be written at step {values['step']}: {error}") from error
 
     def synchronize(self) -> None:
-        """Return when everything added is on the disk."""
+        """Flush the records to the disk (``fsync``)."""
         if self._file is not None:
             os.fsync(self._file.fileno())
 

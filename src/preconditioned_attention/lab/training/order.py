@@ -16,8 +16,8 @@ from .randomness import Stream, derive_seed
 class BatchOrder:
     """The micro-batches of one process, from one step on, without end: a ``batch_sampler`` for a ``DataLoader``.
 
-    Every epoch is one permutation of the data, or the data in its own order, without what is left over when it is cut
-    into global batches. A global batch holds the same examples for any number of processes and of micro-batches.
+    Every epoch is one permutation of the data, or the data in its own order, without the rest that fills no global
+    batch. A global batch holds the same examples for any number of processes and of micro-batches.
 
     Args:
         size: examples in the dataset.
@@ -28,8 +28,8 @@ class BatchOrder:
         accumulation_steps: micro-batches per global batch.
         repeats: how often each example of an epoch comes in a row; the epoch has room for ``1 / repeats`` of the data.
         shuffle: False: the data in its own order, epoch after epoch.
-        ramp_steps: over so many steps the global batch grows linearly to ``batch_size``; it is always a multiple of
-            processes times micro-batches. 0: it is ``batch_size`` from the first step on.
+        ramp_steps: the number of steps over which the global batch grows linearly to ``batch_size``; it is always a
+            multiple of processes times micro-batches. 0: it is ``batch_size`` from the first step on.
         first_step: the optimizer step to begin with.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One run on any number of processes, by Accelerate."""
+"""The ``Accelerator`` of a run, and exceptions that every process raises."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIXED_PRECISION = {"float32": "no", "float64": "no", "bfloat16": "bf16", "float1
 
 
 def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
-    """An accelerator for this run on the device that is here; the environment variables of Accelerate hold.
+    """An accelerator for this run on the available device; Accelerate's environment variables apply.
 
     Raises:
         ValueError: the device cannot compute in ``config.precision``.
@@ -61,7 +61,7 @@ def _check_device(accelerator: Accelerator, config: TrainConfig) -> None:
 
 @contextmanager
 def raise_on_all_ranks(accelerator: Accelerator) -> Iterator[None]:
-    """An exception in the block on any process is raised on every process, so that none waits for another forever."""
+    """Raise an exception of any process on every process, so that none waits for another forever."""
     from accelerate.utils import gather_object
 
     error: Exception | None = None

@@ -1,4 +1,4 @@
-"""One live line that says how a run is going; now and then a plain line where there is no terminal."""
+"""The progress line of a run: live in a terminal, otherwise ten plain lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ProgressLine:
     """A context manager. On standard error, so that results on standard output stay clean.
 
     Args:
-        label: what the run is.
+        label: the run's name.
         total: its steps.
         batch_size_at: examples of a step, by its index from 0.
         enabled: False for other processes than the main one, and for silence.

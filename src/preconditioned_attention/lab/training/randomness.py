@@ -1,7 +1,7 @@
-"""Randomness that is derived from what is being computed, so that nothing has to be carried along.
+"""Seeds that are derived from the run's seed, the step, the micro-batch and the process.
 
-A step's random numbers depend on the run's seed, the step, the micro-batch and the process, and on nothing else.
-Two arms of a comparison therefore drop the same activations, and a resumed run needs no replay.
+A step's random numbers depend on nothing else, so two arms of a comparison drop the same activations, and a resumed run
+needs no replay.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..._extras import require
 
 
 class Stream(enum.IntEnum):
-    """What random numbers are for; streams of one seed are independent of each other."""
+    """Uses of random numbers; streams of one seed are independent of each other."""
 
     MODEL = 0
     ORDER = 1

@@ -1,4 +1,4 @@
-"""The page that shows a finished run."""
+"""``report.html`` of a finished run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def build_run_page(result: TrainResult) -> Page:
     if result.pictures:
         sections.append(Section("Pictures", (Figures(tuple(result.pictures.values())),)))
     if result.samples:
-        sections.append(Section("What the model writes", (Listing(tuple(result.samples.items())),)))
+        sections.append(Section("Samples of the model", (Listing(tuple(result.samples.items())),)))
     sections.append(Section("Settings", (_settings_table(result),), folded=True))
     return Page(
         title=f"{config.task}: one run",
@@ -55,6 +55,4 @@ def _metrics_table(result: TrainResult) -> Table:
 def _settings_table(result: TrainResult) -> Table:
     settings = {**flatten(result.config.to_dict()), **flatten({"data": result.data}), **flatten(result.environment)}
     rows = tuple((name, value if isinstance(value, str) else json.dumps(value)) for name, value in settings.items())
-    return Table(
-        title="What decided the run, and where it ran", columns=("setting", "value"), rows=rows, text_columns=2
-    )
+    return Table(title="Configuration, data and environment", columns=("setting", "value"), rows=rows, text_columns=2)

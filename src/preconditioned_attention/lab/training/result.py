@@ -1,4 +1,4 @@
-"""What a run gives back."""
+"""``TrainResult``: the numbers and the model of a finished run."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class TrainResult:
     """The numbers and the model of a finished run.
 
     Attributes:
-        step: after how many steps the weights that count were reached: all, unless ``config.keep_best`` is set.
+        step: the number of steps of the tested weights: all, unless ``config.keep_best`` is set.
         validation: loss and metric of these weights on the validation split.
         test: the same on the test split.
         losses: the training loss of every optimizer step, resumed parts included.
         evaluations: the validation metrics during training: ``step`` (steps taken so far), ``loss``, the metric.
-        conditioning: what the monitor saw: per recorded ``step`` and ``layer``, the medians that
+        conditioning: the monitor's records: per recorded ``step`` and ``layer``, the medians that
             ``ConditionMonitor.summary()`` gives; empty without ``config.monitor``.
         seconds_per_step: the median over all steps; evaluations and checkpoints are not counted.
         model: the model that was tested (the averaged one if ``config.ema_decay`` is set), in evaluation mode.
         config: the run's configuration.
         environment: versions, hardware, date.
-        pictures: what the task shows of the model, by name; empty if it shows nothing.
-        samples: what the model wrote, by what it was given; empty if it does not write.
-        data: what the task says its data is; empty if it says nothing.
+        pictures: the task's, by name; may be empty.
+        samples: texts of the model, by prompt; may be empty.
+        data: the task's description of its data; may be empty.
     """
 
     step: int

@@ -1,4 +1,4 @@
-"""Everything that a step changes, and how it is built."""
+"""``TrainState``: model, optimizer, scheduler and step of a run."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class TrainState:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The model that counts: the averaged one if there is one."""
+        """The model that is evaluated: the averaged one if there is one."""
         return self.unwrapped if self.average is None else self.average.module
 
     def final_model(self) -> nn.Module:
-        """The model that counts as its task built it, without anything of Accelerate's, in evaluation mode."""
+        """The model that is evaluated, without Accelerate's wrappers, in evaluation mode."""
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         return (model if self.average is None else self.average.module).eval()
 
@@ -61,7 +61,7 @@ class TrainState:
 
 
 def build_state(config: TrainConfig, task: Task, accelerator: Accelerator, prepare: Prepare) -> TrainState:
-    """The state before the first step. ``prepare`` gets the new model before the optimizer exists.
+    """The state before the first step. ``prepare`` is called with the new model before the optimizer exists.
 
     Raises:
         TypeError: ``prepare`` returned something else than a model.

@@ -68,6 +68,6 @@ def _backward(state: TrainState, batches: Iterator[Batch]) -> float:
 
 
 def _scaler_adapts(state: TrainState) -> bool:
-    """Whether a gradient scaler answers an overflow by skipping the step and scaling less."""
+    """Whether a gradient scaler skips steps that overflow, and scales less afterwards."""
     scaler = state.accelerator.scaler
     return scaler is not None and scaler.get_scale() > 1.0
