@@ -13,28 +13,28 @@ def test_a_quarter_is_to_be_guessed_in_fixed_parts() -> None:
     examples = MaskedWindows(WINDOWS, mask=MASK, vocab_size=VOCABULARY)  # type: ignore[arg-type]
     assert len(examples) == 3
     for index in range(3):
-        tokens, places, targets = examples[index]
-        assert places.shape == targets.shape == (25,)
-        assert len(set(places.tolist())) == 25
-        assert torch.equal(targets, WINDOWS[index][places])
+        tokens, positions, targets = examples[index]
+        assert positions.shape == targets.shape == (25,)
+        assert len(set(positions.tolist())) == 25
+        assert torch.equal(targets, WINDOWS[index][positions])
         others = torch.ones(100, dtype=torch.bool)
-        others[places] = False
+        others[positions] = False
         assert torch.equal(tokens[others], WINDOWS[index][others])
-        assert torch.equal(tokens[places[:20]], torch.full((20,), MASK))
+        assert torch.equal(tokens[positions[:20]], torch.full((20,), MASK))
         masked += int((tokens == MASK).sum())
-        drawn += int((tokens[places[20:22]] < VOCABULARY).sum())
-        left += int((tokens[places[22:]] == targets[22:]).sum())
+        drawn += int((tokens[positions[20:22]] < VOCABULARY).sum())
+        left += int((tokens[positions[22:]] == targets[22:]).sum())
     assert (masked, drawn, left) == (60, 6, 9)
     assert torch.equal(WINDOWS[0], torch.arange(100))  # the source is as it was
 
 
-def test_places_and_random_tokens_are_spread() -> None:
+def test_positions_and_random_tokens_are_spread() -> None:
     examples = MaskedWindows(TensorDataset(torch.zeros(1, 40, dtype=torch.long)), mask=7, vocab_size=6)  # type: ignore[arg-type]
     torch.manual_seed(0)
     drawn = [examples[0] for _ in range(400)]
-    counts = torch.stack([places for _, places, _ in drawn]).flatten().bincount(minlength=40)
+    counts = torch.stack([positions for _, positions, _ in drawn]).flatten().bincount(minlength=40)
     assert counts.min() > 60  # 100 expected
-    tokens = torch.cat([hidden[places[8:9]] for hidden, places, _ in drawn])
+    tokens = torch.cat([hidden[positions[8:9]] for hidden, positions, _ in drawn])
     assert set(tokens.tolist()) == set(range(6))
 
 

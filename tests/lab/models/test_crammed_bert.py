@@ -66,9 +66,9 @@ def test_the_forward_pass_written_out_by_hand(precondition: bool) -> None:
         assert len(precondition_(model).converted) == 2
     expected = by_hand(model, ids, precondition=precondition)
     torch.testing.assert_close(model(ids), expected, rtol=1e-10, atol=1e-12)
-    places = torch.tensor([[0, 6], [3, 3], [2, 1]])
-    wanted = torch.stack([expected[row, places[row]] for row in range(3)])
-    torch.testing.assert_close(model(ids, places=places), wanted, rtol=1e-10, atol=1e-12)
+    positions = torch.tensor([[0, 6], [3, 3], [2, 1]])
+    wanted = torch.stack([expected[row, positions[row]] for row in range(3)])
+    torch.testing.assert_close(model(ids, positions=positions), wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_converted_equals_built_preconditioned_and_comes_back() -> None:

@@ -37,14 +37,14 @@ def test_the_recipe_is_the_published_model() -> None:
 def test_only_hidden_tokens_are_scored(task: MaskedLM) -> None:
     model, validation = build(task), task.datasets().validation
     batch = default_collate([validation[index] for index in range(5)])
-    tokens, places, targets = batch
-    assert places.shape == (5, 4)
+    tokens, positions, targets = batch
+    assert positions.shape == (5, 4)
     log_probabilities = model(tokens).log_softmax(dim=-1)
-    by_hand = torch.stack([-log_probabilities[row, places[row], targets[row]].mean() for row in range(5)])
+    by_hand = torch.stack([-log_probabilities[row, positions[row], targets[row]].mean() for row in range(5)])
     values = task.evaluate(model, batch)
     torch.testing.assert_close(values["loss"], by_hand)
     torch.testing.assert_close(task.loss(model, batch), by_hand.mean())
-    guesses = model(tokens).argmax(dim=-1).gather(1, places)
+    guesses = model(tokens).argmax(dim=-1).gather(1, positions)
     torch.testing.assert_close(values["accuracy"], (guesses == targets).float().mean(dim=1))
 
 
@@ -102,8 +102,8 @@ def test_a_tokenized_data_set(task: MaskedLM, tmp_path: Path) -> None:
     splits = other.datasets()
     assert [len(split) for split in (splits.train, splits.validation, splits.test)] == [1196, 2, 2]
     assert (splits.shuffle, task.datasets().shuffle) == (False, True)  # its order is a curriculum
-    _, places, targets = splits.test[0]
-    assert torch.equal(targets, torch.tensor(numbers[1])[places])
+    _, positions, targets = splits.test[0]
+    assert torch.equal(targets, torch.tensor(numbers[1])[positions])
     assert other.baselines() == {}
     assert other.describe_data()["training rows"] == 1196
 

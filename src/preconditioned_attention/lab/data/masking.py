@@ -57,10 +57,10 @@ class MaskedWindows(Dataset[Example]):
         if self._seed is not None:
             generator = torch.Generator().manual_seed(self._seed * 2**32 + index)
         count = max(1, round(self._share * len(tokens)))
-        places = torch.randperm(len(tokens), generator=generator)[:count]
+        positions = torch.randperm(len(tokens), generator=generator)[:count]
         hidden = tokens.clone()
         masked, drawn = round(MASKED * count), round(RANDOM * count)
-        hidden[places[:masked]] = self._mask
+        hidden[positions[:masked]] = self._mask
         random = torch.randint(self._vocab_size, (drawn,), generator=generator)
-        hidden[places[masked : masked + drawn]] = random
-        return hidden, places, tokens[places]
+        hidden[positions[masked : masked + drawn]] = random
+        return hidden, positions, tokens[positions]

@@ -323,7 +323,7 @@ def _stamp(orientation: float) -> _Stamp:
 
 @cache
 def _footprint(degrees: int) -> tuple[Point, ...]:
-    """The pixels that a dash must not share, relative to a pixel one up and one left of its start, as in the original."""
+    """The pixels that a dash must not share, relative to one up and one left of its start, as in the original."""
     numpy = require("numpy", extra="vision")
     size, start = 2 * STEP + 1, STEP + 1
     mask = numpy.zeros((size, size))

@@ -87,20 +87,22 @@ class CrammedBert(nn.Module):
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=INITIAL_STD)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Logits over the vocabulary.
 
         Args:
             input_ids: ``(B, N)``.
             attention_mask: ``(B, N)``, True or 1 where there is a token; None: everywhere.
-            places: ``(B, K)``, at which positions logits are wanted; None: at all.
+            positions: ``(B, K)``, the positions of the logits; None: all.
 
         Returns:
             ``(B, K, vocab_size)``, or ``(B, N, vocab_size)``.
         """
         hidden = self.encode(input_ids, attention_mask)
-        if places is not None:
-            hidden = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
+        if positions is not None:
+            hidden = hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
         return F.linear(hidden, self.word_embedding.weight)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:

@@ -93,13 +93,13 @@ class MaskedLM(Task):
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy of the masked tokens."""
-        tokens, places, targets = batch
-        return F.cross_entropy(model(tokens, places=places).flatten(0, 1).float(), targets.flatten())
+        tokens, positions, targets = batch
+        return F.cross_entropy(model(tokens, positions=positions).flatten(0, 1).float(), targets.flatten())
 
     def evaluate(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> dict[str, Tensor]:
         """Mean cross-entropy and accuracy of every example, each of shape ``(B,)``."""
-        tokens, places, targets = batch
-        logits = model(tokens, places=places).float().transpose(1, 2)
+        tokens, positions, targets = batch
+        logits = model(tokens, positions=positions).float().transpose(1, 2)
         right = (logits.argmax(dim=1) == targets).float().mean(dim=1)
         return {"loss": F.cross_entropy(logits, targets, reduction="none").mean(dim=1), "accuracy": right}
 
