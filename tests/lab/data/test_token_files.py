@@ -87,10 +87,10 @@ def test_a_file_of_another_making_or_with_a_changed_byte_is_refused(tokenizer: T
     content = bytearray(path.read_bytes())
     content[10] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"t\.bin does not hold what was written"):
+    with pytest.raises(ValueError, match=r"t\.bin has changed since it was written"):
         open_token_file(path)
     path.write_bytes(content[:-2])
-    with pytest.raises(ValueError, match=r"t\.bin does not hold what was written"):
+    with pytest.raises(ValueError, match=r"t\.bin has changed since it was written"):
         open_token_file(path)
 
 

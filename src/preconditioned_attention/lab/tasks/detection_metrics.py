@@ -12,7 +12,7 @@ from torch import Tensor
 from ..._extras import require
 
 KINDS = {"box": "bbox", "mask": "segm"}
-NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")  # the first six of what COCO summarises
+NAMES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")  # the first six of what COCO summarizes
 THRESHOLD = 0.5  # of a pixel's probability to belong to the mask
 
 Detections = dict[str, list[Any]]
