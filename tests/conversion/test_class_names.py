@@ -43,7 +43,7 @@ def test_the_module_of_a_name_is_imported(tmp_path, monkeypatch) -> None:
         "a_package_that_is_not_there.Attention": "no package or module 'a_package_that_is_not_there' is installed",
         "torch.nn.modules.activation.MultiheadAtention": "has no 'MultiheadAtention'; .*did you mean 'torch.nn.modules."
         "activation.MultiheadAttention'",
-        "tests.f.<locals>.Attention": "a class that a function defines has no place to look for it",
+        "tests.f.<locals>.Attention": "a class that is defined in a function cannot be looked up",
         "torch.nn.functional.softmax": "it names a function, not a subclass of torch.nn.Module",
         "torch.nn": "it names a module",
         "torch.Tensor": "it names a .*, not a subclass of torch.nn.Module",

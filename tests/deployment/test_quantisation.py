@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from preconditioned_attention import precondition_
-from preconditioned_attention.conversion.convert import preconditioned_modules
+from preconditioned_attention.conversion.attachment import preconditioned_modules
 from preconditioned_attention.layers.observation import OutputObserver, attach_observer
 from tests.helpers.deployment_models import FAMILIES, INCLUDE, LANGUAGE, assert_is_converted
 

@@ -27,9 +27,9 @@ from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from preconditioned_attention.conversion import ConversionReport
-from preconditioned_attention.conversion.convert import plan_conversion
 from preconditioned_attention.conversion.detection import static
 from preconditioned_attention.conversion.model_factory import build_without_weights
+from preconditioned_attention.conversion.plan import plan_conversion
 from preconditioned_attention.conversion.registry import (
     Adapter,
     UnsupportedAdapter,

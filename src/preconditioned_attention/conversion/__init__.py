@@ -1,10 +1,12 @@
-"""For those who have a model: convert it in place, see what happened, and bring it back."""
+"""Converting models in place: plan, conversion, report, check and saving."""
 
+from .attachment import is_preconditioned
 from .checking.adapter_check import AdapterCheck, CheckedAttention, check_adapter
-from .convert import is_preconditioned, plan_conversion, precondition_, restore_
+from .convert import precondition_, restore_
 from .declared import register_posthook, register_prehook
 from .mechanisms import ClassSwap, Layout, PostHook, PreHook
 from .model_factory import build_model, build_without_weights
+from .plan import plan_conversion
 from .registry import Adapter, HeadShape, register_adapter, register_composite, unregister_adapter
 from .report import ConversionEntry, ConversionReport
 from .saving.peft_adapters import load_adapter

@@ -1,4 +1,4 @@
-"""Which class a qualified name means: looked up at once, so that a name that matches nothing is refused."""
+"""Looking up classes by their qualified names."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ def class_name(cls: type) -> str:
 
 
 def existing_class(name: str) -> type[nn.Module]:
-    """The module class that ``name`` means: one that is defined by now, or what importing its module brings.
+    """The module class of that name: one that is defined already, or one that is imported now.
 
     Raises:
-        ValueError: the name matches nothing, or something else; the message tells which part and the nearest match.
+        ValueError: the name matches nothing, or something else; the message has the part that fails and the nearest
+            match.
     """
     for cls in _subclasses(nn.Module):
         if class_name(cls) == name:
@@ -43,7 +44,7 @@ def _look_up(name: str) -> object:
     if not rest or not all([first, *rest]):
         raise _refused(name, "a name is 'package.module.Class'")
     if "<locals>" in rest:
-        raise _refused(name, "a class that a function defines has no place to look for it")
+        raise _refused(name, "a class that is defined in a function cannot be looked up")
     found: object = _module(name, first)
     if found is None:
         raise _refused(name, f"no package or module {first!r} is installed")
@@ -91,7 +92,7 @@ def _refused(name: str, reason: str) -> ValueError:
 
 
 def _subclasses(cls: type[nn.Module]) -> Iterator[type[nn.Module]]:
-    """Every class derived from ``cls`` that exists in this process, the newest of several with one name first."""
+    """Every class derived from ``cls`` in this process; of several with one name the newest comes first."""
     pending, seen = [cls], set()
     while pending:
         found = pending.pop()

@@ -1,4 +1,4 @@
-"""`register_prehook` and `register_posthook`: adapters for one's own attention, declared in one call."""
+"""`register_prehook` and `register_posthook`: adapters for users' own attention classes, in one call."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def register_prehook(
     width: Count | None = None,
     kind: AttentionKind = "softmax",
 ) -> type[Adapter]:
-    """Let `precondition_` convert attention classes by a forward pre-hook on the child that sees the heads' outputs.
+    """Let `precondition_` convert attention classes by a forward pre-hook on the child that takes the heads' outputs.
 
-    A later call for the same class takes the place of an earlier one, and goes before what this package knows about
-    it. :func:`check_adapter` proves on a model that what was declared is right.
+    A later call for the same class replaces an earlier one; both precede the adapters of this package.
+    :func:`check_adapter` checks the declaration on a model.
 
     Args:
         classes: the attention classes, or their names, as :func:`register_adapter` takes them.
@@ -124,16 +124,16 @@ def register_posthook(
 
 
 class DeclaredPreHook(PreHook):
-    """A pre-hook where, and as, the user said."""
+    """A pre-hook as :func:`register_prehook` declares it."""
 
     location: ClassVar[HeadLocation]
 
     def shape(self, module: nn.Module) -> HeadShape:
-        """What the declaration says about ``module``."""
+        """Read from ``module`` as declared."""
         return self.location.shape(module)
 
     def layout(self, module: nn.Module) -> Layout:
-        """What the declaration says about ``module``."""
+        """Read from ``module`` as declared."""
         return self.location.layout(module)
 
     def hook_targets(self, module: nn.Module) -> tuple[str, ...]:
@@ -142,16 +142,16 @@ class DeclaredPreHook(PreHook):
 
 
 class DeclaredPostHook(PostHook):
-    """A forward hook, as the user said."""
+    """A forward hook as :func:`register_posthook` declares it."""
 
     location: ClassVar[HeadLocation]
 
     def shape(self, module: nn.Module) -> HeadShape:
-        """What the declaration says about ``module``."""
+        """Read from ``module`` as declared."""
         return self.location.shape(module)
 
     def layout(self, module: nn.Module) -> Layout:
-        """What the declaration says about ``module``."""
+        """Read from ``module`` as declared."""
         return self.location.layout(module)
 
 
@@ -162,6 +162,6 @@ def _registered(
     base: type[DeclaredPreHook] | type[DeclaredPostHook],
 ) -> type[Adapter]:
     check_choice("kind", kind, KINDS)
-    # One name for both kinds of hook, so that the last declaration takes the place of the one before.
+    # One name for both kinds of hook: adapters of the same name replace each other.
     members = {"location": location, "kind": kind, "__module__": __name__, "__doc__": base.__doc__}
     return register_adapter(*classes)(type("Declared", (base,), members))

@@ -1,4 +1,4 @@
-"""The two ways in that most adapters share: a class swap and a forward pre-hook. Both act on one instance only."""
+"""The mechanisms that adapters share: class swap, forward pre-hook and forward hook. All act on instances."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from .saving.unpickling import Unpickled
 
 
 def text_digest(function: Callable[..., Any]) -> str | None:
-    """A short digest of a function's source text, to tell whether it is the one that ours was written against.
-
-    None where the source is not at hand.
-    """
+    """A short digest of a function's source text; None where the source is not available."""
     try:
         return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
     except OSError:
@@ -30,9 +27,9 @@ def text_digest(function: Callable[..., Any]) -> str | None:
 
 
 class ClassSwap(Adapter):
-    """The instance becomes one of ``replacement``, a subclass of its class with a forward of its own.
+    """The instance's class becomes ``replacement``, a subclass of its class with another forward.
 
-    Only the exact class is swapped: a subclass may have more to its forward than the replacement knows.
+    Only the exact class is swapped: the forward of a subclass may do more than that of the replacement.
 
     Example:
         >>> import torch
@@ -67,11 +64,11 @@ class ClassSwap(Adapter):
         return cls is registered or cls is self.replacement
 
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
-        """Swap the class in."""
+        """Set the class of ``module`` to the replacement."""
         module.__class__ = self.replacement
 
     def detach(self, module: nn.Module) -> None:
-        """Swap it back."""
+        """Set it back."""
         module.__class__ = self.original
 
 
@@ -80,18 +77,18 @@ Form = Literal["merged", "channels", "split", "tokens"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the heads' outputs lie in the tensor that a hook sees.
+    """The layout of the heads' outputs in the tensor that a hook is given.
 
     Args:
         head_dim: the width of one head's output; merged heads are split by it, or by ``num_heads``.
-        form: ``"merged"``: ``(..., N, H d)``; ``"channels"``: ``(B, H d, ...)`` with the tokens behind, as in images;
-            ``"split"``: ``(..., H, N, d)``, not merged yet; ``"tokens"``: ``(..., N, H, d)``.
+        form: ``"merged"``: ``(..., N, H d)``; ``"channels"``: ``(B, H d, ...)`` with the tokens last, as in images;
+            ``"split"``: ``(..., H, N, d)``; ``"tokens"``: ``(..., N, H, d)``.
         interleaved: merged entry by entry, ``d`` before ``H``, where the usual order is head by head.
         width: only the first so many of the merged entries are attention's; None: all of them.
-        num_heads: how many heads there are; what arrives is held against it. None: as many as come.
+        num_heads: how many heads there are, which is checked; None: any number.
 
     Raises:
-        ValueError: there is no such form, it does not go with the other arguments, or the numbers are not positive.
+        ValueError: there is no such form, other arguments do not fit it, or a number is not positive.
 
     Example:
         >>> import torch
@@ -115,7 +112,7 @@ class Layout:
         if merged and self.head_dim is None and self.num_heads is None:
             raise ValueError(f"num_heads or head_dim must be given for form={self.form!r}: it splits merged heads")
         if not merged and (self.interleaved or self.width is not None):
-            raise ValueError(f"interleaved and width concern merged heads; form={self.form!r} has them apart")
+            raise ValueError(f"interleaved and width concern merged heads; form={self.form!r} has them separate")
         for name in ("head_dim", "width", "num_heads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -134,7 +131,7 @@ class Layout:
         if self.form == "channels":
             merged = x.flatten(2).transpose(1, 2)
             return self._on_merged(preconditioner, merged).transpose(1, 2).reshape(x.shape)
-        # Rows that lie across memory, as cross-covariance attention leaves them, the next layer would copy.
+        # The next layer would copy rows that are not contiguous, as those of cross-covariance attention.
         return self._on_merged(preconditioner, x.contiguous())
 
     def _on_merged(self, preconditioner: Preconditioner, x: Tensor) -> Tensor:
@@ -164,7 +161,7 @@ class Layout:
         return (width, count) if self.interleaved else (count, width)
 
     def _checked(self, heads: Tensor, x: Tensor) -> Tensor:
-        """``heads``, if their number is the one that was told."""
+        """``heads``, if their number is ``num_heads``."""
         if self.num_heads is not None and not is_symbolic(heads) and heads.shape[-3] != self.num_heads:
             raise ValueError(
                 f"form={self.form!r} finds {heads.shape[-3]} heads in a tensor of shape {tuple(x.shape)}, and "
@@ -174,10 +171,10 @@ class Layout:
 
 
 class RowHook(Unpickled):
-    """A forward pre-hook for the first module that sees the heads' outputs, as its first argument.
+    """A forward pre-hook for the first module that is called with the heads' outputs, as its first argument.
 
-    A class, not a closure, so that a converted model can be pickled and copied: the copy's hook holds the copy's
-    preconditioner.
+    It is a class and not a closure so that converted models can be pickled and copied: the hook of a copy has the
+    preconditioner of the copy.
     """
 
     def __init__(self, preconditioner: Preconditioner, layout: Layout) -> None:
@@ -185,7 +182,7 @@ class RowHook(Unpickled):
         self.layout = layout
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Precondition the first argument."""
+        """Scale the rows of the first argument."""
         if not torch.compiler.is_dynamo_compiling():  # torch 2.11 cannot trace it
             trace_into(module, False)
         if not args:
@@ -197,15 +194,14 @@ class RowHook(Unpickled):
         return self.layout.apply(self.preconditioner, first), *rest
 
 
-# What computes the same in training and evaluation, so that a graph may hold its operations in the place of a call.
+# These compute the same in training and evaluation, so torch.fx may trace into them.
 _SAME_IN_TRAINING = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.Identity)
 
 
 class AttachmentGuard:
-    """A forward pre-hook on the attention itself: raises where a hook of ours is no longer at its place.
+    """A forward pre-hook on the attention that raises if a hook target has lost its hook.
 
-    Tools that put a layer round a projection (LoRA), or a new one in its place (merging LoRA, quantisation), leave our
-    hook behind, and nothing of ours would run to notice.
+    Tools that wrap a projection (LoRA) or replace it (merging LoRA, quantization) do not move hooks.
     """
 
     def __init__(self, targets: tuple[str, ...]) -> None:
@@ -221,7 +217,7 @@ class AttachmentGuard:
             if not any(isinstance(hook, RowHook) for hook in child._forward_pre_hooks.values()):
                 _refuse(
                     f"the preconditioner of this {type(module).__name__} is no longer attached: its {target!r} has "
-                    "been replaced since the conversion, by LoRA or its merging, by quantisation or the like. Call "
+                    "been replaced since the conversion, by LoRA or its merging, by quantization or the like. Call "
                     "restore_(model), and precondition_(model) after that step"
                 )
 
@@ -240,7 +236,7 @@ class OutputHook(Unpickled):
         self.layout = layout
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Precondition what comes out."""
+        """Scale the rows of the output."""
         if _is_tensor(output):
             return self.layout.apply(self.preconditioner, output)
         if not (isinstance(output, tuple | list) and output and _is_tensor(output[0])):
@@ -253,14 +249,14 @@ class OutputHook(Unpickled):
 
 
 def _is_tensor(x: object) -> bool:
-    """Whether ``x`` is a tensor, or stands for one in a graph that is being traced."""
+    """Whether ``x`` is a tensor, or the proxy of one while torch.fx traces."""
     return isinstance(x, Tensor) or is_symbolic(x)
 
 
 class PreHook(Adapter):
-    """A :class:`RowHook` on the child named ``hook_target``, the first module that sees the heads' outputs.
+    """A :class:`RowHook` on the child ``hook_target``, the first module that is called with the heads' outputs.
 
-    Where the heads' place or the child depends on the module, override :meth:`layout` or :meth:`hook_targets`.
+    Where the layout or the child depends on the module, override :meth:`layout` or :meth:`hook_targets`.
 
     Example:
         >>> import torch
@@ -292,12 +288,12 @@ class PreHook(Adapter):
     hook_target: ClassVar[str]
 
     def layout(self, module: nn.Module) -> Layout:
-        """Where the heads lie; merged head by head along the last axis unless a subclass says otherwise."""
+        """The layout of the heads; by default merged head by head along the last axis."""
         shape = self.shape(module)
         return Layout(shape.head_dim, num_heads=shape.num_heads if shape.head_dim is None else None)
 
     def hook_targets(self, module: nn.Module) -> tuple[str, ...]:
-        """The children to hook; several where several streams leave one attention."""
+        """The children to hook; several where one attention has several outputs."""
         return (self.hook_target,)
 
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
@@ -308,7 +304,7 @@ class PreHook(Adapter):
         module.register_forward_pre_hook(AttachmentGuard(self.hook_targets(module)))
 
     def detach(self, module: nn.Module) -> None:
-        """Find the hooks by their type (a copied model has no handles), wherever a tool has taken them."""
+        """Remove the hooks, which are found by their type: a copied model has no handles, and tools move modules."""
         for child in module.modules():
             for key, hook in list(child._forward_pre_hooks.items()):
                 own = isinstance(hook, RowHook) and hook.preconditioner is module.preconditioner
@@ -343,7 +339,7 @@ class PostHook(PreHook):
         module.register_forward_hook(OutputHook(preconditioner, self.layout(module)))
 
     def detach(self, module: nn.Module) -> None:
-        """Find the hook by its type and remove it."""
+        """Remove the hook, which is found by its type."""
         hooks = module._forward_hooks
         for key in [key for key, hook in hooks.items() if isinstance(hook, OutputHook)]:
             del hooks[key]

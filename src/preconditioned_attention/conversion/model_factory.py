@@ -1,4 +1,4 @@
-"""Any model of timm or transformers by its name, with random weights or without any."""
+"""Models of timm and transformers by name, with random weights or on the meta device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def build_without_weights(name: str) -> nn.Module:
-    """The architecture ``name`` on the meta device: nothing is allocated. Enough to see what a conversion would do.
+    """The architecture ``name`` on the meta device, without memory for weights: enough to plan a conversion.
 
     Raises:
         ValueError, ImportError: as :func:`build_model`.

@@ -1,4 +1,4 @@
-"""Attention whose heads' rows are normalised by what follows, so that C would change nothing but the norm's eps."""
+"""Attention followed by a norm of its rows, which undoes C up to the eps of the norm."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from .registry import HeadShape
 
 
 def normalized_already(norm: object, shape: HeadShape) -> str | None:
-    """Why a norm over all merged heads undoes C, or None: it does where there is one head.
+    """Why a norm of the merged heads undoes C, or None: it does where there is one head.
 
-    Row by row, ``norm(c a) = norm(a)`` for every ``c > 0``, up to its eps. Over several heads it is another thing: C
-    has made their rows equally long before.
+    For every ``c > 0`` a norm of each row has ``norm(c a) = norm(a)``, up to its eps. With several heads in a row it
+    does not undo C, which scales each of them by itself.
     """
     if shape.num_heads != 1 or not isinstance(norm, nn.Module) or isinstance(norm, nn.Identity):
         return None

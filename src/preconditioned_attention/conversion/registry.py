@@ -1,4 +1,4 @@
-"""Which adapter converts which class: keyed by class or its name, never by guessing attribute names."""
+"""The registry of adapters, by class or by the name of a class."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _COMPANION_FILES = {needed: f"{__package__}.adapters.{file}" for file, needed in
 
 @dataclass(frozen=True)
 class HeadShape:
-    """How many heads an attention has and how wide each head's output is; None where it cannot be told."""
+    """The number of heads and the width of a head's output; None where they cannot be read off the module."""
 
     num_heads: int | None
     head_dim: int | None
@@ -71,28 +71,28 @@ def read_int(source: object, *names: str) -> int | None:
 
 
 class Adapter(ABC):
-    """How one kind of attention module takes a :class:`Preconditioner`, and gives it back.
+    """How a :class:`Preconditioner` is attached to one kind of attention module, and detached again.
 
-    A subclass is stateless: one instance serves every module. `attach` may register hooks or swap the instance's
-    class; whatever it does, `detach` undoes, bit for bit.
+    An adapter has no state per module: one instance is used for every module. `attach` may register hooks or swap the
+    class of the instance; `detach` undoes that bit for bit.
     """
 
     kind: Kind = "softmax"
     mechanism: ClassVar[str]
-    value_skip: bool = False  # whether it adds a skip to its output and honours config.placement
+    value_skip: bool = False  # whether it adds a skip to its output, before or after which `config.placement` puts C
     honors_backend: bool = False  # whether `Preconditioner.attend` computes it, by config.backend
     parts: tuple[str, ...] = ()  # paths inside it that belong to it and are not listed on their own
     definition: str = ""  # what counts as a head's output, where that is a choice of ours
 
     def supports(self, cls: type[nn.Module], registered: type[nn.Module]) -> bool:
-        """Whether ``cls``, which is ``registered`` or inherits from it, runs the forward that this adapter knows.
+        """Whether ``cls``, which is ``registered`` or derives from it, runs the forward that this adapter converts.
 
-        Every method that it reaches has to be the one of ``registered``: `forward` may call what a subclass overrides.
+        No method that the forward reaches may be overridden by ``cls``.
         """
         return cls is registered or _methods_run(cls) == _methods_run(registered)
 
     def unsupported_reason(self, module: nn.Module) -> str | None:
-        """Why this very module cannot be converted, or None."""
+        """Why this module cannot be converted, or None."""
         return None
 
     @abstractmethod
@@ -101,7 +101,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
-        """Make ``module`` pass every head's output through ``preconditioner``, already its child."""
+        """Make ``module`` call ``preconditioner``, which is its child already, on every head's output."""
 
     @abstractmethod
     def detach(self, module: nn.Module) -> None:
@@ -125,11 +125,11 @@ class UnsupportedAdapter(Adapter):
         return self.reason
 
     def shape(self, module: nn.Module) -> HeadShape:
-        """Nothing is asked about it."""
+        """Unknown."""
         return HeadShape(None, None)
 
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
-        """Never called: what is refused is not converted."""
+        """Never called: the module is not converted."""
         raise AssertionError("a refused module must not be converted")
 
     def detach(self, module: nn.Module) -> None:
@@ -150,13 +150,13 @@ _composite_classes: weakref.WeakSet[type[nn.Module]] = weakref.WeakSet()
 
 
 def register_adapter(*classes: type[nn.Module] | str) -> Callable[[AdapterClass], AdapterClass]:
-    """Class decorator: let an :class:`Adapter` convert the given attention classes.
+    """Class decorator that registers an :class:`Adapter` for the given attention classes.
 
-    A class is known by identity: another one of the same name, as a notebook's cell makes when it runs again, is not
-    meant. A name means every class that has it; it is looked up at once, which imports its module.
+    A class is registered by identity: another class of the same name, as a notebook cell creates when it is run again,
+    is not included. A name is looked up at once, which imports its module, and includes every class of that name.
 
-    A class may have several adapters. The one registered last is asked first, and before those of this package; an
-    adapter of the same name, as when a cell runs again, takes its predecessor's place. See :func:`unregister_adapter`.
+    A class may have several adapters. The one registered last is tried first, before those of this package; an adapter
+    of the same name, as when a cell is run again, replaces the earlier one. See :func:`unregister_adapter`.
 
     Args:
         classes: attention classes, or names such as ``"timm.layers.attention.Attention"``.
@@ -204,9 +204,9 @@ def register_adapter(*classes: type[nn.Module] | str) -> Callable[[AdapterClass]
 
 
 def unregister_adapter(*classes: type[nn.Module] | str) -> None:
-    """Forget what :func:`register_adapter` and its kin registered for ``classes``, given as they were given there.
+    """Remove what was registered for ``classes`` by :func:`register_adapter` or one of the hook functions.
 
-    Adapters of this package stay, and serve again. A model that is converted is restored by what converted it.
+    Adapters of this package stay registered. A converted model is still restored by the adapter that converted it.
 
     Raises:
         ValueError: nothing was registered for one of ``classes``.
@@ -271,13 +271,13 @@ def _is_ours(adapter: Adapter) -> bool:
 
 
 def register_finder(finder: Finder) -> Finder:
-    """Decorator: a function from a class to its adapter or None, for libraries that share one look-up."""
+    """Decorator that registers a function from a class to its adapter or None."""
     _finders.append(finder)
     return finder
 
 
 def register_likeness(likeness: Likeness) -> Likeness:
-    """Decorator: a function that says why a class that looks like its library's attention is not served, or None."""
+    """Decorator that registers a function from a class to the reason why it is not supported although it looks so."""
     _likenesses.append(likeness)
     return likeness
 
@@ -336,10 +336,10 @@ def _adapters_for(cls: type[nn.Module]) -> Iterator[Adapter]:
 
 
 def _knows(adapter: Adapter, module: nn.Module, registered: type[nn.Module]) -> bool:
-    """Whether the code of the module's class is what an adapter of this package was written against.
+    """Whether the source text of the module's class is one that an adapter of this package was written for.
 
-    What users register is theirs to know; nothing that is refused is computed; and what is converted already has to
-    be restored, whatever became of its class since.
+    Adapters of users are not checked, nor those that refuse, nor modules that are converted already, which have to be
+    restored even if their class was changed since.
     """
     converted = isinstance(getattr(module, "preconditioner", None), Preconditioner)
     if not _is_ours(adapter) or isinstance(adapter, UnsupportedAdapter) or converted:
@@ -349,7 +349,7 @@ def _knows(adapter: Adapter, module: nn.Module, registered: type[nn.Module]) -> 
 
 
 def _parts(adapter: Adapter, module: nn.Module) -> Iterator[nn.Module]:
-    """The modules inside ``module`` that compute for it, as far as they are there."""
+    """The submodules of ``module`` that are part of its attention, as far as they exist."""
     for path in adapter.parts:
         with suppress(AttributeError):
             yield module.get_submodule(path)
@@ -364,7 +364,7 @@ def _library(cls: type) -> str:
 
 
 def unread_reason(module: nn.Module) -> str | None:
-    """Why a module that passes for attention that this package converts is not served by it, or None."""
+    """Why no adapter of this package supports a module that has the name or the look of one it supports, or None."""
     cls = type(module)
     load_adapters()
     for base in cls.__mro__:
@@ -383,7 +383,7 @@ def _of_another_text(cls: type[nn.Module], registered: type[nn.Module]) -> str:
 
 
 def find_by_lookup(cls: type[nn.Module]) -> Adapter | None:
-    """The adapter that a finder has for ``cls``, whatever is registered for it by name."""
+    """The adapter that a registered finder returns for ``cls``."""
     load_adapters()
     return next((found for finder in _finders if (found := finder(cls)) is not None), None)
 
@@ -396,7 +396,7 @@ def load_adapters() -> None:
 
 
 def load_companions() -> None:
-    """Import what goes with libraries that were imported since the conversion; cheap enough for every forward pass."""
+    """Import the companions of libraries that were imported since; it is fast enough to run in every forward pass."""
     for needed, file in _COMPANION_FILES.items():
         if needed in sys.modules and file not in sys.modules:
             importlib.import_module(file)

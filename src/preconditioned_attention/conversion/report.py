@@ -1,4 +1,4 @@
-"""What a conversion did, module by module."""
+"""`ConversionReport`: what a conversion did, module by module."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class ConversionEntry:
     Args:
         path: its name in the model.
         class_name: its class, as it was before the conversion.
-        mechanism: how it was or would be converted; None if nothing knows how.
-        num_heads, head_dim: of its output; None where the module does not tell.
-        status: ``"converted"``; ``"skipped"`` by the user's filter or options; ``"unsupported"``: known, and this
-            method does not fit it; ``"unknown"``: it seems to compute attention and no adapter is registered for it.
+        mechanism: how it was or would be converted; None if it has no adapter.
+        num_heads, head_dim: of its output; None where they cannot be read off the module.
+        status: ``"converted"``; ``"skipped"`` by ``include`` or ``filter_fn``; ``"unsupported"``: it has an adapter,
+            which cannot convert it; ``"unknown"``: it seems to compute attention and no adapter is registered for it.
         reason: why it was not converted; if it was, what counts as a head's output where that is a choice.
     """
 
@@ -47,7 +47,7 @@ class ConversionEntry:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """Every attention that was seen, in the model's order; `print(report)` shows it as a table."""
+    """Every attention module that was found, in the model's order; `print(report)` shows a table."""
 
     entries: tuple[ConversionEntry, ...]
     model: weakref.ref[nn.Module] | None = field(default=None, repr=False, compare=False)
@@ -55,20 +55,19 @@ class ConversionReport:
     def verify(
         self, *example_inputs: Any, through: Callable[..., object] | None = None, **example_options: Any
     ) -> tuple[Verification, ...]:
-        """Run the converted model and prove that every attachment fired and let only unit rows (or zero rows) out.
+        """Run the converted model and check that every preconditioner is called and returns unit rows (or zero rows).
 
-        It runs once more, watched operator by operator, to prove that no module computes attention that the report
+        The model is run once more under a dispatch mode, to check that no module computes attention that the report
         does not list.
 
         Args:
             example_inputs, example_options: what the model is called with. The model runs twice, in the mode (train or
                 eval) that it is in, without gradients; in training mode the first run may update batch statistics.
-            through: what to call instead of the model: a compiled or a wrapped form of it, to see that the conversion
-                has reached it.
+            through: what to call instead of the model: a compiled or wrapped form of it.
 
         Raises:
-            VerificationError: an attachment did not fire, or let other rows out, or a module computes attention and is
-                not listed; the message lists which.
+            VerificationError: a preconditioner was not called, or returned other rows, or a module computes attention
+                and is not listed; the message lists which.
             ValueError: the model is gone, or has been restored.
         """
         model = self.model() if self.model is not None else None
@@ -93,7 +92,7 @@ class ConversionReport:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"entries": self.entries, "model": None}  # a reference means nothing in another process
+        return {"entries": self.entries, "model": None}  # weak references cannot be pickled
 
     @property
     def converted(self) -> tuple[ConversionEntry, ...]:
@@ -102,7 +101,7 @@ class ConversionReport:
 
     @property
     def left_out(self) -> tuple[ConversionEntry, ...]:
-        """The entries that were not converted although nobody asked to leave them out."""
+        """The entries that are unsupported or unknown."""
         return tuple(entry for entry in self.entries if entry.status in ("unsupported", "unknown"))
 
     def __str__(self) -> str:
@@ -117,5 +116,5 @@ class ConversionReport:
 
 
 def _converted_in(module: nn.Module) -> nn.Module | None:
-    """The converted attention that ``module`` is, or that a wrapper in its place holds."""
+    """The converted attention that ``module`` is, or that a wrapper in its place contains."""
     return next((part for part in module.modules() if "preconditioner" in part._modules), None)

@@ -1,4 +1,4 @@
-"""Proof on a real input that every attachment fires and that the rows which leave it are unit rows."""
+"""Checks on a real input that every preconditioner is called and returns unit rows."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ..layers.observation import OutputObserver, observed
 
 
 class VerificationError(RuntimeError):
-    """An attachment did not fire, or rows that left it are neither unit rows nor zero rows."""
+    """A preconditioner was not called, or returned rows that are neither unit rows nor zero rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What one attachment did while the model ran.
+    """What one preconditioner did while the model ran.
 
     Args:
         path: the attention module.
-        calls: how often it fired.
-        rows: how many rows left it.
+        calls: how often it was called.
+        rows: how many rows it returned.
         zero_rows: how many of them were left as they were, their norm being at most eps.
         largest_error: the largest `| ||row|| / |gain| - 1 |` of the others.
-        allowed: what rounding explains of it.
+        allowed: how large that may be by rounding.
     """
 
     path: str
@@ -42,7 +42,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether it fired and its rows are what they should be."""
+        """Whether it was called and its rows are unit rows."""
         return self.calls > 0 and self.largest_error <= self.allowed
 
 
@@ -56,7 +56,7 @@ class _Tally:
         self.calls += 1
         x, gain = (_values(out), None) if out.is_nested else (out, preconditioner.gain)
         norms = row_norms(x.detach())
-        if gain is not None:  # nested tensors have no head axis to hold it against
+        if gain is not None:  # the values of a nested tensor have no head axis
             norms = norms / gain.detach().abs().to(norms.dtype).view(-1, 1)
         eps = default_eps(x.dtype) if preconditioner.config.eps is None else preconditioner.config.eps
         zero = norms <= eps
@@ -64,7 +64,7 @@ class _Tally:
         self.rows += norms.numel()
         self.zero_rows += int(zero.sum())
         self.largest_error = max(self.largest_error, errors.max().item() if errors.numel() else 0.0)
-        # Every entry is rounded once, which changes the norm by at most a unit; the norm itself is rounded too.
+        # Every entry is rounded once, which changes the norm by at most one eps; the norm itself is rounded too.
         self.allowed = 4 * torch.finfo(x.dtype).eps
 
 
@@ -76,7 +76,7 @@ def _values(nested: Tensor) -> Tensor:
 def verify(
     modules: Mapping[str, nn.Module], run: Callable[..., object], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Verification, ...]:
-    """Run ``run(*args, **kwargs)`` without gradients and look at every row that leaves a preconditioner.
+    """Run ``run(*args, **kwargs)`` without gradients and check every row that a preconditioner returns.
 
     Args:
         modules: path to converted attention module.
@@ -84,7 +84,7 @@ def verify(
         args, kwargs: what it is called with.
 
     Raises:
-        VerificationError: some attachment did not fire or let other rows out; the message lists which.
+        VerificationError: a preconditioner was not called or returned other rows; the message lists which.
     """
     tallies = {path: _Tally() for path in modules}
     with torch.no_grad(), _watching(modules, tallies):
@@ -112,8 +112,8 @@ def _message(failed: list[Verification], total: int) -> str:
     for result in failed:
         if result.calls == 0:
             lines.append(
-                f"  {result.path}: did not fire. This input does not reach it, or code that was compiled before the "
-                "conversion, or a fast path, goes past it"
+                f"  {result.path}: did not fire. This input does not reach it, or it is bypassed by code that was "
+                "compiled before the conversion or by a fast path"
             )
         else:
             lines.append(

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from .._compiler import break_graph_at
-from ..conversion.convert import attach_all, attention_sites, detach, preconditioned_modules, refuse_compiled
+from ..conversion.attachment import attach_all, detach, preconditioned_modules
+from ..conversion.guards.compiled_models import check_not_compiled
+from ..conversion.plan import convertible_attention
 from ..conversion.registry import Adapter
 from .monitor_config import MonitorConfig
 from .monitor_file import RecordFile, process_path
@@ -157,7 +159,7 @@ class ConditionMonitor:
     def _begin(self, *, training_only: bool) -> None:
         if self._handles:
             raise ValueError("this monitor is attached already; close() it first")
-        refuse_compiled(self.model)
+        check_not_compiled(self.model)
         sites = [path for path, _, _ in self._plain_sites()] + [path for path, _ in preconditioned_modules(self.model)]
         if not sites:
             raise ValueError("the model has no attention that can be observed; see precondition_ for what is supported")
@@ -176,7 +178,7 @@ class ConditionMonitor:
         return own
 
     def _plain_sites(self) -> list[tuple[str, nn.Module, Adapter]]:
-        sites = attention_sites(self.model)
+        sites = convertible_attention(self.model)
         return [site for site in sites if not hasattr(site[1], "preconditioner")]
 
     def _before_pass(self, model: nn.Module, args: tuple[Any, ...]) -> None:
@@ -197,7 +199,7 @@ class ConditionMonitor:
             self._step += 1
 
     def _start_recording(self) -> None:
-        refuse_compiled(self.model)
+        check_not_compiled(self.model)
         self._recorded_step = self._step
         plain = self._plain_sites()
         attach_all([(module, adapter) for _, module, adapter in plain], make_probe)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import PreconditionConfig
+from ..conversion.attachment import preconditioner_of
 from ..conversion.registry import Adapter, HeadShape, find_adapter
 from ..layers import Preconditioner
 from ..layers.observation import AttentionArguments, attach_observer, detach_observer
@@ -83,8 +84,7 @@ class LayerObserver:
         process: int,
         emit: Callable[[Observation], None],
     ) -> None:
-        preconditioner = module.get_submodule("preconditioner")
-        assert isinstance(preconditioner, Preconditioner), "preconditioned_modules yields nothing else"
+        preconditioner = preconditioner_of(module)
         self._path, self._module, self._preconditioner = path, module, preconditioner
         self._config, self._step, self._process, self._emit = config, step, process, emit
         self._handle = module.register_forward_pre_hook(self._look_at_input, with_kwargs=True) if jacobian else None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from preconditioned_attention import precondition_, restore_
-from preconditioned_attention.conversion.convert import plan_conversion
+from preconditioned_attention.conversion.plan import plan_conversion
 from preconditioned_attention.conversion.registry import find_adapter, unread_reason
 from preconditioned_attention.conversion.source_texts.known_texts import known_texts, versions_read
 from preconditioned_attention.layers import MultiheadAttention

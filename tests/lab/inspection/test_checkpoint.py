@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from preconditioned_attention import PreconditionConfig, precondition_
-from preconditioned_attention.conversion.convert import preconditioned_modules
+from preconditioned_attention.conversion.attachment import preconditioned_modules
 from preconditioned_attention.lab.inspection import load_checkpoint
 from tests.helpers.inspection_models import gpt2, vit
 

@@ -18,9 +18,11 @@ from ...equilibration import default_eps, row_norms
 from ...layers import Preconditioner
 from ...layers.observation import OutputObserver, RowObserver, observed
 from ...selection import DEFAULT_INCLUDE, Include
-from ..convert import is_preconditioned, plan_conversion, precondition_, restore_
+from ..attachment import is_preconditioned, preconditioner_of
+from ..convert import precondition_, restore_
 from ..detection.runtime import call_arguments
 from ..guards.call_guard import guard, unguard
+from ..plan import plan_conversion
 from ..report import ConversionEntry
 from ..verify import VerificationError, verify
 from .products import Product, heads_of_attention, watch_products
@@ -201,8 +203,7 @@ class _Check:
         return {path: self.model.get_submodule(path) for path in self.entries}
 
     def _preconditioners(self) -> dict[str, Preconditioner]:
-        found = {path: module.get_submodule("preconditioner") for path, module in self._sites().items()}
-        return {path: c for path, c in found.items() if isinstance(c, Preconditioner)}
+        return {path: preconditioner_of(module) for path, module in self._sites().items()}
 
     def _hooks(self) -> list[tuple[type, int, int]]:
         return [(type(m), len(m._forward_pre_hooks), len(m._forward_hooks)) for m in self.model.modules()]

@@ -1,7 +1,7 @@
-"""Where an axis of a tensor lies in what an ATen operator makes of the tensor.
+"""Following axes of a tensor through ATen operators.
 
-Axes are counted from the end, as -1, -2, and so on, so that broadcasting leaves them where they are. None stands for
-"somewhere": the operator is not one that is followed axis by axis.
+Axes are counted from the end (-1, -2, ...), so broadcasting does not change them. None means unknown: the operator is
+not one that is followed axis by axis.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Axes = frozenset[int] | None
 
 
 def follow_axes(name: str, args: tuple[Any, ...], source: Tensor, axes: Axes, out: Tensor) -> Axes:
-    """The axes of ``out`` that ``axes`` of ``source`` have become.
+    """The axes of ``out`` that correspond to ``axes`` of ``source``.
 
     Args:
         name: the operator, such as ``"permute"``.
@@ -45,7 +45,7 @@ def _negative(dims: int | Iterable[int], rank: int) -> frozenset[int]:
 
 
 def _viewed(args: tuple[Any, ...], source: Tensor, axes: frozenset[int], out: Tensor) -> Axes:
-    """A view cuts the row-major order anew: an axis is found by how far its steps reach in it."""
+    """A view keeps the row-major order: an axis is found by the range of strides that it spans."""
     ranges = [_reach(source, axis) for axis in axes]
     found = {
         axis
@@ -86,7 +86,7 @@ def _stacked(args: tuple[Any, ...], source: Tensor, axes: frozenset[int], out: T
 
 
 def remove_axes(axes: Axes, removed: frozenset[int]) -> Axes:
-    """``axes`` after the axes ``removed`` are gone; an axis that is gone itself is nowhere."""
+    """``axes`` after the axes ``removed`` have been removed; those among them are dropped."""
     if axes is None:
         return None
     return frozenset(axis + sum(gone > axis for gone in removed) for axis in axes - removed)

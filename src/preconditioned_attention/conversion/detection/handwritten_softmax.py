@@ -1,4 +1,4 @@
-"""Whether a function takes a softmax by hand: exponentials over their own sum, read from its source."""
+"""Finding functions that write out a softmax, exponentials divided by their sum, by reading their source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DIVISIONS = {"div", "div_", "true_divide"}
 
 @functools.cache
 def has_handwritten_softmax(function: FunctionType) -> bool:
-    """Whether ``function`` divides by a sum of exponentials; False where its source is not at hand."""
+    """Whether ``function`` divides by a sum of exponentials; False where its source is not available."""
     if not {"exp", "exp_", "exp2"} & set(function.__code__.co_names):
         return False
     try:
@@ -30,7 +30,7 @@ def has_handwritten_softmax(function: FunctionType) -> bool:
 
 
 class _Reader(ast.NodeVisitor):
-    """Goes through the assignments in their order, and remembers what holds exponentials and what their sums."""
+    """Visits assignments in order and keeps the names of exponentials and of their sums."""
 
     def __init__(self) -> None:
         self.exponentials: set[str] = set()

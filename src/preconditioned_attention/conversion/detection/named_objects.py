@@ -1,6 +1,6 @@
-"""What the names in a function's code mean: objects, found through globals, closures, imports, attributes and wrappers.
+"""Resolving the names in a function's code to objects, by globals, closures, imports and attributes.
 
-Nothing is run and nothing is imported that has not been imported before.
+Nothing is run, and nothing is imported that has not been imported before.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def nested_code(code: CodeType) -> Iterator[CodeType]:
 
 
 def named_objects(function: FunctionType) -> list[object]:
-    """Every object that the code of ``function`` reaches by a name or a chain of attributes, as far as it exists."""
+    """Every object that the code of ``function`` names, by a name or a chain of attributes, if it exists."""
     cells = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
@@ -62,7 +62,7 @@ def _loaded(code: CodeType, values: dict[str, object], cells: dict[str, object])
 
 
 def _imported(name: str, values: dict[str, object]) -> object:
-    """The module that an import inside a function means, if it has been imported before; relative ones by their end."""
+    """The module that an import in a function refers to, if it is imported already; relative ones by their end."""
     if name in sys.modules:
         return sys.modules[name]
     package = str(values.get("__package__") or "")
@@ -75,7 +75,7 @@ def _imported(name: str, values: dict[str, object]) -> object:
 
 
 def _attribute(owner: object, name: str) -> object:
-    """An attribute of what is looked up without running anything: a module, a class or a namespace of operators."""
+    """An attribute of a module, a class or a namespace of operators, where reading it runs no code."""
     if isinstance(owner, ModuleType):
         return vars(owner).get(name, _ABSENT) if not _of_operators(owner) else getattr(owner, name, _ABSENT)
     if isinstance(owner, type):
@@ -90,10 +90,10 @@ def _of_operators(module: ModuleType) -> bool:
 
 
 def underlying_callables(value: object, depth: int = 3) -> Iterator[object]:
-    """``value`` itself, out of what wraps it, and what a table of it holds.
+    """The functions and classes behind ``value``.
 
-    Decorators, `functools.partial`, bound methods, `torch.compile`, custom operators, `autograd.Function` and dicts,
-    lists and tuples of those are opened.
+    It unwraps decorators, `functools.partial`, bound methods, `torch.compile`, custom operators, `autograd.Function`,
+    and dicts, lists and tuples of those.
     """
     if isinstance(value, _CONTAINERS):
         if depth and len(value) <= _LARGEST_CONTAINER:

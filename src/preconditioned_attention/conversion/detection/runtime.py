@@ -1,11 +1,11 @@
-"""Which modules compute attention when a model runs, registered or not, whatever their code is called.
+"""Run-time detection: which modules compute attention in a run of the model.
 
-The run is watched operator by operator (`weights_flow.py` says what counts), below autograd functions, scripted code
-and composite functions; compiled regions run as they were written. A module is named if it is the innermost one of the
-model in whose call both the softmax and the product happen, or the operator that fuses the two.
+A dispatch mode sees every ATen operator of the run (`softmax_flow` defines what counts), below autograd functions,
+scripted code and composite functions; compiled functions run eagerly. A module is named if it is the innermost one of
+the model in whose call both the softmax and the product happen, or the operator that fuses the two.
 
-Not seen: attention without a softmax (linear attention by feature maps other than exponentials, sparsemax, sigmoids),
-and kernels of other packages that are not registered with PyTorch as operators.
+Not detected: attention without a softmax (linear attention by feature maps other than exponentials, sparsemax,
+sigmoids), and kernels of other packages that are not registered with PyTorch as operators.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ def detect_in_run(
     *,
     through: Callable[..., object] | None = None,
 ) -> dict[str, str]:
-    """Path and what was seen there, of every module of ``model`` that computes attention when it runs.
+    """Path -> what was seen, of every module of ``model`` that computes attention in a run.
 
-    The model is called once, without gradients and in the mode (train or eval) that it is in. Its buffers and the
-    random state are what they were afterwards, bit for bit; what else a forward pass keeps on a module stays.
+    The model is called once, without gradients and in the mode (train or eval) that it is in. Afterwards its buffers
+    and the random state are what they were, bit for bit; other attributes that a forward pass sets are not reset.
 
     Args:
         model: whose modules are named.
         args, kwargs: what it is called with.
-        through: what to call instead of the model, if something else calls it.
+        through: what to call instead of the model, such as a wrapper of it.
     """
     mode = _Watching(model)
     try:
-        with _as_it_was(model), _nothing_hidden(), torch.no_grad(), mode:
+        with _restored_state(model), _eager_operators(), torch.no_grad(), mode:
             (model if through is None else through)(*args, **kwargs)
     except Exception as error:
-        error.add_note("This came up while the model ran to show which of its modules compute attention.")
+        error.add_note("This was raised while the model ran to show which of its modules compute attention.")
         raise
     return mode.seen
 
 
 def call_arguments(example_inputs: object) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Positional and keyword arguments of a call.
+    """The positional and keyword arguments that ``example_inputs`` stands for.
 
     Raises:
         TypeError: it is no tensor, tuple or list, nor a mapping from names.
@@ -78,7 +78,7 @@ def call_arguments(example_inputs: object) -> tuple[tuple[Any, ...], Mapping[str
 
 
 def unlisted_attention(model: nn.Module, seen: Mapping[str, str], entries: Sequence[ConversionEntry]) -> dict[str, str]:
-    """What was seen and is in none of the modules that are listed, nor in one that was registered as no attention."""
+    """Those of ``seen`` that are in none of the listed modules and not registered as composites."""
     listed = [entry.path for entry in entries]
     return {
         path: f"no adapter knows this class, and it computes attention: when the model ran, {what} was seen in it"
@@ -116,7 +116,7 @@ class _Watching(TorchDispatchMode):
         return out
 
     def _note(self, where: tuple[str, ...], what: str) -> None:
-        if where:  # else it happened outside the model, in what calls it
+        if where:  # else it happened outside the model, in its caller
             self.seen.setdefault(where[-1], what)
 
     def _running(self) -> tuple[str, ...]:
@@ -137,14 +137,14 @@ def _first_argument(frame: FrameType) -> object:
 
 
 def _shared(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    """What both begin with."""
+    """The common beginning of both."""
     same = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
     return tuple(path for path, _ in same)
 
 
 @contextmanager
-def _nothing_hidden() -> Iterator[None]:
-    """Compiled functions run as they were written, and PyTorch's transformer layers without their one operator."""
+def _eager_operators() -> Iterator[None]:
+    """Run compiled functions eagerly, and PyTorch's transformer layers without their fast path."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -155,8 +155,8 @@ def _nothing_hidden() -> Iterator[None]:
 
 
 @contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Buffers and random states come back as they were."""
+def _restored_state(model: nn.Module) -> Iterator[None]:
+    """Restore buffers and random states at the end."""
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
@@ -188,6 +188,6 @@ def _fork_of_generators() -> Iterator[None]:
 
 
 def _restore(buffer: Tensor, before: Tensor) -> None:
-    if not (buffer.is_meta or torch.equal(buffer, before)):  # writing to what has not changed fails on expanded ones
+    if not (buffer.is_meta or torch.equal(buffer, before)):  # expanded tensors cannot be written to
         with torch.no_grad():
             buffer.copy_(before)

@@ -1,16 +1,16 @@
-"""Where the result of a softmax goes, operator by operator: whether it weights something that is then summed.
+"""Following the results of softmaxes through the operators of a run, to find weighted sums over tokens.
 
-Every tensor that an ATen operator returns is given the marks that its inputs and the operator call for. What counts as
-attention is a softmax (an operator, or exponentials over their sum, whether they are divided before or after the
-product) whose result, by whatever elementwise operators, views, casts and mixing of heads, reaches
+Every tensor that an ATen operator returns gets marks, which depend on those of its inputs and on the operator. What
+counts as attention is a softmax (an operator, or exponentials divided by their sum, before or after the product) whose
+result, through elementwise operators, views, casts and mixing of heads, reaches
 
 * a matrix product with something else, or
 * a multiplication by something else, and then a sum over the axis of the softmax, or over neighbours by a scatter.
 
-Two products are none. *Tables*: values that are the module's own parameters, buffers or constants do not come from
+Two products do not count. *Tables*: values that are parameters, buffers or constants of the module do not come from
 tokens (a projection of probabilities, a codebook, the bins of an expectation). *Mixtures*: where every value is used
-under one row of weights only and the softmax ran over the outputs of a linear layer or a convolution, the weights
-choose among branches (routers of experts, selective kernels), and not among tokens.
+with one row of weights only and the softmax ran over the outputs of a linear layer or a convolution, the weights
+select branches (routers of experts, selective kernels) and not tokens.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class Mark:
         kind: see `Kind`.
         axes: of features and weights: which they are. Of exponentials: those that are features. Of totals: those that
             were summed.
-        key: which exponential it is of.
-        where: the modules that were running where the softmax was taken, outermost first.
+        key: the exponential that it belongs to.
+        where: the modules that were running at the softmax, outermost first.
         over_features: whether the softmax ran over features.
     """
 
@@ -68,18 +68,18 @@ class Mark:
 
 @dataclass(frozen=True)
 class Reached:
-    """A product that a softmax has reached: the modules that were running at the softmax, and the operator."""
+    """A product that the result of a softmax has reached: the modules running at the softmax, and the operator."""
 
     where: tuple[str, ...]
     operator: str
 
 
 class SoftmaxFlow:
-    """Follows marks through the operators of one run.
+    """The marks of all tensors of one run.
 
     Args:
         tables: the parameters and buffers of the model.
-        where: tells which modules are running, outermost first.
+        where: a function that returns the running modules, outermost first.
     """
 
     def __init__(self, tables: Iterable[Tensor], where: Callable[[], tuple[str, ...]]) -> None:
@@ -93,11 +93,11 @@ class SoftmaxFlow:
     def follow(
         self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, *, writes: bool = False
     ) -> Reached | None:
-        """Mark ``out``, which the operator ``name`` returned, and tell whether this was attention's product.
+        """Mark ``out``, which the operator ``name`` returned; return a :class:`Reached` if it is attention's product.
 
         Args:
-            name: of the operator, without the underscore of those that work in place.
-            args, kwargs: what it was called with.
+            name: of the operator, without the underscore of the in-place variants.
+            args, kwargs: its arguments.
             out: what it returned.
             writes: whether it wrote to an argument, which may be a view.
         """
@@ -121,7 +121,7 @@ class SoftmaxFlow:
             self._tables.pop(result, None)
 
     def _written(self, base: Tensor, view: Tensor, marks: list[Mark], is_table: bool) -> None:
-        """A part of ``base`` now holds what ``marks`` tells of."""
+        """A part of ``base``, of which ``view`` is a view, was overwritten by a tensor with ``marks``."""
         if not is_table:
             self._tables.pop(base, None)
         if base.stride() != view.stride():
@@ -159,7 +159,7 @@ class SoftmaxFlow:
         return self._carried(call, out), None
 
     def _carried(self, call: _Call, out: Tensor, *, leave: frozenset[Kind] = frozenset()) -> list[Mark]:
-        """The marks of all inputs, their axes followed into ``out``."""
+        """The marks of all inputs, with their axes in ``out``."""
         marks = {}
         for tensor in call.tensors:
             for mark in self.of(tensor):
@@ -202,7 +202,7 @@ class SoftmaxFlow:
         return [axis for table, axis in tables if self._is_table(table) and table.dim() > 1 and out.dim() >= -axis]
 
     def _through_table(self, side: Tensor, axis: int, out: Tensor) -> list[Mark]:
-        """What is left after a linear layer: weights whose own axis it does not sum over (a mixing of heads)."""
+        """The marks after a linear layer: of weights whose own axis it does not sum over (a mixing of heads)."""
         if out.dim() != side.dim():
             return []
         return [
@@ -212,18 +212,20 @@ class SoftmaxFlow:
         ]
 
     def _through_norm(self, call: _Call, out: Tensor) -> list[Mark]:
-        """Weights that are normalised over another axis than their own, such as the heads."""
+        """The marks of weights that are normalized over another axis than their own, such as the heads."""
         over = frozenset(range(-len(call.args[1]), 0))
         return [m for m in self.of(call.tensors[0]) if m.kind == "weights" and m.axes and not m.axes & over]
 
     def _through_convolution(self, call: _Call, out: Tensor) -> list[Mark]:
-        """Weights whose heads are mixed by a convolution over single points."""
+        """The marks of weights whose heads are mixed by a convolution with a kernel of size 1."""
         source, kernel = call.tensors[:2]
-        points = kernel.shape[2:].numel() == 1 and out.dim() == source.dim()
-        return [m for m in self.of(source) if points and m.kind == "weights" and m.axes and 1 - out.dim() not in m.axes]
+        pointwise = kernel.shape[2:].numel() == 1 and out.dim() == source.dim()
+        return [
+            m for m in self.of(source) if pointwise and m.kind == "weights" and m.axes and 1 - out.dim() not in m.axes
+        ]
 
     def _through_product(self, side: Tensor, other: Tensor) -> list[Mark]:
-        """What is left after a product with what is no table: exponentials and their sums, and weights of weights."""
+        """The marks after a product with no table: of exponentials and their sums, and of weights times weights."""
         marks = [mark for mark in self.of(side) if mark.kind in ("total", "mixed")]
         marks += [replace(mark, kind="mixed", axes=None) for mark in self.of(side) if mark.kind == "exponential"]
         if self._is_weights(other):
@@ -260,7 +262,7 @@ class SoftmaxFlow:
         return [*self._carried(call, out), *self._weighted(call, out)], None
 
     def _weighted(self, call: _Call, out: Tensor) -> list[Mark]:
-        """The weights that a multiplication applies to something that is neither weights nor a table."""
+        """The marks of weights that are multiplied by something that is neither weights nor a table."""
         pairs = (call.tensors, call.tensors[::-1]) if call.name == "mul" else ()
         return [
             replace(_followed(mark, call, tensor, out), kind="weighted")
@@ -312,6 +314,6 @@ def _scattered_axes(call: _Call, source: Tensor) -> Axes:
 
 
 def _pairs(marks: list[Mark], others: list[Mark], kind: Kind) -> list[tuple[Mark, Mark]]:
-    """The exponentials among ``marks``, multiplied with values or not, with their own sum among ``others``."""
+    """The exponentials among ``marks``, multiplied by values or not, each with its own sum among ``others``."""
     own = [mark for mark in marks if mark.kind in ("exponential", "mixed")]
     return [(mark, total) for mark in own for total in others if total.kind == kind and total.key == mark.key]

@@ -1,10 +1,10 @@
-"""Which modules compute attention, registered or not: so that what stays unconverted is listed, never overlooked.
+"""Static detection: which modules compute attention, by the code of their classes.
 
-Only for listing. A class counts if the code that its forward runs names an attention function, or a softmax and a
-product of it; or if it is named after attention and takes a product or has query, key and value projections. The code
-that a forward runs: its methods, and the functions that they name, in whatever file, outside PyTorch and the standard
-library. A name is what it means (`identity.py`): an alias, an entry of a table or a decorated function is followed to
-the function itself; names that only a run could resolve, such as methods of tensors, count by their spelling.
+It decides only what a report lists as unknown. A class counts if the code that its forward runs names an attention
+function, or a softmax and a matrix product; or if it is named after attention and has a product or query, key and value
+projections. The code that a forward runs: its methods and the functions that they name, outside PyTorch and the
+standard library. Names are resolved to objects (`named_objects`): aliases, entries of tables and decorated functions
+lead to the function itself. Names that only a run could resolve, such as methods of tensors, count by their spelling.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NOT_FOLLOWED = {"torch", "numpy", "einops", "einx", "opt_einsum", *sys.stdlib_m
 
 
 def computes_attention(module: nn.Module) -> bool:
-    """Whether ``module`` itself, not a child of it, seems to compute attention."""
+    """Whether ``module`` itself, and not a child of it, seems to compute attention."""
     cls: type = type(module)
     if _code_computes_attention(cls):
         return True
@@ -59,7 +59,7 @@ def computes_attention(module: nn.Module) -> bool:
 
 
 def named_after_attention(cls: type[nn.Module]) -> bool:
-    """Whether ``cls`` has attention's name and projections by its code, where there is no module to look at."""
+    """Whether ``cls`` is named after attention and its constructor names projections of queries or keys."""
     makers = (inspect.unwrap(vars(base)["__init__"]) for base in cls.__mro__ if "__init__" in vars(base))
     names = {name for maker in makers if isinstance(maker, FunctionType) for name in maker.__code__.co_names}
     return _has_the_name(cls) and bool(names & _PROJECTIONS)
@@ -79,21 +79,21 @@ def _code_computes_attention(cls: type) -> bool:
 
 @dataclass(frozen=True)
 class _Signs:
-    """What was found in some code. Their union is what was found in both."""
+    """What was found in some code; the union of two is what was found in either."""
 
     attention_call: bool = False
     softmax: bool = False
     scattered_softmax: bool = False  # over the neighbours of every node, say
     product: bool = False
     aggregation: bool = False
-    weighted_sum: bool = False  # a softmax, a multiplication and a sum, in a function that speaks of attention
+    weighted_sum: bool = False  # a softmax, a multiplication and a sum, in a function with names of attention
 
     def __or__(self, other: _Signs) -> _Signs:
         return _Signs(*(mine or its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def attention(self) -> bool:
-        """Whether that is attention."""
+        """Whether these signs mean attention."""
         return (
             self.attention_call
             or self.weighted_sum
@@ -109,7 +109,7 @@ def _signs_of_forward(cls: type) -> _Signs:
 
 @functools.cache
 def _signs_of_kept(cls: type) -> _Signs:
-    """A softmax module that the constructor makes, and attention functions that it or the class keeps."""
+    """A softmax module that the constructor makes, and attention functions that it or the class stores."""
     kept = [value for maker in _methods(cls, "__init__", own=False) for value in _objects_in(maker)]
     for base in _own_bases(cls):
         kept += (
@@ -128,7 +128,7 @@ def _is_attention_function(value: object) -> bool:
 
 
 def _own_values_compute_attention(module: nn.Module) -> bool:
-    """With what this very module keeps: functions among its attributes, and a softmax among its children."""
+    """Whether attributes of this module show it: a function that it stores, or a softmax among its children."""
     cls: type = type(module)
     signs, used = _signs_of_forward(cls), _names_used(cls)
     for name, value in vars(module).items():
@@ -146,14 +146,14 @@ def _called_computes_attention(value: object) -> bool:
 
 @functools.cache
 def _call_computes_attention(cls: type) -> bool:
-    """Whether ``cls``, which is no module, computes attention when an object of it is called."""
+    """Whether objects of ``cls``, which is no module class, compute attention when they are called."""
     if issubclass(cls, nn.Module | type | FunctionType) or _root(cls.__module__) in _NOT_FOLLOWED:
         return False
     return _all_signs(_functions_run(list(_methods(cls, "__call__", own=False)), cls)).attention
 
 
 def _children(module: nn.Module) -> Iterator[nn.Module]:
-    """The children of ``module``, those in containers included."""
+    """The children of ``module``, including those in containers."""
     for child in module.children():
         yield child
         if isinstance(child, nn.Sequential | nn.ModuleList | nn.ModuleDict):
@@ -166,7 +166,7 @@ def _all_signs(functions: Iterable[FunctionType]) -> _Signs:
 
 @functools.cache
 def _signs_in(function: FunctionType) -> _Signs:
-    """What the code of one function shows by itself."""
+    """The signs in the code of one function."""
     signs = _Signs()
     for code in nested_code(function.__code__):
         signs |= _signs_in_code(code)
@@ -174,7 +174,7 @@ def _signs_in(function: FunctionType) -> _Signs:
         signs |= _sign_of(value)
     if has_handwritten_softmax(function):
         signs |= _Signs(softmax=True, scattered_softmax=any(map(_SCATTERS.fullmatch, _names_in(function))))
-    if signs.softmax and _speaks_of_attention(function):
+    if signs.softmax and _has_attention_names(function):
         signs |= _Signs(weighted_sum=any(map(_multiplies_and_sums, nested_code(function.__code__))))
     return signs
 
@@ -190,7 +190,7 @@ def _signs_in_code(code: CodeType) -> _Signs:
 
 
 def _sign_of(value: object) -> _Signs:
-    """What an object is, whatever it is called where it is used."""
+    """The signs of an object, whatever name it is used by."""
     if isinstance(value, torch.jit.ScriptFunction):
         return _signs_of_graph(str(value.inlined_graph))
     name = getattr(value, "__name__", "") if callable(value) else ""
@@ -216,7 +216,7 @@ def _multiplies_and_sums(code: CodeType) -> bool:
     return bool(_operators(code) & {"*", "*="} or "mul" in code.co_names) and "sum" in code.co_names
 
 
-def _speaks_of_attention(function: FunctionType) -> bool:
+def _has_attention_names(function: FunctionType) -> bool:
     code = function.__code__
     if re.search(r"atten|attn", function.__qualname__, re.IGNORECASE):
         return True
@@ -238,9 +238,9 @@ def _functions_run_by_forward(cls: type) -> Iterator[FunctionType]:
 
 
 def _functions_run(pending: list[FunctionType], cls: type | None) -> Iterator[FunctionType]:
-    """The functions in ``pending``, the methods of ``cls`` and functions that they name, and those that these name.
+    """The functions in ``pending`` and all methods of ``cls`` and functions that they name, directly or not.
 
-    Definitions that a subclass overrides count too: it may call them by `super()`.
+    Methods that a subclass overrides are included: it may call them by `super()`.
     """
     seen: set[FunctionType] = set()
     while pending:
@@ -272,7 +272,7 @@ def _objects_in(function: FunctionType) -> tuple[object, ...]:
 
 
 def _methods(cls: type, name: str, *, own: bool = True) -> Iterator[FunctionType]:
-    """Every definition of the method ``name`` in ``cls`` and its bases, those of `nn.Module` left out."""
+    """Every definition of the method ``name`` in ``cls`` and its bases below `nn.Module`."""
     if name == "forward" or not (own and hasattr(nn.Module, name)):
         for base in _own_bases(cls):
             for method in underlying_callables(vars(base).get(name)):

@@ -1,8 +1,8 @@
-"""The guard of a converted attention: at every forward pass it looks whether the preconditioner was called.
+"""Two hooks on a converted attention, which raise in a forward pass that does not call the preconditioner.
 
-Whatever takes an attachment away after the conversion (an instance's own forward, a layer put in another's place, code
-that reads parameters and never calls the module that was hooked), the pass that goes past the preconditioner raises.
-It costs two hooks; under torch.compile it looks while the code is traced and costs nothing.
+That happens when something removes the attachment after the conversion: a forward that was assigned to the instance, a
+layer that replaces the hooked one, code that reads parameters and never calls the hooked module. Under torch.compile
+the check runs at trace time and costs nothing afterwards.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .instance_forward import instance_forwards, is_compiled, may_skip_forward
 
 
 class ExpectCall(Unpickled):
-    """A forward pre-hook on a converted attention: from here on its preconditioner has to be called."""
+    """A forward pre-hook on a converted attention, after which its preconditioner has to be called."""
 
     def __init__(self, preconditioner: Preconditioner) -> None:
         self.preconditioner = preconditioner
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forget earlier calls."""
+        """Clear this thread's record of calls."""
         if torch.compiler.is_dynamo_compiling():
             enter_traced_attention()
         else:
@@ -40,9 +40,9 @@ class ExpectCall(Unpickled):
 
 
 class RequireCall:
-    """A forward hook on a converted attention: raises unless its preconditioner was called meanwhile.
+    """A forward hook on a converted attention that raises unless its preconditioner was called.
 
-    ``kind`` is the attention's class since the conversion.
+    ``kind`` is the class of the attention after the conversion.
     """
 
     def __init__(self, preconditioner: Preconditioner, kind: type[nn.Module]) -> None:
@@ -50,7 +50,7 @@ class RequireCall:
         self.kind = kind
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Look whether it was."""
+        """Check the record."""
         if torch.compiler.is_dynamo_compiling():
             leave_traced_attention(_message(type(module).__name__))
         elif not _was_called(self.preconditioner) and not _cannot_tell(module, output):
@@ -58,7 +58,7 @@ class RequireCall:
 
 
 def guard(module: nn.Module, preconditioner: Preconditioner) -> None:
-    """Watch over ``module``, to which an adapter has attached ``preconditioner``."""
+    """Register the two hooks on ``module``, to which an adapter has attached ``preconditioner``."""
     preconditioner.calls = CallRecord()
     module.register_forward_pre_hook(ExpectCall(preconditioner))
     module.register_forward_hook(RequireCall(preconditioner, type(module)))
@@ -66,7 +66,7 @@ def guard(module: nn.Module, preconditioner: Preconditioner) -> None:
 
 
 def unguard(module: nn.Module) -> None:
-    """Find the guard's hooks by their type (a copied model has no handles) and remove them."""
+    """Remove the two hooks, which are found by their type: a copied model has no handles."""
     for hooks, kind in ((module._forward_pre_hooks, ExpectCall), (module._forward_hooks, RequireCall)):
         for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
             hook = hooks.pop(key)
@@ -80,32 +80,32 @@ def _was_called(preconditioner: Preconditioner) -> bool:
 
 
 def guarded_class(module: nn.Module) -> type[nn.Module] | None:
-    """The class that ``module`` had when it was converted, as it is known from its guard."""
+    """The class of ``module`` right after the conversion, as its guard recorded it."""
     return next((hook.kind for hook in module._forward_hooks.values() if isinstance(hook, RequireCall)), None)
 
 
 def _message(attention: str) -> str:
     return (
         f"the preconditioner of this {attention} was not called in its forward pass: its forward, or the layer that "
-        "the preconditioner was attached to, has been replaced or passed by since the conversion. Call "
+        "the preconditioner was attached to, has been replaced or bypassed since the conversion. Call "
         "restore_(model), and precondition_(model) after that step"
     )
 
 
 def _cannot_tell(module: nn.Module, output: Any) -> bool:
-    """Whether the preconditioner may have been called where its notes do not show."""
+    """Whether the preconditioner may have been called without a record of it."""
     if any(isinstance(leaf, Proxy) for leaf in tree_leaves(output)):
-        return True  # torch.fx may take it for a leaf, whose call it only writes down
+        return True  # torch.fx records the call of a leaf module and does not run it
     return may_skip_forward(module) or may_be_compiled(module)
 
 
 def may_be_compiled(module: nn.Module) -> bool:
-    """Whether preconditioners of ``module`` may be called by compiled code, which leaves no notes."""
+    """Whether preconditioners of ``module`` may be called by compiled code, which records no calls."""
     return any_traced() and (_compiled_around() or _compiled_inside(module))
 
 
 def _compiled_around() -> bool:
-    """Whether this is eager code between pieces that torch.compile has compiled."""
+    """Whether this is eager code between the compiled parts of a function (a graph break)."""
     return callable(get_eval_frame_callback())
 
 

@@ -1,9 +1,9 @@
-"""What keeps code that torch.compile made for a plain model from being taken for a converted one, and the reverse.
+"""Separating the code that torch.compile caches for plain models from that for converted ones.
 
-Compiled code is kept by class and re-used for another instance. It is held against what the trace has read of the
-instance and, for speed, not against its hooks, so a converted model would run the code of a plain twin. What it is held
-against is the type of the dicts that hold a module's parameters, buffers and children. PyTorch has built modules with
-both of `dict` and `OrderedDict`; a converted attention has the other one than before.
+Dynamo caches compiled code per code object and guards it by what the trace has read of the module. Hooks are not
+guarded, for speed, so a converted model could run code that was compiled for a plain model of the same class. Guarded
+is the type of the dicts that hold a module's parameters, buffers and children. PyTorch has built modules with both
+`dict` and `OrderedDict`, so a converted attention is given the type that it did not have.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _DICTS = ("_parameters", "_buffers", "_modules")
 
 
 def exchange_dict_types(module: nn.Module) -> None:
-    """Hold what ``module`` holds in the other type of dict; a second call brings the first type back."""
+    """Change the type of the dicts of ``module`` to the other of the two; a second call changes it back."""
     for name in _DICTS:
         held = vars(module)[name]
         vars(module)[name] = OrderedDict(held) if type(held) is dict else dict(held)
 
 
 def mark_holders(model: nn.Module, paths: Iterable[str]) -> None:
-    """Tell the holders of those attentions apart that hold nothing themselves, so that a trace reads none of theirs."""
+    """Change the dict of the parents of those attentions that hold nothing themselves, which a trace does not read."""
     for holder in _holders(model, paths):
         vars(holder)["_modules"] = OrderedDict(holder._modules)
 
@@ -36,10 +36,10 @@ def unmark_holders(model: nn.Module, paths: Iterable[str]) -> None:
 
 
 def _holders(model: nn.Module, paths: Iterable[str]) -> list[nn.Module]:
-    bare = [path for path in paths if path and _holds_nothing(model.get_submodule(path))]
+    bare = [path for path in paths if path and _is_empty(model.get_submodule(path))]
     return [model.get_submodule(path.rpartition(".")[0]) for path in bare]
 
 
-def _holds_nothing(module: nn.Module) -> bool:
+def _is_empty(module: nn.Module) -> bool:
     own = (*module._parameters.values(), *module._buffers.values(), *(module._modules.keys() - {"preconditioner"}))
     return not own

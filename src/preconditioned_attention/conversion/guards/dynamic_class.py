@@ -1,4 +1,4 @@
-"""Classes that other tools make for an instance while a program runs, as `fully_shard` and parametrizations do."""
+"""Classes that other tools create for an instance at run time, as `fully_shard` and parametrizations do."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .call_guard import guarded_class
 
 
 def base_of_dynamic_class(cls: type) -> type | None:
-    """The class that ``cls`` was made from while the program ran, or None.
+    """The class that ``cls`` was derived from at run time, or None.
 
-    None if ``cls`` stands in a module as any other, or derives from `nn.Module` alone, as those of functions do.
+    None if ``cls`` is an attribute of its module, or derives from `nn.Module` alone, as classes in functions do.
     """
-    if _stands_in_its_module(cls):
+    if _is_module_attribute(cls):
         return None
     bases = (base for base in cls.__mro__[1:] if issubclass(base, nn.Module) and base is not nn.Module)
-    return next(filter(_stands_in_its_module, bases), None)
+    return next(filter(_is_module_attribute, bases), None)
 
 
 def changed_class_reason(module: nn.Module) -> str | None:
@@ -33,7 +33,10 @@ def changed_class_reason(module: nn.Module) -> str | None:
 
 
 def unknown_reason(cls: type[nn.Module], unread: str | None = None) -> str:
-    """What to say of attention that has no adapter; ``unread``: why one that knows its name does not serve it."""
+    """The reason in a report for attention without an adapter.
+
+    ``unread``: why an adapter that is registered for its name does not support it, or None.
+    """
     base = base_of_dynamic_class(cls)
     if base is None:
         return unread or "no adapter is registered for this class, or its forward is not the one the adapter knows"
@@ -43,7 +46,7 @@ def unknown_reason(cls: type[nn.Module], unread: str | None = None) -> str:
     )
 
 
-def _stands_in_its_module(cls: type) -> bool:
+def _is_module_attribute(cls: type) -> bool:
     found: object = sys.modules.get(cls.__module__)
     for name in cls.__qualname__.split("."):
         found = getattr(found, name, None)

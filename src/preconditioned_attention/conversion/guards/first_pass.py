@@ -1,8 +1,8 @@
-"""Attention that is never called although its parameters are used: found in the first pass that records a graph.
+"""A check, in the first pass with gradients, for attention that is not called although its parameters are used.
 
-A converted module that is called has a guard of its own (`guard`). One that is not called may be one that this pass
-does not need, as the encoder while a decoder generates; or a fused layer reads its parameters and computes attention
-without it. The autograd graph of the model's output tells the two apart: it leads to every parameter that took part.
+A converted module that is called is checked by its own hooks (`call_guard`). One that is not called may not be needed
+in this pass (the encoder, while a decoder generates), or a fused layer reads its parameters and computes attention
+without it. The autograd graph of the model's output distinguishes the two: it leads to every parameter that was used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .call_guard import may_be_compiled
 
 
 class FirstPassCheck:
-    """A forward hook on a converted model: looks at the first pass with gradients, then takes itself away.
+    """A forward hook on a converted model that checks the first pass with gradients and then removes itself.
 
     Args:
         attentions: path and module of every converted attention inside the model.
@@ -28,7 +28,7 @@ class FirstPassCheck:
         self.attentions = tuple(attentions)
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Raise if all parameters of an attention that was never called have taken part in ``output``."""
+        """Raise if ``output`` depends on all parameters of an attention that was never called."""
         if torch.compiler.is_compiling():
             return
         silent = [(path, module) for path, module in self.attentions if not _was_called(module)]
@@ -36,18 +36,18 @@ class FirstPassCheck:
         if silent and not results:
             return
         if silent and not may_be_compiled(model):
-            _refuse(_passed_by(model, silent, _reached(results)))
+            _refuse(_bypassed(model, silent, _reached(results)))
         _remove(model, lambda hook: hook is self)
 
 
 def watch_first_pass(model: nn.Module, attentions: Sequence[tuple[str, nn.Module]]) -> None:
-    """Look at the first pass of ``model``."""
+    """Register the check on ``model``."""
     if attentions:
         model.register_forward_hook(FirstPassCheck(attentions))
 
 
 def unwatch_first_pass(model: nn.Module) -> None:
-    """Stop looking, wherever in ``model`` a look is still to come."""
+    """Remove the check from every part of ``model`` where it has not run yet."""
     for module in model.modules():
         _remove(module, lambda hook: isinstance(hook, FirstPassCheck))
 
@@ -57,11 +57,11 @@ def _remove(module: nn.Module, chosen: Callable[[object], bool]) -> None:
         del module._forward_hooks[key]
 
 
-def _refuse(passed_by: list[str]) -> None:
-    if passed_by:
+def _refuse(bypassed: list[str]) -> None:
+    if bypassed:
         raise RuntimeError(
-            f"the preconditioners of {', '.join(map(repr, passed_by))} were not called, and every parameter of these "
-            "attentions took part in this forward pass: something reads them and goes past the module (a fused layer, "
+            f"the preconditioners of {', '.join(map(repr, bypassed))} were not called, and every parameter of these "
+            "attentions took part in this forward pass: something reads them and bypasses the module (a fused layer, "
             "a functional, a direct call of module.forward). Let it call the module, or call restore_(model) and leave "
             "them out with filter_fn"
         )
@@ -72,7 +72,7 @@ def _was_called(module: nn.Module) -> bool:
     return calls is None or calls.ever  # without a record, it has been restored since
 
 
-def _passed_by(model: nn.Module, silent: Sequence[tuple[str, nn.Module]], reached: set[int]) -> list[str]:
+def _bypassed(model: nn.Module, silent: Sequence[tuple[str, nn.Module]], reached: set[int]) -> list[str]:
     found = []
     for path, module in silent:
         own = _own_parameters(model, module)
@@ -82,7 +82,7 @@ def _passed_by(model: nn.Module, silent: Sequence[tuple[str, nn.Module]], reache
 
 
 def _own_parameters(model: nn.Module, attention: nn.Module) -> set[int]:
-    """What is trained in ``attention`` and nowhere else in the model."""
+    """The trainable parameters of ``attention`` that no other part of the model shares."""
     inside = set(attention.modules())
     elsewhere = {id(p) for part in model.modules() if part not in inside for p in part.parameters(recurse=False)}
     kept = {id(p) for p in attention.get_submodule("preconditioner").parameters()}
@@ -90,7 +90,7 @@ def _own_parameters(model: nn.Module, attention: nn.Module) -> set[int]:
 
 
 def _reached(results: Iterable[Tensor]) -> set[int]:
-    """The leaves of the graph that ``results`` were computed by."""
+    """The leaves of the autograd graph of ``results``."""
     leaves = {id(result) for result in results if result.grad_fn is None}
     pending: list[Any] = [result.grad_fn for result in results if result.grad_fn is not None]
     seen: set[Any] = set(pending)

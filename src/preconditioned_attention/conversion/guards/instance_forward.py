@@ -1,9 +1,9 @@
-"""An instance's own `forward`, which comes before its class's: which of them are known, and how they follow a class.
+"""Forwards that tools assign to an instance, where they take precedence over the forward of its class.
 
-Accelerate keeps the old forward as `module._old_forward`, a bound method, and puts a partial of its own in its place;
-taking its hook off leaves the bound method. The hooks of diffusers (offloading, casting, caching) keep it in a record
-that their partial closes over. Each runs what the class's forward was when it was made, so it is bound anew when a
-class is swapped. Any other forward of an instance computes what no adapter has read.
+Accelerate keeps the old forward as `module._old_forward`, a bound method, and assigns a partial of its own; removing
+its hook leaves the bound method. The hooks of diffusers (offloading, casting, caching) keep the old forward in a record
+that their partial closes over. Both call the forward of the class as it was then, so they are bound again when a class
+is swapped. Any other forward of an instance is unknown, and such a module is not converted.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _RECORD = {"pre_forward", "post_forward", "forward", "original_forward"}  # what
 
 
 def unknown_forward_reason(module: nn.Module) -> str | None:
-    """Why ``module`` cannot be converted with the forward that it has of its own, or None."""
+    """Why ``module`` cannot be converted with the forward that was assigned to it, or None."""
     forward = _innermost(module)
     if forward is None or _is_class_forward(forward, module):
         return None
     return (
-        f"an instance's own forward: {_name(forward)} stands before its class's, and what it computes is not known; "
-        "take it away (del module.forward), convert, and patch or wrap the converted module after that"
+        f"an instance's own forward: {_name(forward)} was assigned to this module, and what it computes is not known; "
+        "remove it (del module.forward), convert, and patch or wrap the converted module after that"
     )
 
 
@@ -35,24 +35,24 @@ def is_compiled(function: object) -> bool:
 
 
 def instance_forwards(module: nn.Module) -> Iterator[Callable[..., Any]]:
-    """What the instance holds in place of its class's forward, and what is kept behind that by tools that are known."""
+    """The forward that was assigned to the instance, and those that Accelerate and diffusers keep behind it."""
     for holder, name in _places(module):
         yield holder[name]
 
 
 def rebind_forwards(module: nn.Module, before: type[nn.Module]) -> None:
-    """Bind anew, after its class was ``before``, every forward of its own that is the class's."""
+    """Bind the forwards of the instance that are those of its former class ``before`` to its present class."""
     new = MethodType(type(module).forward, module)
     for holder, name in list(_places(module)):
         own = holder[name]
         if _binds(own, before.forward, module):
             holder[name] = new
         elif isinstance(own, functools.partial) and _binds(vars(own).get("__wrapped__"), before.forward, module):
-            vars(own)["__wrapped__"] = new  # where signatures are read off
+            vars(own)["__wrapped__"] = new  # `inspect.signature` reads it
 
 
 def kept_forward_reason(module: nn.Module) -> str | None:
-    """Why the present class of ``module`` cannot be taken away, or None: an unknown forward holds its own inside."""
+    """Why the class of ``module`` cannot be swapped back, or None: an unknown forward calls the converted one."""
     forward = _innermost(module)
     if forward is None or _is_class_forward(forward, module):
         return None
@@ -60,17 +60,17 @@ def kept_forward_reason(module: nn.Module) -> str | None:
         return None
     return (
         f"a forward of its own, {_name(forward)}, was bound after the conversion and holds the converted one; undo "
-        "what bound it, or take it away (del module.forward), then restore"
+        "what bound it, or remove it (del module.forward), then restore"
     )
 
 
 def may_skip_forward(module: nn.Module) -> bool:
-    """Whether a hook of diffusers stands before the forward that returns what it has kept instead, as caches do."""
+    """Whether a hook of diffusers may return a cached output instead of calling the forward."""
     return any(name == "original_forward" for _, name in _places(module))
 
 
 def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
-    """Where forwards of the instance are held, outermost first: a dict, and the name in it."""
+    """Where the forwards of the instance are kept, outermost first: a dict, and the key in it."""
     place: tuple[dict[str, Any], str] | None = (vars(module), "forward")
     seen: set[tuple[int, str]] = set()
     while place is not None and place[1] in place[0] and (id(place[0]), place[1]) not in seen:
@@ -80,7 +80,7 @@ def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _behind(forward: object, module: nn.Module) -> tuple[dict[str, Any], str] | None:
-    """Where a tool that is known keeps the forward that ``forward``, its own, stands for."""
+    """Where Accelerate or diffusers keeps the forward that ``forward``, which it assigned, replaces."""
     if not isinstance(forward, functools.partial) or forward.args[:1] != (module,):
         return None
     made_by = getattr(forward.func, "__module__", None)
@@ -94,7 +94,7 @@ def _behind(forward: object, module: nn.Module) -> tuple[dict[str, Any], str] | 
 
 
 def _innermost(module: nn.Module) -> Callable[..., Any] | None:
-    """The module's own forward, out of what tools that are known have wrapped it in."""
+    """The forward inside those that Accelerate and diffusers have assigned; None if none was assigned."""
     forward = None
     for holder, name in _places(module):
         forward = holder[name]

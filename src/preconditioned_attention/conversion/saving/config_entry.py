@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ...layers import Preconditioner
-from ..convert import preconditioned_modules
+from ..attachment import preconditioned_modules, preconditioner_of
 from ..mechanisms import PostHook, PreHook
 from ..registry import Adapter, HeadShape, find_adapter
 
@@ -27,10 +27,12 @@ def conversion_entry(model: nn.Module) -> dict[str, Any] | None:
     how the modules can be converted where this package is not installed, for those where that can be said.
     """
     found = preconditioned_modules(model)
-    converted = {_WRAPPER.sub("", path): module for path, module in found if _of(module).origin == "conversion"}
+    converted = {
+        _WRAPPER.sub("", path): module for path, module in found if preconditioner_of(module).origin == "conversion"
+    }
     if not converted:
         return None
-    says = {path: _said(_of(module)) for path, module in converted.items()}
+    says = {path: _said(preconditioner_of(module)) for path, module in converted.items()}
     first = next(iter(says.values()))
     return {
         **first,
@@ -38,12 +40,6 @@ def conversion_entry(model: nn.Module) -> dict[str, Any] | None:
         "exceptions": {path: said for path, said in says.items() if said != first},
         "attachments": _attachments(converted),
     }
-
-
-def _of(module: nn.Module) -> Preconditioner:
-    preconditioner = module.get_submodule("preconditioner")
-    assert isinstance(preconditioner, Preconditioner), "preconditioned_modules yields nothing else"
-    return preconditioner
 
 
 def _said(preconditioner: Preconditioner) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from ..._extras import require
-from ...layers import Preconditioner
 from ...layers.mark import is_current, read_mark
 from ...selection import split_options
-from ..convert import FilterFn, precondition_, preconditioned_modules
+from ..attachment import preconditioned_modules, preconditioner_of
+from ..convert import precondition_
+from ..plan import FilterFn
 from ..registry import find_adapter
 
 _MARKER = "requires_preconditioned_attention"
@@ -113,8 +114,7 @@ def _attach(model: nn.Module, entry: dict[str, Any]) -> None:
 def _hook_again(model: nn.Module) -> None:
     """Hook the layers that a quantiser has put in the place of those that were hooked when the model was built."""
     for _, module in preconditioned_modules(model):
-        adapter, preconditioner = find_adapter(module), module.get_submodule("preconditioner")
-        assert isinstance(preconditioner, Preconditioner), "preconditioned_modules yields nothing else"
+        adapter, preconditioner = find_adapter(module), preconditioner_of(module)
         if adapter is not None and adapter.mechanism == "pre-hook":
             adapter.detach(module)
             adapter.attach(module, preconditioner)
@@ -133,8 +133,7 @@ def _expect_old_mark(preconditioner: nn.Module) -> None:
 def _read_old_marks(model: nn.Module, folder: str | Path | None) -> None:
     """Check what old marks say, now that they are loaded, and put such as are written today in their place."""
     for path, module in preconditioned_modules(model):
-        preconditioner = module.get_submodule("preconditioner")
-        assert isinstance(preconditioner, Preconditioner), "preconditioned_modules yields nothing else"
+        preconditioner = preconditioner_of(module)
         mark = preconditioner._buffers[_MARKER]
         if mark is None or is_current(mark):
             continue

@@ -15,9 +15,8 @@ from torch import nn
 
 from ..._extras import require
 from ..._files import publish
-from ...layers import Preconditioner
 from ...selection import split_options
-from ..convert import preconditioned_modules
+from ..attachment import preconditioned_modules, preconditioner_of
 
 CONFIG_ENTRY = "preconditioned_attention"
 """What a conversion is written under in the metadata of a file."""
@@ -102,8 +101,7 @@ def converted_options(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Path -> options of every converted module."""
     found = {}
     for path, module in preconditioned_modules(model):
-        preconditioner = module.get_submodule("preconditioner")
-        assert isinstance(preconditioner, Preconditioner)
+        preconditioner = preconditioner_of(module)
         if preconditioner.origin != "probe":
             found[path] = preconditioner.config.to_dict()
     return found

@@ -1,4 +1,4 @@
-"""What a converted model brings along when it is unpickled in a process that has converted nothing yet."""
+"""Loading the adapters when a converted model is unpickled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..registry import load_adapters
 
 
 class Unpickled:
-    """Base of the hooks: whoever unpickles one gets the adapters too, and with them what they wrap (saving, say)."""
+    """Base of the hooks: unpickling one imports the adapters, and with them what they patch, such as saving."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

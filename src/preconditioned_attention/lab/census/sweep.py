@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..._extras import require
-from ...conversion.convert import plan_conversion, precondition_, restore_
+from ...conversion import plan_conversion, precondition_, restore_
 from ...conversion.registry import class_name, find_adapter
 from ...conversion.report import ConversionEntry
 from .catalog import CatalogEntry, attention_classes, installed_libraries, model_files

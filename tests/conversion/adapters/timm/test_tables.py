@@ -8,7 +8,7 @@ from timm.models import cait, efficientvit_mit, eva, nest, xcit
 from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
-from preconditioned_attention.conversion.convert import attention_sites
+from preconditioned_attention.conversion.plan import convertible_attention
 from preconditioned_attention.conversion.registry import class_name, find_adapter, registered_adapters
 from tests.helpers.explicit import relative_error
 from tests.helpers.oracle import compare, jitter_, normalising_inside
@@ -110,7 +110,7 @@ def test_reparameterisation_keeps_it(name: str) -> None:
 def test_whole_models(name: str) -> None:
     model = jitter_(timm.create_model(name).double(), 0.02)
     model.eval()
-    sites = [site for site in attention_sites(model) if site[2].kind != "linear"]
+    sites = [site for site in convertible_attention(model) if site[2].kind != "linear"]
     channel = [type(module) for _, module, adapter in sites if adapter.kind == "channel"]
     token = [type(module) for _, module, adapter in sites if adapter.kind != "channel"]
     x = rand(1, *model.default_cfg["input_size"])
