@@ -11,7 +11,7 @@ from preconditioned_attention.conversion.registry import HeadShape, find_adapter
 
 
 def test_one_head_and_a_norm() -> None:
-    assert normalized_already(nn.LayerNorm(8), HeadShape(1, 8)).startswith("normalised already: there is one head")
+    assert normalized_already(nn.LayerNorm(8), HeadShape(1, 8)).startswith("normalized already: there is one head")
     assert normalized_already(nn.LayerNorm(8), HeadShape(2, 4)) is None
     assert normalized_already(nn.Identity(), HeadShape(1, 8)) is None
     assert normalized_already(None, HeadShape(1, 8)) is None
@@ -35,7 +35,7 @@ BUILDERS = {
 @pytest.mark.parametrize("name", BUILDERS)
 def test_is_refused_for_one_head_and_served_for_two(name: str) -> None:
     refusals = [find_adapter(module).unsupported_reason(module) for module in map(BUILDERS[name], (1, 2))]
-    assert refusals[0].startswith("normalised already")
+    assert refusals[0].startswith("normalized already")
     assert refusals[1] is None
 
 
@@ -44,5 +44,5 @@ def test_scaling_the_rows_of_one_head_changes_nothing_behind_its_norm() -> None:
     plain = module(x)
     module.norm.register_forward_pre_hook(lambda norm, args: (args[0] * torch.rand(2, 5, 1).add(0.5),))
     assert torch.allclose(module(x), plain, atol=1e-3)
-    with pytest.raises(ValueError, match="normalised already"):
+    with pytest.raises(ValueError, match="normalized already"):
         precondition_(BUILDERS["timm"](1))

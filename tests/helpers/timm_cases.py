@@ -82,7 +82,7 @@ def relative_bias(size: int) -> Callable[..., nn.Module]:
 
 
 def inside_the_folded_rows(module: volo.OutlookAttention, x: Tensor) -> Tensor:
-    """Outlook attention by its definition: what a token gets from the windows that hold it, summed, then normalised."""
+    """Outlook attention by its definition: what a token gets from the windows that hold it, summed, then normalized."""
     B, H, W, C = x.shape
     kernel, heads = module.kernel_size, module.num_heads
     h, w = math.ceil(H / module.stride), math.ceil(W / module.stride)
@@ -96,7 +96,7 @@ def inside_the_folded_rows(module: volo.OutlookAttention, x: Tensor) -> Tensor:
 
 
 def inside_the_sum(module: coat.FactorAttnConvRelPosEnc, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """CoaT's factorised attention by its definition: with its convolutional position encoding, then normalised."""
+    """CoaT's factorized attention by its definition: with its convolutional position encoding, then normalized."""
     B, N, C = x.shape
     q, k, v = module.qkv(x).reshape(B, N, 3, module.num_heads, -1).permute(2, 0, 3, 1, 4)
     context = torch.einsum("bhnk,bhnv->bhkv", k.softmax(dim=-2), v)
@@ -112,7 +112,7 @@ def inside_linear_attention(module: efficientvit_mit.LiteMLA, x: Tensor) -> Tens
 
 
 def inside_the_lambdas(module: lambda_layer.LambdaLayer, x: Tensor) -> Tensor:
-    """Lambda layer by its definition: content and position lambdas of a query, then normalised, then pooled."""
+    """Lambda layer by its definition: content and position lambdas of a query, then normalized, then pooled."""
     B, _, H, W = x.shape
     heads, d_k, d_v = module.num_heads, module.dim_qk, module.dim_v
     q, k, v = module.qkv(x).split([heads * d_k, d_k, d_v], dim=1)
@@ -125,7 +125,7 @@ def inside_the_lambdas(module: lambda_layer.LambdaLayer, x: Tensor) -> Tensor:
 
 
 def outside_the_cascade(module: efficientvit_msra.CascadedGroupAttention, x: Tensor) -> Tensor:
-    """Cascaded group attention by its definition: normalised for the projection, raw for the next head."""
+    """Cascaded group attention by its definition: normalized for the projection, raw for the next head."""
     B, _, H, W = x.shape
     parts = x.chunk(module.num_heads, dim=1)
     given: Tensor | float = 0.0

@@ -301,7 +301,7 @@ def outputs(model: nn.Module, given: dict[str, Tensor]) -> Tensor:
 
 
 def check(case: Case, *, train: bool = False) -> None:
-    """Hold the converted model against one that normalises inside every attention, and restore it."""
+    """Hold the converted model against one that normalizes inside every attention, and restore it."""
     model, given = case.build().train(train), case.inputs()
     plain = outputs(model, given)
     # What torch's own function hides inside is proved in test_torch_nn.

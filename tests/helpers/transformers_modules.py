@@ -178,6 +178,6 @@ def heads(x: Tensor, width: int = 8) -> Tensor:
     return x.unflatten(-1, (-1, width)).transpose(1, 2)
 
 
-def normalised(merged: Tensor, width: int = 8) -> Tensor:
+def normalized(merged: Tensor, width: int = 8) -> Tensor:
     """Merged heads, every row of every head scaled to length one."""
     return diagonal_product(heads(merged, width)).transpose(1, 2).flatten(2)

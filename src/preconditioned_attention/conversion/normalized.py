@@ -15,4 +15,4 @@ def normalized_already(norm: object, shape: HeadShape) -> str | None:
     """
     if shape.num_heads != 1 or not isinstance(norm, nn.Module) or isinstance(norm, nn.Identity):
         return None
-    return f"normalised already: there is one head, and a {type(norm).__name__} of its rows follows, which undoes C"
+    return f"normalized already: there is one head, and a {type(norm).__name__} of its rows follows, which undoes C"

@@ -27,8 +27,8 @@ from tests.helpers import (
     diffusers_modules,
     timm_cases,
     transformers_cases,
+    transformers_hook_cases,
     transformers_modules,
-    transformers_own_cases,
 )
 from tests.helpers.oracle import jitter_
 
@@ -460,7 +460,7 @@ CASES: dict[str, Callable[[], Iterator[tuple[nn.Module, Any]]]] = {
     "timm": lambda: ((jitter_(case.build().double()), case.inputs()) for case in timm_cases.CASES.values()),
     "diffusers": lambda: map(diffusers_modules.build, diffusers_modules.CASES),
     "transformers, modules": lambda: map(transformers_modules.build, transformers_modules.MODULES),
-    "transformers, own": lambda: ((case.build(), case.inputs()) for case in transformers_own_cases.OWN.values()),
+    "transformers, hooked": lambda: ((case.build(), case.inputs()) for case in transformers_hook_cases.HOOKED.values()),
     "transformers, interface": lambda: ((c.build(), c.inputs()) for c in transformers_cases.DISPATCHING.values()),
 }
 

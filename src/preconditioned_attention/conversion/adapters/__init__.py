@@ -1,1 +1,1 @@
-"""One file per library: what its attention modules look like and how each takes a preconditioner."""
+"""One folder per library: `tables` and `unsupported` are data, `swaps` are subclasses with another forward."""

@@ -12,7 +12,7 @@ from ..registry import HeadShape, class_name, read_int
 
 
 class KnownTextSwap(ClassSwap):
-    """A class swap that serves the class only while upstream's code is what the replacement stands for.
+    """A class swap for a class whose source text is known; with any other text, the adapter does not apply.
 
     Attributes:
         methods: name of a method of the class -> digest of its source text.
@@ -37,8 +37,8 @@ class KnownTextSwap(ClassSwap):
         return HeadShape(read_int(module, "num_heads"), read_int(module, "head_dim"))
 
 
-class RefusingTextSwap(KnownTextSwap):
-    """A class swap that refuses, with a reason, where upstream's code is another."""
+class RequiredTextSwap(KnownTextSwap):
+    """A class swap for a class whose source text is known; any other text is reported as unsupported."""
 
     read_in: ClassVar[str]  # the version that the replacement was written for
 
@@ -47,7 +47,7 @@ class RefusingTextSwap(KnownTextSwap):
         return ClassSwap.supports(self, cls, registered)
 
     def unsupported_reason(self, module: nn.Module) -> str | None:
-        """Another text, which may compute something else."""
+        """Another source text, which may compute something else."""
         if self.is_text_known():
             return None
         return f"the code of {class_name(self.original)} is not that of {self.read_in}, which was read"

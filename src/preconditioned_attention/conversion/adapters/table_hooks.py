@@ -1,4 +1,4 @@
-"""Adapters that hook classes as the rows of a table say."""
+"""Rows of the tables of hooks, and the adapters made from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..registry import HeadShape, Kind, add_adapter, class_name
 
 @dataclass(frozen=True, kw_only=True)
 class HookRow(HeadLocation):
-    """Where the heads' outputs of a class are, and what else its adapter has to know.
+    """Where the heads' outputs of a class are, and the other properties of its adapter.
 
     Args:
         kind, definition, parts: as :class:`Adapter` has them.
@@ -61,14 +61,14 @@ class TablePreHook(PreHook):
         return self.row.unsupported_reason(module)
 
     def shape(self, module: nn.Module) -> HeadShape:
-        """As the row says; unknown where the module lacks what the row reads."""
+        """From the row; unknown if the module lacks an attribute that the row names."""
         try:
             return self.row.shape(module)
         except ValueError:
             return HeadShape(None, None)
 
     def layout(self, module: nn.Module) -> Layout:
-        """As the row says; any number of heads, where their width is known."""
+        """From the row; without the number of heads if their width is known, so that any number passes."""
         layout = self.row.layout(module)
         return layout if layout.head_dim is None else replace(layout, num_heads=None)
 
@@ -102,6 +102,6 @@ def adapter_of(row: HookRow) -> TablePreHook:
 
 
 def register_table(rows: Mapping[str, HookRow]) -> None:
-    """Let every class be converted as its row says."""
+    """Register an adapter for every row."""
     for name, row in rows.items():
         add_adapter(adapter_of(row), name)

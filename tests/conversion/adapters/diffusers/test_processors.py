@@ -77,7 +77,7 @@ def test_why_a_processor_is_refused() -> None:
     class Other:
         pass
 
-    assert "is not one that is known" in unsupported_processor_reason(Other())
+    assert "is not known to call" in unsupported_processor_reason(Other())
     assert unsupported_processor_reason(diffusers.models.attention_processor.AttnProcessor()) is None
     guided = diffusers.models.attention_processor.PAGIdentitySelfAttnProcessor2_0()
     assert "perturbed-attention guidance" in unsupported_processor_reason(guided)
@@ -90,7 +90,7 @@ def test_why_a_processor_is_refused() -> None:
         ("transformers.transformer_krea2.Krea2Attention", (16, 2), {}, "a gate multiplies the entries"),
         ("transformers.transformer_stable_audio3.StableAudio3SelfAttention", (64,), {}, "differential attention"),
         ("autoencoders.autoencoder_same.SAMEAttention", (128,), {}, "differential attention"),
-        ("transformers.transformer_wan_animate_2.WanAnimate2Attention", (16, 2), {}, "it hands queries"),
+        ("transformers.transformer_wan_animate_2.WanAnimate2Attention", (16, 2), {}, "is called with queries"),
         ("embeddings.HunyuanDiTAttentionPool", (4, 16, 2), {}, "F.multi_head_attention_forward"),
     ],
 )

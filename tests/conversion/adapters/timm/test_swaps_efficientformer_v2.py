@@ -8,7 +8,7 @@ from timm.models import efficientformer_v2
 from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_
-from preconditioned_attention.conversion.adapters.known_text_swap import RefusingTextSwap
+from preconditioned_attention.conversion.adapters.known_text_swap import RequiredTextSwap
 from preconditioned_attention.conversion.adapters.timm.swaps_efficientformer_v2 import (
     Attention2dDownsampleSwap,
     Attention2dSwap,
@@ -48,7 +48,7 @@ def test_against_attention_that_normalises_inside(
 
 
 @pytest.mark.parametrize("swap", [Attention2dSwap, Attention2dDownsampleSwap])
-def test_the_installed_forward_is_the_known_one(swap: type[RefusingTextSwap]) -> None:
+def test_the_installed_forward_is_the_known_one(swap: type[RequiredTextSwap]) -> None:
     """Fails when a new timm changes the forward: read it, then renew the replacement and its digest."""
     assert swap.is_text_known()
 

@@ -39,7 +39,7 @@ from tests.helpers.transformers_cases import (
     check,
     wave,
 )
-from tests.helpers.transformers_own_cases import OWN
+from tests.helpers.transformers_hook_cases import HOOKED
 
 SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "vocab_size": 40}
 VIT = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32, "image_size": 16}
@@ -297,7 +297,7 @@ def test_a_copy_of_a_known_text_is_served(tmp_path: Path) -> None:
 
 AFTER = "attn_output = attn_output.reshape(*input_shape, -1).contiguous()"
 CHANGES = {
-    "normalised": (AFTER, f"attn_output = nn.functional.normalize(attn_output, dim=-1); {AFTER}"),
+    "normalized": (AFTER, f"attn_output = nn.functional.normalize(attn_output, dim=-1); {AFTER}"),
     "mixed": (AFTER, f"attn_output = attn_output.mean(dim=1, keepdim=True).expand_as(attn_output); {AFTER}"),
     "other queries": ("self.q_proj(hidden_states)", "self.k_proj(hidden_states)"),
 }
@@ -310,7 +310,7 @@ def test_what_only_looks_its_function_up_is_unknown(change: str, tmp_path: Path)
     model.model.layers[1].self_attn.__class__ = copied_attention(tmp_path, f"author_{len(change)}", CHANGES[change])
     report = plan_conversion(model)
     assert [entry.status for entry in report.entries] == ["converted", "unknown"]
-    assert f"were read in {versions_read('transformers')}: what it returns may be no head's row" in str(report)
+    assert f"were read in {versions_read('transformers')}: what it returns may not be the heads' outputs" in str(report)
     with pytest.raises(ValueError, match="left out; nothing was changed"):
         precondition_(model, strict=True)
 
@@ -364,7 +364,7 @@ SORTS = {
 
 def test_the_zoo_is_wide() -> None:
     """Sixty architectures, of every sort; whatever takes a padding mask gets padding."""
-    zoo = DISPATCHING | OWN
+    zoo = DISPATCHING | HOOKED
     counts = {sort: len({case.model_type for case in cases.values()}) for sort, cases in SORTS.items()}
     print({"all": len({case.model_type for case in zoo.values()}), **counts})
     assert len({case.model_type for case in zoo.values()}) >= 60

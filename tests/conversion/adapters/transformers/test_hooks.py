@@ -20,8 +20,8 @@ from tests.helpers.transformers_cases import (
     pairs,
     tokens,
 )
-from tests.helpers.transformers_modules import attention_class, config, heads, normalised, rows
-from tests.helpers.transformers_own_cases import boxes
+from tests.helpers.transformers_hook_cases import boxes
+from tests.helpers.transformers_modules import attention_class, config, heads, normalized, rows
 
 KEY, QUERY = rows(2, 9), rows(2, 5)
 PADDING = torch.zeros(2, 1, 1, 9, dtype=torch.float64)
@@ -110,7 +110,7 @@ def test_convbert_by_hand() -> None:
     assert proof.effect > 1e-3
 
 
-def normalise_merged(attention: nn.Module) -> None:
+def normalize_merged(attention: nn.Module) -> None:
     """Let Reformer's attention scale its heads' outputs (B, H, N, d) before it merges them."""
     merge = attention._merge_hidden_size_dims
     attention._merge_hidden_size_dims = lambda x, *sizes: merge(diagonal_product(x), *sizes)
@@ -119,7 +119,7 @@ def normalise_merged(attention: nn.Module) -> None:
 @pytest.mark.parametrize("kind", ["LSHSelfAttention", "LocalSelfAttention"])
 @pytest.mark.parametrize("chunk", [4, 16])
 def test_reformer(kind: str, chunk: int) -> None:
-    """Sixteen tokens, in chunks and in one; the reference normalises what is about to be merged."""
+    """Sixteen tokens, in chunks and in one; the reference normalizes what is about to be merged."""
     settings = transformers.ReformerConfig(
         attention_head_size=8, hidden_size=32, num_attention_heads=4, num_hashes=2, num_buckets=2, hash_seed=0
     )
@@ -129,7 +129,7 @@ def test_reformer(kind: str, chunk: int) -> None:
     mask[1, 11:] = 0
 
     def reference(inside: nn.Module, *args: Tensor) -> Tensor:
-        normalise_merged(inside)
+        normalize_merged(inside)
         return inside(*args)[0]
 
     proved(module, rows(2, 16), mask.bool(), reference=reference)
@@ -181,7 +181,7 @@ def test_reformer_learns_through_its_reversible_layers() -> None:
     ]
     report.verify(**given)
     for layer in inside.encoder.layers:
-        normalise_merged(layer.attention.self_attention)
+        normalize_merged(layer.attention.self_attention)
     gradients = []
     for either in (model, inside):
         outputs(either, given).square().sum().backward()
@@ -206,7 +206,7 @@ def long_tokens() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def normalise_blocks(model: nn.Module) -> None:
+def normalize_blocks(model: nn.Module) -> None:
     """Let every block-sparse attention of BigBird scale its heads' outputs (B, N, H, d) before it merges them."""
     for module in model.modules():
         if hasattr(module, "bigbird_block_sparse_attention"):
@@ -235,7 +235,7 @@ def test_block_sparse_bird(name: str, train: bool) -> None:
     case = BIRDS[name]
     model, inside, given = case.build().train(train), case.build().train(train), case.inputs()
     plain = outputs(model, given)
-    normalise_blocks(inside)
+    normalize_blocks(inside)
     dispatching = {type(m) for m in inside.modules() if "Decoder" in type(m).__name__ and find_adapter(m)}
     with normalising_inside(inside, *dispatching):
         expected = outputs(inside, given)
@@ -394,7 +394,7 @@ def test_time_series(name: str, is_decoder: bool) -> None:
 
     def reference(inside: nn.Module, x: Tensor) -> Tensor:
         projection, inside.out_proj = inside.out_proj, nn.Identity()
-        return projection(normalised(inside(x)[0]))
+        return projection(normalized(inside(x)[0]))
 
     single = name.startswith("autoformer")  # it sums in float32
     module, x = (module.float(), rows(2, 12).float()) if single else (module, rows(2, 12))
@@ -440,7 +440,7 @@ def test_deformable_attention_without_a_projection(name: str, method: str) -> No
 
     def reference(inside: nn.Module, *args: Tensor) -> Tensor:
         sample = inside.ms_deformable_attn_core
-        inside.ms_deformable_attn_core = lambda *given: normalised(sample(*given))
+        inside.ms_deformable_attn_core = lambda *given: normalized(sample(*given))
         return inside(*args)[0]
 
     proved(module, *args, reference=reference)
@@ -460,7 +460,7 @@ def test_minimax_with_linear_attention() -> None:
         q, k, v = inside.act_fn(inside.qkv_proj(x)).unflatten(-1, (4, 24)).transpose(1, 2).split(8, dim=-1)
         apart = torch.arange(x.shape[1])[:, None] - torch.arange(x.shape[1])
         decay = torch.where(apart >= 0, (-inside.slope_rate * apart).exp(), 0.0)
-        out = normalised((q @ k.mT * decay @ v).transpose(1, 2).flatten(2))
+        out = normalized((q @ k.mT * decay @ v).transpose(1, 2).flatten(2))
         return inside.out_proj(inside.output_gate(x).sigmoid() * inside.norm(out))
 
     proof = compare(module, KEY, (None, None), None, include=["linear"], reference=reference)

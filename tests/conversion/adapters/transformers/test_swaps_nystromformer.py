@@ -10,15 +10,15 @@ from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.adapters.transformers.swaps_nystromformer import NystromformerSwap
 from tests.helpers.oracle import compare
 from tests.helpers.transformers_cases import Case, first_attention, outputs
-from tests.helpers.transformers_modules import attention_class, normalised
-from tests.helpers.transformers_own_cases import OWN
+from tests.helpers.transformers_hook_cases import HOOKED
+from tests.helpers.transformers_modules import attention_class, normalized
 
 
 @pytest.mark.parametrize("placement", ["pre_skip", "post_skip"])
 @pytest.mark.parametrize("landmarks", [4, 12])
 def test_nystromformer(placement: str, landmarks: int) -> None:
     """The skip is what is left when a copy without the convolution is taken away."""
-    module = first_attention(OWN["nystromformer"].build())
+    module = first_attention(HOOKED["nystromformer"].build())
     module.num_landmarks = landmarks
     x, mask = torch.randn(2, 12, 32, dtype=torch.float64), torch.zeros(2, 1, 1, 12, dtype=torch.float64)
     mask[1, ..., 8:] = -1e4
@@ -27,7 +27,7 @@ def test_nystromformer(placement: str, landmarks: int) -> None:
         whole = inside(*args)[0]
         inside.conv_kernel_size = None
         rows = inside(*args)[0]
-        return normalised(rows) + (whole - rows) if placement == "pre_skip" else normalised(whole)
+        return normalized(rows) + (whole - rows) if placement == "pre_skip" else normalized(whole)
 
     for train in (False, True):
         proof = compare(
@@ -38,15 +38,15 @@ def test_nystromformer(placement: str, landmarks: int) -> None:
 
 
 def test_nystromformer_without_a_skip() -> None:
-    module = first_attention(OWN["nystromformer"].build())
+    module = first_attention(HOOKED["nystromformer"].build())
     module.conv_kernel_size = None
     x = torch.randn(2, 12, 32, dtype=torch.float64)
-    proof = compare(module, x, config=PreconditionConfig(), reference=lambda inside, x: normalised(inside(x)[0]))
+    proof = compare(module, x, config=PreconditionConfig(), reference=lambda inside, x: normalized(inside(x)[0]))
     assert proof.error <= 1e-12
 
 
 def test_a_converted_model_is_copied_pickled_and_restored() -> None:
-    case: Case = OWN["nystromformer"]
+    case: Case = HOOKED["nystromformer"]
     model, given = case.build(), case.inputs()
     plain, state = outputs(model, given), model.state_dict().keys()
     precondition_(model, PreconditionConfig(gain=0.5), strict=True)

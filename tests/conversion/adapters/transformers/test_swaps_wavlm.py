@@ -10,13 +10,13 @@ from preconditioned_attention.conversion.adapters.transformers.swaps_wavlm impor
 from tests.helpers.explicit import relative_error
 from tests.helpers.oracle import compare
 from tests.helpers.transformers_cases import Case, first_attention, outputs
-from tests.helpers.transformers_modules import attention_class, normalised
-from tests.helpers.transformers_own_cases import OWN
+from tests.helpers.transformers_hook_cases import HOOKED
+from tests.helpers.transformers_modules import attention_class, normalized
 
 
 def test_wavlm() -> None:
     """torch's function with the identity for its projection gives the merged heads."""
-    module = first_attention(OWN["wavlm"].build())
+    module = first_attention(HOOKED["wavlm"].build())
     x, mask = torch.randn(2, 9, 32, dtype=torch.float64), torch.ones(2, 9)
     mask[1, 6:] = 0
 
@@ -25,7 +25,7 @@ def test_wavlm() -> None:
         with torch.no_grad():
             inside.out_proj.weight.copy_(torch.eye(32))
             inside.out_proj.bias.zero_()
-        return projection(normalised(inside(*args)[0]))
+        return projection(normalized(inside(*args)[0]))
 
     for train in (False, True):
         proof = compare(module.train(train), x, mask, config=PreconditionConfig(), reference=reference)
@@ -38,13 +38,13 @@ def test_wavlm() -> None:
 
 
 def test_a_converted_model_is_copied_pickled_and_restored() -> None:
-    case: Case = OWN["wavlm"]
+    case: Case = HOOKED["wavlm"]
     model, given = case.build(), case.inputs()
     plain, state = outputs(model, given), model.state_dict().keys()
     precondition_(model, PreconditionConfig(gain=0.5), strict=True)
     expected = outputs(model, given)
     file = io.BytesIO()
-    torch.save(first_attention(model), file)  # not the model: WavLM's weight-normalised convolution does not pickle
+    torch.save(first_attention(model), file)  # not the model: WavLM's weight-normalized convolution does not pickle
     file.seek(0)
     loaded = torch.load(file, weights_only=False)
     assert (type(loaded), repr(loaded)) == (type(first_attention(model)), repr(first_attention(model)))

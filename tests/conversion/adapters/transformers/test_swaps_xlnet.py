@@ -9,8 +9,8 @@ from preconditioned_attention.conversion.adapters.transformers.swaps_xlnet impor
 from tests.helpers.explicit import relative_error
 from tests.helpers.oracle import normalising_inside
 from tests.helpers.transformers_cases import Case, first_attention, outputs, tokens
+from tests.helpers.transformers_hook_cases import HOOKED
 from tests.helpers.transformers_modules import attention_class
-from tests.helpers.transformers_own_cases import OWN
 
 
 def test_xlnet_with_a_query_stream() -> None:
@@ -18,7 +18,7 @@ def test_xlnet_with_a_query_stream() -> None:
 
     Theirs mixes float32 in, hence the precision.
     """
-    model, given = OWN["xlnet"].build().float(), tokens()
+    model, given = HOOKED["xlnet"].build().float(), tokens()
     mapping = torch.zeros(2, 2, 12)
     mapping[:, 0, 3] = mapping[:, 1, 7] = 1.0
     hidden = torch.zeros(2, 12, 12)
@@ -34,7 +34,7 @@ def test_xlnet_with_a_query_stream() -> None:
 
 
 def test_a_converted_model_is_copied_pickled_and_restored() -> None:
-    case: Case = OWN["xlnet"]
+    case: Case = HOOKED["xlnet"]
     model, given = case.build(), case.inputs()
     plain, state = outputs(model, given), model.state_dict().keys()
     precondition_(model, PreconditionConfig(gain=0.5), strict=True)

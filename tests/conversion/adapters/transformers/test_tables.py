@@ -10,6 +10,7 @@ from preconditioned_attention.conversion.registry import class_name
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 from tests.helpers.oracle import compare, jitter_, normalising_inside
 from tests.helpers.transformers_cases import Case, check, first_attention, outputs, tokens
+from tests.helpers.transformers_hook_cases import HOOKED
 from tests.helpers.transformers_modules import (
     MODULES,
     SINGLE,
@@ -17,10 +18,9 @@ from tests.helpers.transformers_modules import (
     build,
     config,
     heads,
-    normalised,
+    normalized,
     rows,
 )
-from tests.helpers.transformers_own_cases import OWN
 
 DEFORMABLE = [
     name
@@ -49,33 +49,33 @@ IN_TEST_HOOKS = {
 }
 BY_HAND = {"wavlm", "nystromformer", "longformer", "led"}  # the watching oracle does not follow these
 SLICE = ["deberta-v2", "falcon", "levit", "xlnet"]
-REST = sorted(set(OWN) - BY_HAND - set(SLICE))
+REST = sorted(set(HOOKED) - BY_HAND - set(SLICE))
 
 
 @pytest.mark.parametrize("name", SLICE)
 def test_tiny_models(name: str) -> None:
-    check(OWN[name])
+    check(HOOKED[name])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REST)
 def test_more_tiny_models(name: str) -> None:
-    check(OWN[name])
+    check(HOOKED[name])
 
 
 @pytest.mark.slow
 def test_every_class_of_the_tables_is_in_some_test() -> None:
     tested = {class_name(attention_class(name)) for name in MODULES}
-    tested |= {class_name(type(module)) for case in OWN.values() for module in case.build().modules()}
+    tested |= {class_name(type(module)) for case in HOOKED.values() for module in case.build().modules()}
     parts = ("Flash", "BiMultiHead", "GlobalLocal", "VitsAttention", "NeighborhoodAttention")
     by_their_own_tests = {*DEFORMABLE, *(name for name in HOOKS if any(part in name for part in parts))}
     assert set(HOOKS) - by_their_own_tests - IN_TEST_HOOKS <= tested
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(OWN) - BY_HAND))
+@pytest.mark.parametrize("name", sorted(set(HOOKED) - BY_HAND))
 def test_tiny_models_in_training(name: str) -> None:
-    check(OWN[name], train=True)
+    check(HOOKED[name], train=True)
 
 
 def longformer_rows(module: nn.Module, x: Tensor, masked: Tensor, everywhere: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def longformer_rows(module: nn.Module, x: Tensor, masked: Tensor, everywhere: Te
 @pytest.mark.parametrize("with_global", [False, True])
 def test_longformer(name: str, with_global: bool) -> None:
     """Its softmax is in float32 whatever the dtype, hence the bound."""
-    module = first_attention(OWN[name].build())
+    module = first_attention(HOOKED[name].build())
     x = torch.randn(2, 12, 32, dtype=torch.float64)
     masked, everywhere = torch.zeros(2, 12, dtype=torch.bool), torch.zeros(2, 12, dtype=torch.bool)
     masked[1, 8:] = True
@@ -115,9 +115,9 @@ def test_longformer(name: str, with_global: bool) -> None:
 
 def test_both_ways_through_falcon() -> None:
     """It chooses between two computations inside its attention class."""
-    settings = OWN["falcon"].config
+    settings = HOOKED["falcon"].config
     sdpa, eager = (Case("falcon", {**settings, "attn_implementation": name}).build() for name in ("sdpa", "eager"))
-    given = OWN["falcon"].inputs()
+    given = HOOKED["falcon"].inputs()
     for model in (sdpa, eager):
         precondition_(model, strict=True)
     assert relative_error(outputs(eager, given), outputs(sdpa, given)) <= 1e-10
@@ -128,7 +128,7 @@ def test_both_ways_through_falcon() -> None:
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("name", ["bloom", "falcon", "gpt_neo", "gptj"])
 def test_generation_with_a_cache_equals_generation_without(name: str, cache: str) -> None:
-    model = jitter_(Case(OWN[name].model_type, OWN[name].config, model="AutoModelForCausalLM").build(), 0.5)
+    model = jitter_(Case(HOOKED[name].model_type, HOOKED[name].config, model="AutoModelForCausalLM").build(), 0.5)
     given, options = {"input_ids": tokens()["input_ids"][:1]}, {"do_sample": False, "pad_token_id": 0}
     options |= {"min_new_tokens": 5, "max_new_tokens": 5}
     precondition_(model)
@@ -201,11 +201,11 @@ def test_deformable_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
     def reference(inside: nn.Module, *args: Tensor) -> Tensor:
         if sampler is None:
-            inside.attn.register_forward_hook(lambda module, args, out: normalised(out))
+            inside.attn.register_forward_hook(lambda module, args, out: normalized(out))
             return inside(*args)[0]
         with monkeypatch.context() as patch:
             sample = getattr(library, sampler)
-            patch.setattr(library, sampler, lambda *args: normalised(sample(*args)))
+            patch.setattr(library, sampler, lambda *args: normalized(sample(*args)))
             return inside(*args)[0]
 
     for train in (False, True):
@@ -222,9 +222,9 @@ def test_flash_attention_classes(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip("transformers 5.24 has dropped it")
     module = {
         "bark": lambda: library.BarkSelfFlashAttention2(config(block_size=16), True),
-        "falcon": lambda: library.FalconFlashAttention2(OWN["falcon"].build().config, 0),
-        "gpt_neo": lambda: library.GPTNeoFlashAttention2(OWN["gpt_neo"].build().config, "global", 0),
-        "gptj": lambda: library.GPTJFlashAttention2(OWN["gptj"].build().config, 0),
+        "falcon": lambda: library.FalconFlashAttention2(HOOKED["falcon"].build().config, 0),
+        "gpt_neo": lambda: library.GPTNeoFlashAttention2(HOOKED["gpt_neo"].build().config, "global", 0),
+        "gptj": lambda: library.GPTJFlashAttention2(HOOKED["gptj"].build().config, 0),
     }[name]()
     rotary = torch.rand(1, 9, 8).double(), torch.rand(1, 9, 8).double()
     args = {"falcon": (None, None, None, None, False, False, rotary), "gptj": (None, None, torch.arange(9)[None])}
@@ -244,9 +244,9 @@ def test_flash_attention_classes(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def without_projection(inside: nn.Module, *args: Tensor) -> Tensor:
-    """An identity in the projection's place returns the merged heads, which are normalised and then projected."""
+    """An identity in the projection's place returns the merged heads, which are normalized and then projected."""
     projection, inside.out_proj = inside.out_proj, nn.Identity()
-    return projection(normalised(inside(*args)[0]))
+    return projection(normalized(inside(*args)[0]))
 
 
 @pytest.mark.parametrize("window", [None, 3])

@@ -14,27 +14,27 @@ from tests.helpers.transformers_cases import TEXT, Case
 from tests.helpers.transformers_modules import attention_class, config
 
 REFUSED = {
-    "bailing_hybrid.BailingHybridDeltaAttention": "normalised already",
+    "bailing_hybrid.BailingHybridDeltaAttention": "normalized already",
     "big_bird.BigBirdBlockSparseAttention": "converted as a whole",
     "bigbird_pegasus.BigBirdPegasusBlockSparseAttention": "converted as a whole",
-    "diffllama.DiffLlamaAttention": "normalised already",
+    "diffllama.DiffLlamaAttention": "normalized already",
     "florence2.Florence2VisionChannelAttention": "rows are channels",
-    "glm5_next.Glm5NextTextLinearAttention": "normalised already",
-    "granite_docling.GraniteDoclingDensityRouter": "averaged before any module sees them",
+    "glm5_next.Glm5NextTextLinearAttention": "normalized already",
+    "granite_docling.GraniteDoclingDensityRouter": "averaged before any module is called with them",
     "inkling2.Inkling2BlockAttentionResidual": "residual stream",
     "inkling2_loop.Inkling2LoopBlockAttentionResidual": "residual stream",
     "inkling2_loop.Inkling2LoopMessageAttentionResidual": "residual stream",
-    "kimi_linear.KimiLinearDeltaAttention": "normalised already",
-    "mgp_str.MgpstrA3Module": "normalised already: no heads, and a layer norm of every row",
+    "kimi_linear.KimiLinearDeltaAttention": "normalized already",
+    "mgp_str.MgpstrA3Module": "normalized already: no heads, and a layer norm of every row",
     "mobilevitv2.MobileViTV2LinearSelfAttention": "one context vector",
-    "muse_spark.MuseSparkTextAttention": "normalised already",
+    "muse_spark.MuseSparkTextAttention": "normalized already",
     "qwen2_5_omni.AttentiveStatisticsPooling": "rows of one entry",
     "rwkv.RwkvSelfAttention": "rows of one entry",
     "slanet.SLANetAttentionGRUCell": "recurrent cell",
     "slanext.SLANeXtAttentionGRUCell": "recurrent cell",
     "swiftformer.SwiftFormerEfficientAdditiveAttention": "one context vector",
-    "xlstm.xLSTMBackend": "normalised already",
-    "yoso.YosoSelfAttention": "normalised already: it scales every head's row to length one",
+    "xlstm.xLSTMBackend": "normalized already",
+    "yoso.YosoSelfAttention": "normalized already: it scales every head's row to length one",
 }
 
 assert list(registry.registered_adapters()), "the adapters are imported, and with them what is no attention"

@@ -92,7 +92,7 @@ def test_masks_and_a_query_with_nothing_to_attend_to(flash: bool) -> None:
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [({"laser": True}, "logarithm"), ({"hybrid_module": nn.Linear(12, 16)}, "normalised already")],
+    [({"laser": True}, "logarithm"), ({"hybrid_module": nn.Linear(12, 16)}, "normalized already")],
 )
 def test_refused(options: dict, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):

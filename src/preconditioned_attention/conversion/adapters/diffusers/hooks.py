@@ -15,7 +15,7 @@ from .tables import COMPOSITES, WITH_PROCESSOR, WITHOUT_PROCESSOR
 
 
 def check_processor(module: nn.Module, args: tuple[Any, ...]) -> None:
-    """A forward pre-hook that refuses a processor which came after the conversion and is not known."""
+    """A forward pre-hook that raises if the processor was replaced by one that is not known."""
     reason = unsupported_processor_reason(module.processor)
     if reason is not None:
         raise ValueError(
@@ -25,7 +25,7 @@ def check_processor(module: nn.Module, args: tuple[Any, ...]) -> None:
 
 
 class StreamsHook(OutputHook):
-    """An output hook for every stream that attention without projections returns."""
+    """A forward hook for attention without output projections, which returns one tensor per stream."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Precondition what comes out, one tensor or several."""

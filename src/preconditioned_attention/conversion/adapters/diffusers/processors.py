@@ -15,24 +15,24 @@ from .unsupported import UNSUPPORTED_PROCESSORS
 
 
 def unsupported_processor_reason(processor: object) -> str | None:
-    """Why modules with this processor cannot be served, or None."""
-    cls: Any = type(processor)  # mypy takes no class for hashable
+    """Why modules with this processor cannot be converted, or None."""
+    cls: Any = type(processor)  # mypy does not take a class as hashable
     name = class_name(cls)
     if name in KNOWN_PROCESSORS:
         if torch.compiler.is_compiling() or _is_read(cls, cls.__call__):
-            return None  # what compiles looked at the text before
-        return f"its processor {name}: its code is not that which was read in {versions_read('diffusers')}"
+            return None  # the text was compared in the pass before compilation
+        return f"its processor {name}: its source text is not one that was read in {versions_read('diffusers')}"
     if name in UNSUPPORTED_PROCESSORS:
         return f"its processor {name}: {UNSUPPORTED_PROCESSORS[name]}"
     return (
-        f"its processor {name} is not one that is known to hand one attention's heads, and nothing else, to the "
-        "output projections"
+        f"its processor {name} is not known to call the output projections with the heads of one attention and nothing "
+        "else"
     )
 
 
 @functools.lru_cache(maxsize=1024)
 def _is_read(cls: Any, call: Any) -> bool:
-    """Whether the processor's code was read; asked at every call, so kept for as long as its ``call`` is the same."""
+    """Whether the processor's source text is known; cached per ``call``, as it is checked at every forward pass."""
     return is_read(cls, cls, "__call__")
 
 

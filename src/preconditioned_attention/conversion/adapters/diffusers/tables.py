@@ -54,13 +54,13 @@ def _width_of_all_heads(module: nn.Module) -> int:
 def _attends_to_an_image(module: nn.Module) -> str | None:
     if getattr(module, "add_k_proj", None) is None:
         return None
-    return "it sums two attentions, to the text and to an image, before the first module that sees them"
+    return "it sums two attentions, to the text and to an image, before a module is called with them"
 
 
 def _has_a_gate(module: nn.Module) -> str | None:
     if module.to_gate_logits is None:
         return None
-    return "a gate per head multiplies the heads' outputs before the first module that sees them"
+    return "a gate per head multiplies the heads' outputs before a module is called with them"
 
 
 def _is_differential(module: nn.Module) -> str | None:
@@ -132,7 +132,7 @@ WITH_PROCESSOR = {
     _TRANSFORMERS + "wan_animate_2.WanAnimate2Attention": _WAN,
 }
 
-# Classes that compute on their own.
+# Classes that compute attention themselves.
 WITHOUT_PROCESSOR = {
     _AUTOENCODERS + "kl_hunyuanimage.HunyuanImageAttentionBlock": _PROJ_2D,
     _AUTOENCODERS + "kl_hunyuanimage_refiner.HunyuanImageRefinerAttnBlock": _PROJ_OUT_2D,

@@ -1,1 +1,1 @@
-"""open_clip: its own attention and the attention pooling of its ResNets."""
+"""open_clip: its `Attention` and the attention pooling of its ResNets."""

@@ -15,7 +15,7 @@ from ..table_hooks import HookRow, register_table
 def _scales_heads(module: nn.Module) -> str | None:
     if module.head_scale is None:
         return None
-    return "with scale_heads=True the heads are scaled before the first module that sees them"
+    return "with scale_heads=True the heads are scaled before a module is called with them"
 
 
 HOOKS = {

@@ -1,1 +1,1 @@
-"""PEFT: what is written beside its adapters."""
+"""PEFT: saving of adapters. PEFT itself has no attention."""

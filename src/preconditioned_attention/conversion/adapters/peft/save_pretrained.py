@@ -1,7 +1,7 @@
-"""PEFT: what its adapters say of the base that they were trained on. PEFT itself holds no attention.
+"""PEFT: a wrapper of `PeftModel.save_pretrained` that records the options of a preconditioned base model.
 
-One wrapper round `PeftModel.save_pretrained`, inert where the base is plain: an adapter is saved without its base, and
-one that was trained on a preconditioned base is not one for the plain base, whose name it bears.
+An adapter is saved without its base model, under the name of the plain one. The wrapper changes nothing for a plain
+base model.
 """
 
 from __future__ import annotations

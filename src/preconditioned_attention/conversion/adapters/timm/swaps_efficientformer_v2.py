@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ....layers import Preconditioner
 from ...registry import HeadShape, read_int, register_named
-from ..known_text_swap import RefusingTextSwap
+from ..known_text_swap import RequiredTextSwap
 
 
 class PreconditionedAttention2d(efficientformer_v2.Attention2d):
@@ -60,7 +60,7 @@ def _preconditioned_map(attention: Map2d, weights: Tensor, v: Tensor) -> Tensor:
     return attention.preconditioner(weights @ _heads(attention, v)).transpose(-2, -1).flatten(1, 2)
 
 
-class _Swap(RefusingTextSwap):
+class _Swap(RequiredTextSwap):
     read_in = "timm 1.0.31"
 
     def shape(self, module: nn.Module) -> HeadShape:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ....layers import Preconditioner
 from ...registry import HeadShape, register_named
-from ..known_text_swap import RefusingTextSwap
+from ..known_text_swap import RequiredTextSwap
 
 
 class PreconditionedSHMA(iformer.SHMA):
@@ -41,8 +41,8 @@ class PreconditionedSHMA(iformer.SHMA):
 
 
 @register_named("timm.models.iformer.SHMA")
-class SHMASwap(RefusingTextSwap):
-    """One head, multiplied by a gate before any module sees it."""
+class SHMASwap(RequiredTextSwap):
+    """One head, multiplied by a gate before any module is called with it."""
 
     honors_backend = True
     original = iformer.SHMA

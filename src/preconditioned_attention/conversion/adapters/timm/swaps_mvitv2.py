@@ -1,4 +1,4 @@
-"""timm: MViTv2's attention, which adds its query to the heads' outputs before any module sees them."""
+"""timm: MViTv2's attention, which adds its query to the heads' outputs before any module is called with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ...._symbolic import one_node
 from ....layers import Preconditioner
 from ...registry import register_named
-from ..known_text_swap import RefusingTextSwap
+from ..known_text_swap import RequiredTextSwap
 
 
 class PreconditionedMultiScaleAttention(mvitv2.MultiScaleAttention):
@@ -46,7 +46,7 @@ class PreconditionedMultiScaleAttention(mvitv2.MultiScaleAttention):
 
 
 @register_named("timm.models.mvitv2.MultiScaleAttention")
-class MultiScaleAttentionSwap(RefusingTextSwap):
+class MultiScaleAttentionSwap(RequiredTextSwap):
     """Residual pooling adds the query to the heads before the projection."""
 
     original = mvitv2.MultiScaleAttention

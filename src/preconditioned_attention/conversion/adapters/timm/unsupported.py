@@ -5,12 +5,12 @@ from __future__ import annotations
 from ...unsupported import UnsupportedClass
 
 _DIFFERENTIAL = (
-    "normalised already: differential attention normalises every head's rows itself (`sub_norm`), which undoes C"
+    "normalized already: differential attention normalizes every head's rows itself (`sub_norm`), which undoes C"
 )
 
 UNSUPPORTED = {
     "timm.layers.attention2d.MultiQueryAttentionV2": UnsupportedClass(
-        "no module sees the heads' outputs: they are projected by an einsum with a parameter"
+        "no module is called with the heads' outputs: they are projected by an einsum with a parameter"
     ),
     "timm.layers.diff_attention.DiffAttention": UnsupportedClass(_DIFFERENTIAL),
     "timm.layers.global_context.GlobalContext": UnsupportedClass(
@@ -29,7 +29,7 @@ UNSUPPORTED = {
         "separable linear attention: one context vector gates the values, and there are no heads' outputs"
     ),
     "timm.models.mvitv2.MultiScaleAttentionPoolFirst": UnsupportedClass(
-        "no module sees the heads' outputs: the pooled query is added to them before the projection"
+        "no module is called with the heads' outputs: the pooled query is added to them before the projection"
     ),
     "timm.models.swiftformer.EfficientAdditiveAttention": UnsupportedClass(
         "additive attention: no attention weights times values, so there are no heads' outputs"

@@ -1,8 +1,8 @@
 """torch.nn: `MultiheadAttention`, also inside `TransformerEncoder` and `TransformerDecoder`.
 
-`MultiheadAttention` hands its output projection's weight to a functional, so hooks on the projection never fire, and
-in evaluation `TransformerEncoderLayer` reads its parameters and never calls it. Hence a class swap with a forward of
-our own, and a pre-hook that does nothing: PyTorch leaves its encoder fast path when a submodule has a hook.
+`MultiheadAttention` passes the weight of its output projection to a function, so that hooks on the projection are never
+called, and in evaluation `TransformerEncoderLayer` reads its parameters and does not call it. Hence a class swap, and a
+pre-hook that does nothing: with a hook on a submodule, PyTorch does not use its encoder fast path.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class PreconditionedMultiheadAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """Nested self-attention (what `TransformerEncoder` sends in evaluation): pad, attend, cut to length again."""
         if x.layout != torch.strided:
-            raise ValueError(f"nested input is served in the strided layout; got {x.layout}: pad the sequences instead")
+            raise ValueError(f"nested input needs the strided layout; got {x.layout}: pad the sequences instead")
         if not self.batch_first:
             raise ValueError("nested input needs batch_first=True: a nested tensor is a batch of sequences")
         lengths = [sequence.shape[0] for sequence in x.unbind()]
@@ -164,7 +164,7 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def leave_fast_path(module: nn.Module, args: tuple[Any, ...]) -> None:
-    """A pre-hook that does nothing: that it is there makes `TransformerEncoderLayer` call its attention."""
+    """A pre-hook that does nothing; because of it `TransformerEncoderLayer` calls its attention."""
 
 
 @register_named("torch.nn.modules.activation.MultiheadAttention")

@@ -31,14 +31,14 @@ class PreconditionedMultiscaleAttention(mvit.MultiscaleAttention):
             scores = mvit._add_rel_pos(scores, q, q_thw, k_thw, self.rel_pos_h, self.rel_pos_w, self.rel_pos_t)
         rows = self.preconditioner(scores.softmax(dim=-1) @ v)
         if self.residual_pool:
-            # not in place, as upstream has it: whoever observes the preconditioner holds these rows
+            # not in place, unlike upstream: observers of the preconditioner keep these rows
             rows = rows + (q if self.residual_with_cls_embed else F.pad(q[:, :, 1:], (0, 0, 1, 0)))
         return self.project(rows.transpose(1, 2).flatten(2)), q_thw
 
 
 @register_named("torchvision.models.video.mvit.MultiscaleAttention")
 class MultiscaleSwap(KnownTextSwap):
-    """No module sees the heads' outputs."""
+    """No module is called with the heads' outputs."""
 
     original = mvit.MultiscaleAttention
     replacement = PreconditionedMultiscaleAttention

@@ -1,9 +1,9 @@
-"""transformers: every module that looks its attention function up in `ALL_ATTENTION_FUNCTIONS`.
+"""transformers: modules that look up their attention function in `ALL_ATTENTION_FUNCTIONS`.
 
-One wrapper around that look-up, installed once when this file is imported. The function it hands out is the one that
-was asked for, and it passes the output on untouched unless the calling module has a :class:`Preconditioner` as its
-child. So masks, implementation names, caches and every other model stay as they are, and a model that switches its
-implementation stays converted. A second wrapper, round `save_pretrained`, is inert for models without one too.
+Importing this file wraps `AttentionInterface.get_interface` once. The wrapper returns the requested function, whose
+output is unchanged unless the calling module has a :class:`Preconditioner` as its child. So masks, implementation
+names, caches and all other models stay as they are, and a model that changes its implementation stays converted.
+`save_pretrained` is wrapped too, and is unchanged for models without a preconditioner.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from ...source_texts.reachable_code import Reached, reachable_from
 from . import sdpa
 from .unsupported import UNSUPPORTED
 
-_INNER_NORMS = ("attn_sub_norm", "inner_attn_ln")  # what norms of the merged heads are called
+_INNER_NORMS = ("attn_sub_norm", "inner_attn_ln")  # names of norms of the merged heads
 
 
 class DispatchedPreconditioner(Preconditioner):
-    """The preconditioner of a module that dispatches. Unpickling it imports this file, which installs the wrapper."""
+    """The preconditioner of a module that uses the look-up. Unpickling it imports this file."""
 
 
 class Interface(Adapter):
-    """The module's preconditioner is its own flag: the wrapper looks for it at every call."""
+    """Nothing but the child module: the wrapper checks for it at every call."""
 
     mechanism = "attention interface"
     honors_backend = True
 
     def unsupported_reason(self, module: nn.Module) -> str | None:
-        """Modules that may go around the look-up, and one head before a norm."""
+        """Modules that may bypass the look-up, and one head before a norm."""
         if getattr(module, "reorder_and_upcast_attn", False):
             return "reorder_and_upcast_attn=True computes eager attention without the look-up; set it to False"
         norms = (getattr(module, name, None) for name in _INNER_NORMS)
@@ -48,7 +48,7 @@ class Interface(Adapter):
         return next((why for norm in norms if (why := normalized_already(norm, shape)) is not None), None)
 
     def shape(self, module: nn.Module) -> HeadShape:
-        """From the attribute names in use across the models, the module's own before its config's; or a projection."""
+        """From the attribute names in use across the models, of the module or else of its config; or a projection."""
         num_heads, head_dim, width = (
             read_int(module, *names) or read_int(getattr(module, "config", None), *names)
             for names in (
@@ -64,12 +64,12 @@ class Interface(Adapter):
         return HeadShape(num_heads, head_dim)
 
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
-        """Make the child one that brings the wrapper along when the model is unpickled elsewhere."""
-        if type(preconditioner) is Preconditioner:  # a probe, which only looks, stays one
+        """Change the child's class, so that unpickling the model in another process imports this file."""
+        if type(preconditioner) is Preconditioner:  # not a probe of the monitor
             preconditioner.__class__ = DispatchedPreconditioner
 
     def detach(self, module: nn.Module) -> None:
-        """Nothing: without its child the module is as it was."""
+        """Nothing to undo beside the child."""
 
 
 _INTERFACE = Interface()
@@ -77,9 +77,9 @@ _INTERFACE = Interface()
 
 @register_finder
 def find_dispatching(cls: type[nn.Module]) -> Adapter | None:
-    """The adapter, if what ``cls`` runs looks its attention function up and is a text that was read.
+    """The adapter, if the code of ``cls`` looks up its attention function and its source text is known.
 
-    By the text, not the name: so copies in other files and code of a checkpoint's author are served, too.
+    The name does not count, so copies in other files and code that comes with a checkpoint are supported, too.
     """
     reached = reachable_from(cls)
     if not _looks_up(reached):
@@ -89,13 +89,13 @@ def find_dispatching(cls: type[nn.Module]) -> Adapter | None:
 
 @register_likeness
 def like_dispatching(cls: type[nn.Module]) -> str | None:
-    """Of a class that looks its attention function up, or once did, that nobody has read what it computes."""
+    """The reason why a class that looks up its attention function, or did so in another version, is not supported."""
     names = known_texts()["transformers"]["look_ups"]
     if not _looks_up(reachable_from(cls)) and not any(class_name(base) in names for base in cls.__mro__):
         return None
     return (
-        f"its code is none of those that look attention up in ALL_ATTENTION_FUNCTIONS and were read in "
-        f"{versions_read('transformers')}: what it returns may be no head's row"
+        "its source text is none of those that look up attention in ALL_ATTENTION_FUNCTIONS and were read in "
+        f"{versions_read('transformers')}: what it returns may not be the heads' outputs"
     )
 
 
@@ -112,7 +112,7 @@ def _attend(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> Any:
-    """``attention`` and the calling module's preconditioner, if it has one: in one where that is known, or in turn."""
+    """``attention``, followed by the calling module's preconditioner if it has one, or the fused form of both."""
     preconditioner = getattr(module, "preconditioner", None)
     if not isinstance(preconditioner, Preconditioner):
         return attention(module, query, key, value, attention_mask, **options)
@@ -129,7 +129,7 @@ def _install() -> None:
 
     @functools.wraps(look_up)
     def get_interface(self: Any, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        # Made anew at each look-up: a cache would keep torch.compile from seeing through it.
+        # A new partial at each look-up: torch.compile does not trace through a cached one.
         return functools.partial(_attend, look_up(self, *args, **kwargs))
 
     AttentionInterface.get_interface = get_interface  # type: ignore[method-assign]

@@ -1,9 +1,8 @@
-"""transformers' `sdpa` attention with the preconditioned function in the place of the plain one.
+"""transformers: its `sdpa` attention function with `Preconditioner.attend` instead of `scaled_dot_product_attention`.
 
-Theirs prepares its arguments and calls `scaled_dot_product_attention`. Here the same preparation, with their own
-helpers, is followed by the preconditioner's `attend`, so that the fused form serves converted models. It was written
-against one text of their function and for its common calls; for anything else :func:`serves` says no, and the caller
-scales the rows of what theirs returns.
+The arguments are prepared as in `sdpa_attention_forward`, by the same functions of transformers. This replaces only
+known source texts of that function, and its common calls; for all others :func:`supports` is False, and the
+caller scales the rows that their function returns.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ _COMMON_OPTIONS = {"dropout", "scaling", "is_causal"}
 
 
 def supports(module: nn.Module, query: Tensor, options: dict[str, Any]) -> bool:
-    """Whether :func:`attend` does for this call what theirs does.
+    """Whether :func:`attend` computes what their function does in this call.
 
     Not for soft-capped, biased or paged attention, nor for single-token decoding with shared key heads, which theirs
-    packs in a way of its own.
+    packs differently.
     """
     special = (name for name, value in options.items() if name not in _COMMON_OPTIONS and value is not None)
     if not _TEXT_IS_KNOWN or torch.jit.is_tracing():

@@ -1,4 +1,4 @@
-"""transformers: ESMFold, whose attention gates its heads before any module sees them."""
+"""transformers: ESMFold, whose attention gates its heads before any module is called with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers: ESMFold2, whose attention over an alignment gates its heads before any module sees them."""
+"""transformers: ESMFold2, whose attention over an alignment gates its heads before any module is called with them."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def _masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 @register_named("transformers.models.nystromformer.modeling_nystromformer.NystromformerSelfAttention")
 class NystromformerSwap(KnownTextSwap):
-    """Its skip is added before any module sees the heads' outputs."""
+    """Its skip is added before any module is called with the heads' outputs."""
 
     original = nystromformer.NystromformerSelfAttention
     replacement = PreconditionedNystromformerSelfAttention

@@ -37,7 +37,7 @@ class PreconditionedXLNetRelativeAttention(xlnet.XLNetRelativeAttention):
 
 @register_named("transformers.models.xlnet.modeling_xlnet.XLNetRelativeAttention")
 class XLNetSwap(KnownTextSwap):
-    """No module sees the heads' outputs."""
+    """No module is called with the heads' outputs."""
 
     original = xlnet.XLNetRelativeAttention
     replacement = PreconditionedXLNetRelativeAttention

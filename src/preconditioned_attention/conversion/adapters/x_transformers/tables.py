@@ -23,7 +23,7 @@ def _changes_rows(module: nn.Module) -> str | None:
     if module.laser:
         return "with laser=True a head's output is the logarithm of what its attention returns"
     if module.hybrid_module is not None:
-        return "normalised already: with a hybrid module every head's rows pass through `hybrid_norms`"
+        return "normalized already: with a hybrid module every head's rows pass through `hybrid_norms`"
     return None
 
 

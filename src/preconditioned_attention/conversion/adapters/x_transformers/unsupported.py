@@ -7,6 +7,6 @@ from ...unsupported import UnsupportedClass
 UNSUPPORTED = {
     # Looked up only where it is not a part of `Attention`.
     "x_transformers.attend.Attend": UnsupportedClass(
-        "it computes for an Attention, which is converted as a whole; this one is held by something else"
+        "it is a part of an Attention, which is converted as a whole, and is used outside of it here"
     ),
 }

@@ -1,4 +1,4 @@
-"""Tiny random transformers models whose attention does not look its function up, with inputs."""
+"""Tiny random transformers models whose attention is converted by hooks or swaps, not by the look-up; with inputs."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ _FUNNEL = {
     "num_decoder_layers": 1,
 }
 
-OWN = {
+HOOKED = {
     "luke": Case("luke", {**TEXT, "entity_vocab_size": 12, "entity_emb_size": 16}, entities),
     "squeezebert": Case("squeezebert", {**TEXT, "embedding_size": 32, "q_groups": 2, "k_groups": 2, "v_groups": 2}),
     "ibert": Case("ibert", TEXT),
