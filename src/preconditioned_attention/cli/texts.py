@@ -23,15 +23,15 @@ def texts(
         library: The library, such as transformers, timm or torch.
         accept: Names, as printed, of classes that you have reviewed, including what happens to the rows of heads.
     """
-    from ..lab.census.reading import readings, record
+    from ..lab.census.source_review import record_review, source_texts
 
-    unread = {reading.name: reading for reading in readings(library) if not reading.is_known()}
-    check_known("class to accept", accept, tuple(unread))
+    unreviewed = {text.name: text for text in source_texts(library) if not text.is_reviewed()}
+    check_known("class to accept", accept, tuple(unreviewed))
     if accept:
-        record([unread[name] for name in accept], library)
-    left = [reading for name, reading in unread.items() if name not in accept]
-    for reading in left:
-        print(f"# {reading.name}\n{reading.code()}")
+        record_review([unreviewed[name] for name in accept], library)
+    left = [text for name, text in unreviewed.items() if name not in accept]
+    for text in left:
+        print(f"# {text.name}\n{text.code()}")
     print(f"{len(accept)} recorded as read, {len(left)} left.", file=sys.stderr)
     if left:
         sys.exit(1)

@@ -14,7 +14,7 @@ from .detection.runtime import call_arguments, detect_in_run, unlisted_attention
 from .detection.static import computes_attention
 from .guards.dynamic_class import unknown_reason
 from .guards.instance_forward import unknown_forward_reason
-from .registry import Adapter, HeadShape, class_name, find_adapter, has_namesake, is_composite, unread_reason
+from .registry import Adapter, HeadShape, class_name, find_adapter, has_namesake, is_composite, unreviewed_reason
 from .report import ConversionEntry, ConversionReport, Status
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -88,7 +88,7 @@ def _known_by_class(model: nn.Module, request: Request) -> Iterator[PlannedModul
         if adapter is not None:
             parts.update(f"{path}.{part}" if path else part for part in adapter.parts)
             yield _known(path, module, adapter, request)
-        elif not is_composite(module) and ((unread := unread_reason(module)) or computes_attention(module)):
+        elif not is_composite(module) and ((unread := unreviewed_reason(module)) or computes_attention(module)):
             yield _unknown(path, module, _why_unknown(module, unread))
 
 

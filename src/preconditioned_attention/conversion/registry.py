@@ -17,7 +17,7 @@ from ..layers import Preconditioner
 from ..selection import AttentionKind
 from .class_names import class_name as class_name
 from .class_names import existing_class
-from .source_texts.known_texts import is_read, known_texts, versions_read
+from .source_texts.known_texts import is_reviewed, known_texts, reviewed_versions
 from .source_texts.reachable_code import reachable_from
 from .unsupported import UnsupportedClass, unsupported_classes
 
@@ -345,7 +345,7 @@ def _knows(adapter: Adapter, module: nn.Module, registered: type[nn.Module]) -> 
     if not _is_ours(adapter) or isinstance(adapter, UnsupportedAdapter) or converted:
         return True
     parts = _parts(adapter, module)
-    return is_read(type(module), registered) and all(_is_read_part(part, registered) for part in parts)
+    return is_reviewed(type(module), registered) and all(_is_reviewed_part(part, registered) for part in parts)
 
 
 def _parts(adapter: Adapter, module: nn.Module) -> Iterator[nn.Module]:
@@ -355,15 +355,15 @@ def _parts(adapter: Adapter, module: nn.Module) -> Iterator[nn.Module]:
             yield module.get_submodule(path)
 
 
-def _is_read_part(part: nn.Module, registered: type[nn.Module]) -> bool:
-    return _library(type(part)) == _library(registered) and is_read(type(part), type(part))
+def _is_reviewed_part(part: nn.Module, registered: type[nn.Module]) -> bool:
+    return _library(type(part)) == _library(registered) and is_reviewed(type(part), type(part))
 
 
 def _library(cls: type) -> str:
     return cls.__module__.partition(".")[0]
 
 
-def unread_reason(module: nn.Module) -> str | None:
+def unreviewed_reason(module: nn.Module) -> str | None:
     """Why no adapter of this package supports a module that has the name or the look of one it supports, or None."""
     cls = type(module)
     load_adapters()
@@ -375,7 +375,7 @@ def unread_reason(module: nn.Module) -> str | None:
 
 def _of_another_text(cls: type[nn.Module], registered: type[nn.Module]) -> str:
     library = _library(registered)
-    read = f", as read in {versions_read(library)}," if library in known_texts() else ""
+    read = f", as read in {reviewed_versions(library)}," if library in known_texts() else ""
     return (
         f"the code that {class_name(cls)} or a part of it runs is not that of {class_name(registered)}{read} which its "
         "adapter knows; register an adapter for it with register_adapter"

@@ -44,7 +44,7 @@ CHILD = HookRow(num_heads=2, head_dim=3, form="split", output_of="product", part
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """The registry as it was, and every text known."""
     monkeypatch.setattr(registry, "_adapters", {})
-    monkeypatch.setattr(registry, "is_read", lambda *_: True)
+    monkeypatch.setattr(registry, "is_reviewed", lambda *_: True)
 
 
 @pytest.mark.parametrize("row", [BEFORE, CHILD], ids=["hook target", "output of a child"])

@@ -11,8 +11,8 @@ from torch import nn
 
 from preconditioned_attention import precondition_, restore_
 from preconditioned_attention.conversion.plan import plan_conversion
-from preconditioned_attention.conversion.registry import find_adapter, unread_reason
-from preconditioned_attention.conversion.source_texts.known_texts import known_texts, versions_read
+from preconditioned_attention.conversion.registry import find_adapter, unreviewed_reason
+from preconditioned_attention.conversion.source_texts.known_texts import known_texts, reviewed_versions
 from preconditioned_attention.layers import MultiheadAttention
 
 LLAMA = "transformers.models.llama.modeling_llama"
@@ -175,10 +175,12 @@ def test_what_is_converted_is_restored_whatever_became_of_its_class(monkeypatch:
 
 def test_the_reason_names_the_versions_that_were_read(monkeypatch: pytest.MonkeyPatch) -> None:
     module = module_of("timm, by table")
-    assert unread_reason(nn.Linear(2, 2)) is None
+    assert unreviewed_reason(nn.Linear(2, 2)) is None
     monkeypatch.setattr(known_class("timm, by table"), "forward", lambda self, x: x)
-    assert versions_read("timm").startswith("timm 1.0.16 to ")
-    assert f"as read in {versions_read('timm')}, which its adapter knows; register an adapter" in unread_reason(module)
+    assert reviewed_versions("timm").startswith("timm 1.0.16 to ")
+    assert f"as read in {reviewed_versions('timm')}, which its adapter knows; register an adapter" in unreviewed_reason(
+        module
+    )
 
 
 def test_without_a_source_code_has_to_be_where_its_class_is(monkeypatch: pytest.MonkeyPatch) -> None:

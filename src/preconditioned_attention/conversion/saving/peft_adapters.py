@@ -1,4 +1,4 @@
-"""Adapters of PEFT: one that was trained on a preconditioned base is loaded on such a base, or not at all."""
+"""`load_adapter`: loading PEFT's adapters onto a base with the conversion that they were trained on."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _HUB = ("cache_dir", "force_download", "token", "local_files_only", "revision", 
 
 
 def load_adapter(model: nn.Module, folder: str | Path, **kwargs: Any) -> Any:
-    """`PeftModel.from_pretrained`, if ``model`` is converted as the base was on which the adapter was trained.
+    """`PeftModel.from_pretrained`, if ``model`` has the conversion of the base that the adapter was trained on.
 
-    An adapter is saved without its base. Where the base was preconditioned, ``adapter_config.json`` says so; PEFT's own
-    loader warns of a key that it does not know and goes on.
+    An adapter is saved without its base. If the base was preconditioned, ``adapter_config.json`` says so; PEFT's own
+    loader warns about the unknown key and goes on.
 
     Args:
         model: the base.

@@ -1,4 +1,4 @@
-"""transformers' folders: a preconditioned model saved with `save_pretrained` comes back as one."""
+"""`from_pretrained`: loading preconditioned models that transformers' `save_pretrained` wrote."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MARKER = "requires_preconditioned_attention"
 
 
 def from_pretrained(model_class: Any, folder: str | Path | None, **kwargs: Any) -> Any:
-    """Load a model that was converted and then saved with `save_pretrained`, converted as it was.
+    """Load a converted model that `save_pretrained` wrote, with its conversion.
 
-    transformers' own `from_pretrained` refuses such a folder. This takes what that takes, does what that does, and
-    converts the model by what `config.json` says before the weights come in, gains among them. The weights' marks
-    decide: where `config.json` says something else, that is an error.
+    transformers' own `from_pretrained` raises for such a folder. This function takes the same arguments, and converts
+    the model as `config.json` describes before the weights, which include gains, are loaded. It raises if the marks in
+    the weights and `config.json` disagree.
 
     Args:
         model_class: a class of transformers with `from_pretrained`, such as ``AutoModelForCausalLM``.
@@ -33,7 +33,7 @@ def from_pretrained(model_class: Any, folder: str | Path | None, **kwargs: Any) 
             ``subfolder``, ``output_loading_info``, ``config``, ...
 
     Returns:
-        The model, or what else `from_pretrained` of transformers returns for these arguments.
+        What `from_pretrained` of transformers returns for these arguments.
 
     Raises:
         ValueError: the folder's model was not saved preconditioned, its weights and its config.json disagree, or
@@ -59,7 +59,7 @@ def from_pretrained(model_class: Any, folder: str | Path | None, **kwargs: Any) 
 def _read_config(
     folders: Any, model_class: Any, folder: str | Path | None, kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
-    """The plain configuration, the entry that describes the conversion, and the arguments that are left."""
+    """The plain configuration, the entry that describes the conversion, and the remaining arguments."""
     transformers = require("transformers", extra="language")
     rest = {key: value for key, value in kwargs.items() if key != "config"}
     given = kwargs.get("config")
@@ -79,7 +79,7 @@ def _read_config(
 
 
 def _why_not(model_class: Any, folder: str | Path | None, kwargs: dict[str, Any]) -> str:
-    """What is wrong with a folder whose config.json has no entry; its weights say which of two things it is."""
+    """The error for a folder whose config.json has no entry: it depends on whether the weights have marks."""
     _, info = model_class.from_pretrained(folder, **{**kwargs, "output_loading_info": True})
     marked = sorted(key for key in info["unexpected_keys"] if key.endswith(_MARKER))
     if marked:
@@ -96,7 +96,7 @@ def _why_not(model_class: Any, folder: str | Path | None, kwargs: dict[str, Any]
 
 
 def _attach(model: nn.Module, entry: dict[str, Any]) -> None:
-    """Convert what ``entry`` lists, as it says."""
+    """Convert the modules that ``entry`` lists."""
     from .standalone.preconditioned_folder import find_modules, said
 
     options = {path: said(entry, name) for path, name in find_modules(model, entry).items()}
@@ -112,7 +112,7 @@ def _attach(model: nn.Module, entry: dict[str, Any]) -> None:
 
 
 def _hook_again(model: nn.Module) -> None:
-    """Hook the layers that a quantiser has put in the place of those that were hooked when the model was built."""
+    """Hook the layers by which a quantizer has replaced those that were hooked when the model was built."""
     for _, module in preconditioned_modules(model):
         adapter, preconditioner = find_adapter(module), preconditioner_of(module)
         if adapter is not None and adapter.mechanism == "pre-hook":
@@ -131,7 +131,7 @@ def _expect_old_mark(preconditioner: nn.Module) -> None:
 
 
 def _read_old_marks(model: nn.Module, folder: str | Path | None) -> None:
-    """Check what old marks say, now that they are loaded, and put such as are written today in their place."""
+    """Check marks of the old form, now that they are loaded, and replace them by marks of the present form."""
     for path, module in preconditioned_modules(model):
         preconditioner = preconditioner_of(module)
         mark = preconditioner._buffers[_MARKER]

@@ -1,7 +1,7 @@
-"""Weights in safetensors files that say in their metadata how the model was converted.
+"""Safetensors files with the conversion of the model in their metadata.
 
-The mark in the state dict says that a checkpoint was trained with preconditioned attention, if it was not switched off;
-the metadata says with which options, module by module, and can be read without loading anything.
+The mark in the state dict, unless it is disabled, says that a checkpoint was trained with preconditioned attention. The
+metadata has the options of every module, and can be read without loading anything.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from ...selection import split_options
 from ..attachment import preconditioned_modules, preconditioner_of
 
 CONFIG_ENTRY = "preconditioned_attention"
-"""What a conversion is written under in the metadata of a file."""
+"""The key of the conversion in the metadata of a file."""
 
 MARKS_ENTRY = f"{CONFIG_ENTRY}_marks"
 
-# What may differ between a file and a model that loads it: how it is computed, and the backward pass.
 _MARK = ".preconditioner.requires_preconditioned_attention"
-_FREE = ("backend", "gradient")
+_FREE = ("backend", "gradient")  # may differ between a file and the model: outputs are the same
 
 
 def conversion_metadata(model: nn.Module) -> dict[str, str]:
-    """What a safetensors file of ``model`` should say of its conversion: for `safetensors.torch.save_file`'s metadata.
+    """Metadata that describes the conversion of ``model``, for `safetensors.torch.save_file`.
 
-    ``"preconditioned_attention"``: JSON, from the path of every converted module to its options; beside it
-    ``"preconditioned_attention_marks"``, those modules that leave a mark in the state dict. Empty for a plain model.
+    ``"preconditioned_attention"`` is JSON, from the path of every converted module to its options;
+    ``"preconditioned_attention_marks"`` lists the modules with a mark in the state dict. Empty for a plain model.
     """
     modules = converted_options(model)
     marked = [path for path, module in preconditioned_modules(model) if path in modules and _is_marked(module)]
@@ -44,7 +43,7 @@ def save_safetensors(model: nn.Module, path: str | Path) -> None:
 
     Args:
         model: converted or plain.
-        path: the file; it is replaced once the new one is complete.
+        path: the file; an existing one is replaced once the new one is complete.
 
     Raises:
         OSError: it could not be written; a file that was there is as it was.
@@ -61,10 +60,10 @@ def save_safetensors(model: nn.Module, path: str | Path) -> None:
 
 
 def load_safetensors(model: nn.Module, path: str | Path) -> None:
-    """Load the weights in ``path`` into ``model``, if the two were converted alike.
+    """Load the weights in ``path`` into ``model``, if both have the same conversion.
 
-    A file that says nothing of a conversion loads as it always did, into a converted model with a warning. So does a
-    file whose model had another gradient, which changes further training and no output.
+    A file without such metadata is loaded as by safetensors, into a converted model with a warning. A file whose model
+    had another ``gradient`` is loaded with a warning too: that changes further training and no output.
 
     Raises:
         ValueError: the file says that other modules were converted, or with other options, or its metadata says that
@@ -81,7 +80,7 @@ def load_safetensors(model: nn.Module, path: str | Path) -> None:
 
 
 def _warn_unmarked(saved: dict[str, dict[str, Any]] | None, own: dict[str, dict[str, Any]], path: Path) -> None:
-    """What a module with a mark says itself while it is loaded."""
+    """The warnings that a module with a mark gives itself when it is loaded."""
     if saved is None:
         warnings.warn(
             f"{path} does not say that it was trained with preconditioned attention, and the model is preconditioned; "
@@ -124,7 +123,7 @@ def _saved_modules(path: Path) -> dict[str, dict[str, Any]] | None:
 
 
 def _check_marks(modules: dict[str, Any], said: str | None, found: set[str], path: Path) -> None:
-    """Raise if metadata, which is easily passed on to weights of another model, and weights disagree."""
+    """Raise if the metadata and the weights disagree, as when metadata was copied to the weights of another model."""
     missing = set() if said is None else set(json.loads(said)) - found
     for name in sorted(missing | (found - set(modules))):
         says, weights = (
@@ -137,7 +136,7 @@ def _check_marks(modules: dict[str, Any], said: str | None, found: set[str], pat
 
 
 def check_alike(saved: dict[str, dict[str, Any]], own: dict[str, dict[str, Any]], path: Path) -> None:
-    """Raise unless a file and a model name the same modules, with the same options but for how they are computed."""
+    """Raise unless a file and a model have the same converted modules with the same options, up to `_FREE`."""
     for name in sorted(saved.keys() | own.keys()):
         if name not in own:
             raise ValueError(

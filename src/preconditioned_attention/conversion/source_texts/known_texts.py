@@ -1,8 +1,8 @@
-"""Which texts of other libraries' attention classes somebody has read: the table `known_texts.json`.
+"""The table `known_texts.json`: which source texts of other libraries' attention classes have been reviewed.
 
-An adapter was written against what a class computes. A class of that name counts as known only while its code, the
-methods that its forward reaches and the functions of their file, is a text that was read: a newer version may compute
-something else under the old name, and so may whoever assigns a forward of his own to the class.
+An adapter is written for what a class computes. A class of that name is supported only while the methods that its
+forward reaches and the functions of their file have a text that was reviewed: another version may compute something
+else under the same name, and so may a forward that was assigned to the class.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from .reachable_code import Reached, function_digest, methods_digest, package_of
 
 TABLE = Path(__file__).with_name("known_texts.json")
 
-# They turn queries and keys before attention, never what it returns, and are what kernel libraries replace; or they
-# stand for a kernel that needs a GPU or a package of its own, and whatever takes their place returns the same.
+# They rotate queries and keys before attention and are replaced by kernel libraries; or they wrap a kernel that needs a
+# GPU or a package of its own, and their replacements return the same.
 _MAY_BE_REPLACED = ("rotary", "rope", "rotate_half", "mra2_attention", "natten")
 
 
 class Library(TypedDict):
-    """What was read of one library.
+    """The reviews of one library.
 
     Args:
-        versions: those that were read.
+        versions: the reviewed versions.
         classes: name of a class -> digests of its texts.
-        look_ups: the same, of classes that are served because of their text alone.
-        functions: name of a function that those texts call, of their own file -> digests of its texts.
+        look_ups: the same, of classes that are supported by their text alone, whatever their name.
+        functions: name of a function of the same file that those texts call -> digests of its texts.
     """
 
     versions: list[str]
@@ -47,11 +47,11 @@ def known_texts() -> dict[str, Library]:
     return table
 
 
-def is_read(cls: type, registered: type, entry: str = "forward") -> bool:
-    """Whether what ``cls``, which is ``registered`` or inherits from it, runs is a text that was read.
+def is_reviewed(cls: type, registered: type, entry: str = "forward") -> bool:
+    """Whether the code of ``cls``, which is ``registered`` or derives from it, was reviewed.
 
-    Where the source is not at hand (a frozen program), or nothing was recorded (our own layers), what it runs has to
-    be defined in the file of the class that holds it, ``registered`` or a base of it.
+    Where the source is not available (a frozen program), or nothing is recorded (our own layers), the code has to be
+    defined in the file of its class, ``registered`` or a base of it.
     """
     library = known_texts().get(registered.__module__.partition(".")[0])
     reached = reachable_from(cls, entry)
@@ -61,15 +61,15 @@ def is_read(cls: type, registered: type, entry: str = "forward") -> bool:
     return digest in library["classes"].get(class_name(registered), ()) and _calls_known_functions(reached, library)
 
 
-def is_read_lookup(reached: Reached, library: str) -> bool:
-    """Whether it is a text of a class of ``library`` that is served because of its text alone, whoever defines it."""
+def is_reviewed_lookup(reached: Reached, library: str) -> bool:
+    """Whether it is a reviewed text of a class that looks its attention function up in ``library``."""
     table = known_texts()[library]
     return methods_digest(reached) in lookup_digests(library) and _calls_known_functions(reached, table)
 
 
 @functools.cache
 def lookup_digests(library: str) -> frozenset[str]:
-    """The digests of all texts that are served whatever their class is called."""
+    """The digests of all texts that are supported whatever the name of their class."""
     return frozenset().union(*known_texts()[library]["look_ups"].values())
 
 
@@ -81,21 +81,21 @@ def _is_defined_in_place(reached: Reached, registered: type) -> bool:
 
 
 def _is_of_file(layers: tuple[FunctionType, ...], holder: type) -> bool:
-    """Whether the innermost is defined in the file of the class that holds it, and the others by decorators."""
+    """Whether the innermost is defined in the file of its class, and the others by decorators."""
     *around, function = layers
     packages = {holder.__module__.partition(".")[0], "torch", "contextlib"}
     return function.__globals__ is _file_of(holder, function) and {package_of(layer) for layer in around} <= packages
 
 
 def _file_of(holder: type, default: FunctionType) -> dict[str, object]:
-    """The globals of a class's file, by its constructor; those of ``default`` if it has none of its own."""
+    """The globals of a class's file, from its constructor; those of ``default`` if it defines none."""
     constructor = vars(holder).get("__init__")
     constructor = inspect.unwrap(constructor) if callable(constructor) else None
     return (constructor if isinstance(constructor, FunctionType) else default).__globals__
 
 
 def _calls_known_functions(reached: Reached, library: Library) -> bool:
-    """Whether every function that is known by its name has a known text, and no other stands in the file."""
+    """Whether every function of the file, and every imported one in the table, has a reviewed text."""
     known = library["functions"]
     named = {*reached.functions, *((name, function) for name, function in reached.imported if name in known)}
     return all(function_digest(function) in known.get(name, ()) for name, function in named if concerns_rows(name))
@@ -106,7 +106,7 @@ def concerns_rows(function: str) -> bool:
     return not any(word in function for word in _MAY_BE_REPLACED)
 
 
-def versions_read(library: str) -> str:
+def reviewed_versions(library: str) -> str:
     """Such as ``"transformers 5.0.0 to 5.24.0"``."""
     versions = known_texts()[library]["versions"]
     return f"{library} {versions[0]}" + (f" to {versions[-1]}" if len(versions) > 1 else "")

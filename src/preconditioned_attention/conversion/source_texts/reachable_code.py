@@ -1,4 +1,4 @@
-"""What a method of a class runs, as far as the names in its code tell, and digests of those texts."""
+"""The code that a method of a class reaches by the names in it, and digests of its source text."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NOT_COMPARED = {"decorator_list", "returns", "annotation", "type_comment", "typ
 
 
 class Definition(NamedTuple):
-    """A method that is reached: the class that holds it, its name, and the functions it is made of.
+    """A method that is reached: the class that defines it, its name, and its functions.
 
-    The last of ``layers`` is the method itself, those before it what decorators wrapped around it; none if it is no
-    Python function.
+    The last of ``layers`` is the method itself, those before it are wrappers of decorators; empty if it is not a Python
+    function.
     """
 
     holder: type
@@ -32,11 +32,11 @@ class Definition(NamedTuple):
 
 @dataclass
 class Reached:
-    """What a method runs.
+    """The code that a method reaches.
 
     Args:
-        methods: of its class, also those that `super()` reaches.
-        functions: with the name they are called by; of the file of the code that calls them.
+        methods: of its class, including those that `super()` reaches.
+        functions: of the same file as the code that calls them, with the names they are called by.
         imported: the same, of other files.
     """
 
@@ -50,7 +50,7 @@ class Reached:
 
 
 def reachable_from(cls: type, entry: str = "forward") -> Reached:
-    """Everything of ``cls`` and of its file that its method ``entry`` reaches; what `nn.Module` defines left out."""
+    """Everything of ``cls`` and of its file that its method ``entry`` reaches, without the methods of `nn.Module`."""
     found = Reached()
     pending, seen = ["__call__", entry], set[str]()
     while pending:
@@ -67,7 +67,7 @@ def reachable_from(cls: type, entry: str = "forward") -> Reached:
 
 
 def _definitions(cls: type, name: str, entry: str) -> Iterator[Definition]:
-    """The definition of ``name`` that counts in ``cls``, and behind it those that it calls by `super()`."""
+    """The definition of ``name`` that ``cls`` uses, and those that it calls by `super()`."""
     if name != entry and name != "__call__" and hasattr(nn.Module, name) and issubclass(cls, nn.Module):
         return
     for holder in cls.__mro__:
@@ -81,13 +81,13 @@ def _definitions(cls: type, name: str, entry: str) -> Iterator[Definition]:
 
 
 def _is_code(value: object) -> bool:
-    """Whether it is called when it is named: not a class, and not a value."""
+    """Whether it is a method or a property, and not a class or a value."""
     descriptors = (property, staticmethod, classmethod, functools.cached_property)
     return isinstance(value, descriptors) or (callable(value) and not isinstance(value, type))
 
 
 def _layers(value: object) -> tuple[FunctionType, ...]:
-    """The functions that a member of a class is made of, outermost first; empty if any part of it is another thing."""
+    """The functions of a member of a class, outermost first; empty if one of them is not a Python function."""
     if isinstance(value, property):
         value = value.fget
     elif isinstance(value, functools.cached_property):
@@ -125,7 +125,7 @@ def all_names(code: CodeType) -> frozenset[str]:
 
 
 def methods_digest(reached: Reached) -> str | None:
-    """One digest of the texts of all methods; None where a text is not at hand."""
+    """One digest of the source of all methods; None where it is not available."""
     parts = []
     for method in reached.methods:
         if not method.layers:
@@ -141,14 +141,14 @@ def methods_digest(reached: Reached) -> str | None:
 
 
 def package_of(function: FunctionType) -> str:
-    """The package whose file defines it, whatever `functools.wraps` says."""
+    """The package whose file defines it; `functools.wraps` changes `__module__`."""
     return str(function.__globals__.get("__name__", "")).partition(".")[0]
 
 
 def function_digest(function: FunctionType) -> str | None:
-    """A digest of a function's text; None where that is not at hand.
+    """A digest of a function's source; None where it is not available.
 
-    Comments, docstrings, annotations and decorators do not count, so that it is the same on every Python.
+    It does not depend on comments, docstrings, annotations and decorators, nor on the version of Python.
     """
     return _code_digest(function.__code__)
 
@@ -164,7 +164,7 @@ def _code_digest(code: CodeType) -> str | None:
 
 
 def _canonical(node: object) -> str:
-    """A text of a syntax tree that does not depend on the version of Python."""
+    """A syntax tree as text, the same for every version of Python."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
         node.body = node.body[1:]
     if isinstance(node, ast.JoinedStr):  # some versions put empty pieces into it

@@ -1,1 +1,1 @@
-"""What other libraries hold and what conversion does to it: counts, tables, and the code that nobody has read."""
+"""The attention classes of other libraries: tables and counts of what conversion does, and reviews of their source."""

@@ -1,4 +1,4 @@
-"""The attention classes of other libraries as they are installed here: each one's adapter, or that it has none."""
+"""The attention classes of the installed libraries, each with its adapter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ...conversion.registry import (
     find_adapter,
     find_by_lookup,
     is_composite,
-    unread_reason,
+    unreviewed_reason,
 )
 
 # Library -> the packages that hold its models, and what the names of their files begin with.
@@ -40,9 +40,9 @@ class CatalogEntry:
 
     Args:
         name: its qualified name.
-        adapter: what serves it; None: nothing does.
+        adapter: None if it has none.
         unsupported_reason: why no module of this class can be converted, or None.
-        looks_up: whether it looks its attention function up in a place that all of its library shares.
+        looks_up: whether it looks its attention function up in the table of its library.
     """
 
     name: str
@@ -79,7 +79,7 @@ def attention_classes(file: str) -> Iterator[CatalogEntry]:
 
 
 def module_classes(file: ModuleType) -> list[type[nn.Module]]:
-    """The classes of modules that ``file`` itself defines; abstract ones have no modules."""
+    """The module classes that ``file`` itself defines, without abstract ones."""
     return [
         cls
         for cls in vars(file).values()
@@ -94,10 +94,10 @@ def _entry(cls: type[nn.Module]) -> CatalogEntry | None:
     module = _blank(cls)
     adapter, found = find_adapter(module), find_by_lookup(cls)
     if adapter is None:
-        seems = unread_reason(module) or computes_attention(module) or named_after_attention(cls)
+        seems = unreviewed_reason(module) or computes_attention(module) or named_after_attention(cls)
         unknown = seems and not is_composite(module)
         return CatalogEntry(class_name(cls), None, None, False) if unknown else None
-    # What depends on a module's own attributes has to be asked of a whole one.
+    # Other adapters may read attributes, which this empty module lacks.
     unsupported_reason = (
         adapter.unsupported_reason(module) if isinstance(adapter, UnsupportedAdapter) or adapter is found else None
     )
@@ -105,7 +105,7 @@ def _entry(cls: type[nn.Module]) -> CatalogEntry | None:
 
 
 def _blank(cls: type[nn.Module]) -> nn.Module:
-    """A module of that class with nothing in it: what is asked of it depends on its class alone."""
+    """An empty module of that class, for what depends on the class alone."""
     module: nn.Module = object.__new__(cls)
     nn.Module.__init__(module)
     return module

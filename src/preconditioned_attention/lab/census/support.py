@@ -1,4 +1,4 @@
-"""What is supported, read from the registry: the tables of `docs/support.md` and of the README."""
+"""The tables of supported attention classes in `docs/support.md` and in the README, from the registry."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SupportedClass:
         name: its qualified name without the package.
         status: ``"converted"`` or ``"refused"``.
         kind: of attention.
-        mechanism: how it is converted; several if what serves depends on the installed version or on a subclass.
+        mechanism: how it is converted; several if that depends on the installed version or on a subclass.
         include: what ``include`` of `precondition_` has to hold for it, or empty if it does by default.
         remark: what counts as a head's output where that is a choice, or why it is refused.
     """
@@ -78,7 +78,7 @@ def supported_classes() -> tuple[SupportedClass, ...]:
 
 @functools.cache
 def _look_ups() -> tuple[CatalogEntry, ...]:
-    """The classes of transformers that look their attention function up; those of other libraries do not."""
+    """The classes of transformers that look their attention function up; other libraries have none."""
     found: list[CatalogEntry] = []
     for file in model_files("transformers") if find_spec("transformers") else ():
         with suppress(ModuleNotFoundError):  # some files need packages of their own
@@ -130,7 +130,7 @@ def _sections(classes: tuple[SupportedClass, ...]) -> Iterator[str]:
 
 
 def with_census(page: str, figures: str) -> str:
-    """``page``, the table of supported classes, with ``figures`` as its last section, instead of what stood there."""
+    """``page``, the table of supported classes, with ``figures`` as its last section, which is replaced."""
     return "\n".join([page.removesuffix(census_of(page)).rstrip(), "", _census_section(figures)])
 
 
@@ -145,7 +145,7 @@ def _census_section(figures: str) -> str:
 
 
 def with_support_matrix(text: str) -> str:
-    """``text``, the README, with what stands between the two markers written anew.
+    """``text``, the README, with the table between the two markers replaced.
 
     Raises:
         ValueError: the text does not have the two markers, one after the other.

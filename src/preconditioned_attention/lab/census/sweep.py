@@ -1,4 +1,4 @@
-"""The sweep: what a conversion does to every attention of the libraries that are installed.
+"""The sweep: what a conversion does to all attention of the installed libraries.
 
 Models of timm and torchvision are built without weights, converted with `include="all"` and restored. Of the other
 libraries, whose models need a configuration each, every class of every model file is looked at.
@@ -37,7 +37,7 @@ _WHOLE_MODELS = ("timm", "torchvision")
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at in one go: a model of a library, or one of its model files."""
+    """One unit of work: a model of a library, or one of its model files."""
 
     library: str
     name: str
@@ -45,7 +45,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one model or class.
+    """The outcome for one model or class.
 
     Args:
         library: the package it is from.
@@ -160,7 +160,7 @@ def _build_of_torchvision(name: str) -> nn.Module:
 
 
 def _convert_and_restore(model: nn.Module) -> None:
-    """Both ways, with a look at what is left.
+    """Convert and restore, and compare the model with what it was.
 
     Raises:
         RuntimeError: restored, the model has other classes, hooks or keys than before.
@@ -221,7 +221,7 @@ def _processors(subject: Subject) -> Iterator[Finding]:
             elif name in UNSUPPORTED_PROCESSORS:
                 yield Finding(subject.library, PROCESSORS, name, "refused", UNSUPPORTED_PROCESSORS[name])
             else:
-                yield Finding(subject.library, PROCESSORS, name, "unknown", "nobody has read it")
+                yield Finding(subject.library, PROCESSORS, name, "unknown", "it was not reviewed")
 
 
 def is_complete(findings: Iterable[Finding]) -> bool:

@@ -26,7 +26,7 @@ from preconditioned_attention.conversion.adapters.transformers.unsupported impor
 from preconditioned_attention.conversion.model_factory import build_without_weights
 from preconditioned_attention.conversion.plan import plan_conversion
 from preconditioned_attention.conversion.registry import UnsupportedAdapter, find_adapter
-from preconditioned_attention.conversion.source_texts.known_texts import versions_read
+from preconditioned_attention.conversion.source_texts.known_texts import reviewed_versions
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 from tests.helpers.transformers_cases import (
     AUDIO,
@@ -310,7 +310,9 @@ def test_what_only_looks_its_function_up_is_unknown(change: str, tmp_path: Path)
     model.model.layers[1].self_attn.__class__ = copied_attention(tmp_path, f"author_{len(change)}", CHANGES[change])
     report = plan_conversion(model)
     assert [entry.status for entry in report.entries] == ["converted", "unknown"]
-    assert f"were read in {versions_read('transformers')}: what it returns may not be the heads' outputs" in str(report)
+    assert f"were read in {reviewed_versions('transformers')}: what it returns may not be the heads' outputs" in str(
+        report
+    )
     with pytest.raises(ValueError, match="left out; nothing was changed"):
         precondition_(model, strict=True)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...registry import class_name
-from ...source_texts.known_texts import is_read, versions_read
+from ...source_texts.known_texts import is_reviewed, reviewed_versions
 from .tables import KNOWN_PROCESSORS
 from .unsupported import UNSUPPORTED_PROCESSORS
 
@@ -21,7 +21,7 @@ def unsupported_processor_reason(processor: object) -> str | None:
     if name in KNOWN_PROCESSORS:
         if torch.compiler.is_compiling() or _is_read(cls, cls.__call__):
             return None  # the text was compared in the pass before compilation
-        return f"its processor {name}: its source text is not one that was read in {versions_read('diffusers')}"
+        return f"its processor {name}: its source text is not one that was read in {reviewed_versions('diffusers')}"
     if name in UNSUPPORTED_PROCESSORS:
         return f"its processor {name}: {UNSUPPORTED_PROCESSORS[name]}"
     return (
@@ -33,7 +33,7 @@ def unsupported_processor_reason(processor: object) -> str | None:
 @functools.lru_cache(maxsize=1024)
 def _is_read(cls: Any, call: Any) -> bool:
     """Whether the processor's source text is known; cached per ``call``, as it is checked at every forward pass."""
-    return is_read(cls, cls, "__call__")
+    return is_reviewed(cls, cls, "__call__")
 
 
 def is_processor(cls: type) -> bool:

@@ -21,7 +21,7 @@ from ...normalized import normalized_already
 from ...registry import Adapter, HeadShape, class_name, read_int, register_finder, register_likeness
 from ...saving.config_entry import conversion_entry
 from ...saving.standalone import preconditioned_folder
-from ...source_texts.known_texts import is_read_lookup, known_texts, versions_read
+from ...source_texts.known_texts import is_reviewed_lookup, known_texts, reviewed_versions
 from ...source_texts.reachable_code import Reached, reachable_from
 from . import sdpa
 from .unsupported import UNSUPPORTED
@@ -84,7 +84,7 @@ def find_dispatching(cls: type[nn.Module]) -> Adapter | None:
     reached = reachable_from(cls)
     if not _looks_up(reached):
         return None
-    return _INTERFACE if class_name(cls) in UNSUPPORTED or is_read_lookup(reached, "transformers") else None
+    return _INTERFACE if class_name(cls) in UNSUPPORTED or is_reviewed_lookup(reached, "transformers") else None
 
 
 @register_likeness
@@ -95,7 +95,7 @@ def like_dispatching(cls: type[nn.Module]) -> str | None:
         return None
     return (
         "its source text is none of those that look up attention in ALL_ATTENTION_FUNCTIONS and were read in "
-        f"{versions_read('transformers')}: what it returns may not be the heads' outputs"
+        f"{reviewed_versions('transformers')}: what it returns may not be the heads' outputs"
     )
 
 

@@ -1,6 +1,5 @@
-"""Two files that are copied into every transformers folder of a converted model, to be run there without this package.
+"""Two files that are copied into every transformers folder of a converted model, and run there without this package.
 
-They import torch, transformers and each other, and nothing of ours. `preconditioned_folder` is what a folder looks like
-and how one is written and read, which this package does through it too; `modeling_preconditioned` computes, where this
-package is not installed.
+They import torch, transformers and each other only. `preconditioned_folder` defines the form of a folder and reads and
+writes it, also for this package; `modeling_preconditioned` computes where this package is not installed.
 """

@@ -1,11 +1,11 @@
-"""Preconditioned attention for whoever loads this folder with `trust_remote_code=True`.
+"""Preconditioned attention for folders that are loaded with `trust_remote_code=True`.
 
-Where the package preconditioned_attention is installed, it loads the model. Where it is not, this file converts the
-plain model as `config.json` describes, if all of its attention either goes through the attention interface of
-transformers or is converted by a hook on a tensor that is described there; other models need the package.
+If the package preconditioned_attention is installed, it loads the model. Otherwise this file converts the plain model
+as `config.json` describes, if all of its attention uses the attention interface of transformers or is converted by a
+hook on a tensor that is described there; other models need the package.
 
-What is computed: every row of a head's output, one token's, is divided by its norm, `y = g_h x / ||x||`, unless the
-norm is at most eps. From https://arxiv.org/abs/2603.27153.
+Every row of a head's output (one token) is divided by its norm, `y = g_h x / ||x||`, unless the norm is at most eps.
+From https://arxiv.org/abs/2603.27153.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Preconditioner(nn.Module):
 
 
 def _scaled(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """``rows`` times a power of two per row that keeps squares from overflowing and vanishing, and that power."""
+    """``rows`` times a power of two per row, so that squares neither overflow nor underflow, and that power."""
     largest = rows.detach().abs().amax(-1, keepdim=True)
     usable = torch.isfinite(largest) & (largest > 0)
     exponent = torch.frexp(torch.where(usable, largest, torch.ones_like(largest))).exponent
@@ -91,7 +91,7 @@ def _attach(model: nn.Module, entry: dict[str, Any]) -> None:
 
 
 def _hook(model: nn.Module) -> None:
-    """Hook every attachment point that is not: all of them, and after loading those that a quantiser has replaced."""
+    """Hook every target without a hook: at first all of them, after loading those that a quantizer has replaced."""
     for _, module, preconditioner in _converted(model):
         for point in preconditioner.attachment["points"]:
             layer = module.get_submodule(point)
@@ -127,7 +127,7 @@ class _OutputHook(_RowHook):
 
 
 def _on_layout(preconditioner: Preconditioner, layout: dict[str, Any], x: Tensor) -> Tensor:
-    """The preconditioner on the heads of ``x``, wherever ``layout`` says that they lie."""
+    """The preconditioner on the heads of ``x``, which has the layout ``layout``."""
     form = layout["form"]
     if form == "split":
         return preconditioner(x)
@@ -150,7 +150,7 @@ def _on_merged(preconditioner: Preconditioner, layout: dict[str, Any], x: Tensor
 
 
 def _attend(attention: Callable[..., Any], module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """What the attention function returns for ``module``, with its rows scaled if the module is converted so."""
+    """The result of the attention function for ``module``, with scaled rows if the module is converted this way."""
     preconditioner = getattr(module, "preconditioner", None)
     rows, *rest = attention(module, *args, **kwargs)
     if not isinstance(preconditioner, Preconditioner) or preconditioner.attachment["form"] != "attention interface":
@@ -175,7 +175,7 @@ def _describe(model: nn.Module) -> dict[str, Any] | None:
 
 @functools.cache
 def _wrap() -> None:
-    """Once a process, and not before a model needs it: the look-up of attention functions, and `save_pretrained`."""
+    """Wrap the look-up of attention functions and `save_pretrained`, once per process, when a model first needs it."""
     install(_describe)
     look_up = AttentionInterface.get_interface
 
@@ -187,17 +187,17 @@ def _wrap() -> None:
 
 
 class _Named:
-    """What `auto_map` in `config.json` names: stands for one Auto class of transformers."""
+    """A class that `auto_map` in `config.json` names, in place of an Auto class of transformers."""
 
     name: str
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = None) -> None:
-        """Nothing: the folder says already which file it needs."""
+        """Do nothing: `auto_map` names the file already."""
 
 
 class AutoConfig(_Named):
-    """Reads the configuration: the plain one, with the entry, and still asking for preconditioned attention."""
+    """Reads the plain configuration, with the entry and the implementations that plain classes do not have."""
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **kwargs: Any) -> Any:
@@ -241,7 +241,7 @@ class _AutoModel(_Named):
 
 
 def _taken_apart(config: Any, name: str | Path) -> tuple[Any, dict[str, Any]]:
-    """The plain configuration and the entry, if what it says can be done here."""
+    """The plain configuration and the entry, if this file can convert all modules."""
     plain, entry = plain_config(config)
     if entry is None:
         raise ValueError(

@@ -1,9 +1,9 @@
-"""A transformers folder with a preconditioned model: its form, how `save_pretrained` writes it, how it is read.
+"""The form of a transformers folder with a preconditioned model, and how it is written and read.
 
-A plain loader must not take the folder for a plain model. So `config.json` names a model type that transformers does
-not know, which stops the Auto classes, and an attention implementation that it does not know, which stops the concrete
-ones; the implementation of experts is another such, for those who ask for an attention implementation themselves. All
-that stands in the file alone: in memory a converted model has the configuration that it had before.
+A plain loader must not load the folder as a plain model. So `config.json` has a model type that transformers does not
+know, at which the Auto classes raise, and an attention implementation that it does not know, at which the concrete
+classes raise; the implementation of experts is another, for callers who pass an attention implementation. This is in
+the file only: in memory a converted model keeps the configuration that it had before.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_utils import PreTrainedModel
 
 ENTRY = "preconditioned_attention"
-"""Under this name `config.json` describes the conversion, and asks for attention that a plain loader has not got."""
+"""The key of the conversion in `config.json`, and the name of the implementations that plain loaders do not have."""
 
 ADAPTER_ENTRY = "requires_preconditioned_attention"
-"""Under this name `adapter_config.json` says what the base must be."""
+"""The key in `adapter_config.json` for the conversion of the base."""
 
 MARK = ".preconditioner.requires_preconditioned_attention"
 GAIN = ".preconditioner.gain"
@@ -38,8 +38,8 @@ _FILES = (f"{CODE}.py", "preconditioned_folder.py")
 _PREFIX = "preconditioned_"
 _OWN_MAP = "own_auto_map"  # in the entry: the auto_map of a model that brings code of its own
 HUB = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision", "subfolder")
-"""What says where a folder is, and is for whoever reads the file."""
-# What `from_pretrained` takes and a configuration has an attribute for, or should not copy.
+"""The arguments that locate a folder."""
+# Arguments of `from_pretrained` that a configuration has an attribute for, or should not copy.
 _NOT_OF_THE_CONFIG = ("dtype", "torch_dtype", "quantization_config", "state_dict")
 
 Entry = dict[str, Any]
@@ -48,7 +48,7 @@ Attach = Callable[[nn.Module, Entry], None]
 
 
 def folder_form(config: dict[str, Any], entry: Entry, auto_classes: Iterable[str]) -> dict[str, Any]:
-    """The content of a plain ``config.json``, with ``entry`` and without what a plain loader would understand."""
+    """The content of a plain ``config.json`` with ``entry``, in the form at which plain loaders raise."""
     entry = dict(entry)
     if "auto_map" in config:
         entry[_OWN_MAP] = config["auto_map"]
@@ -60,7 +60,7 @@ def folder_form(config: dict[str, Any], entry: Entry, auto_classes: Iterable[str
 def plain_form(config: dict[str, Any]) -> tuple[dict[str, Any], Entry | None]:
     """The inverse of :func:`folder_form`: the content of a plain ``config.json``, and the entry, if there is one.
 
-    Until version 0.1 had the present form the entry stood in a ``config.json`` that was otherwise plain.
+    Folders from before that form have the entry in a ``config.json`` that is otherwise plain.
     """
     config = dict(config)
     entry = config.pop(ENTRY, None)
@@ -73,9 +73,9 @@ def plain_form(config: dict[str, Any]) -> tuple[dict[str, Any], Entry | None]:
 
 
 def _with_implementations(config: dict[str, Any], name: str | None) -> dict[str, Any]:
-    """``config`` with the implementations set, or left out if ``name`` is None; so in every part that has a type.
+    """``config`` with the implementations set, or without them if ``name`` is None, also in parts with a model type.
 
-    A part can be loaded on its own: the vision model out of a folder with both.
+    A part can be loaded by itself: the vision model from a folder with vision and text models.
     """
     found = {key: value for key, value in config.items() if key not in REFUSING}
     for key, value in found.items():
@@ -85,7 +85,7 @@ def _with_implementations(config: dict[str, Any], name: str | None) -> dict[str,
 
 
 def install(describe: Describe) -> None:
-    """Make `save_pretrained` of every transformers model write this form for whatever ``describe`` has an entry for."""
+    """Let `save_pretrained` of transformers write this form for models for which ``describe`` returns an entry."""
     save = PreTrainedModel.save_pretrained
 
     @functools.wraps(save)
@@ -106,9 +106,9 @@ def install(describe: Describe) -> None:
 
 @contextlib.contextmanager
 def _followed(config: Any, write: Callable[[Path], None]) -> Iterator[None]:
-    """Inside, ``write(folder)`` follows ``config.save_pretrained(folder)`` and precedes what its caller does next.
+    """Inside the context, ``config.save_pretrained(folder)`` also calls ``write(folder)``.
 
-    The one moment between writing a configuration and uploading its folder is the call that writes it.
+    transformers uploads the folder right after that call.
     """
 
     def save_pretrained(folder: Any, *args: Any, **kwargs: Any) -> None:
@@ -124,10 +124,7 @@ def _followed(config: Any, write: Callable[[Path], None]) -> Iterator[None]:
 
 
 def write_adapter_entry(folder: Path, options: dict[str, Any]) -> None:
-    """Say in the ``adapter_config.json`` of PEFT which modules of the base were preconditioned, and how.
-
-    PEFT ignores what it does not know, and warns that it does, naming the key.
-    """
+    """Add the conversion of the base to the ``adapter_config.json`` of PEFT, which ignores it with a warning."""
     path = folder / "adapter_config.json"
     content = json.loads(path.read_text(encoding="utf-8")) | {ADAPTER_ENTRY: options}
     path.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
@@ -180,13 +177,13 @@ def read_config(name: str | Path, kwargs: dict[str, Any]) -> tuple[dict[str, Any
 def build_config(
     config_class: Any, config: dict[str, Any], name: str | Path, kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """The configuration from the content of a plain ``config.json``, and what of ``kwargs`` did not go into it."""
+    """The configuration from the content of a plain ``config.json``, and those of ``kwargs`` that it did not use."""
     kept = {key: value for key, value in kwargs.items() if key in (*HUB, *_NOT_OF_THE_CONFIG)}
     other = {key: value for key, value in kwargs.items() if key not in kept}
     trusted = {key: kwargs[key] for key in ("trust_remote_code",) if key in kwargs}  # wanted twice, taken once
     if "auto_map" in config:
         config = config | {"auto_map": _located(config["auto_map"], name)}
-    with tempfile.TemporaryDirectory() as folder:  # transformers' own reader knows about parts, names and overrides
+    with tempfile.TemporaryDirectory() as folder:  # transformers' own reader handles parts, names and overrides
         (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
         built, rest = config_class.from_pretrained(folder, return_unused_kwargs=True, **other)
     built.name_or_path = str(name)
@@ -194,16 +191,16 @@ def build_config(
 
 
 def _located(auto_map: dict[str, str], name: str | Path) -> dict[str, str]:
-    """References to code that lies where the weights do, from elsewhere."""
+    """References to code in the folder ``name``, as they are written outside of it."""
     return {key: ref if "--" in ref else f"{name}--{ref}" for key, ref in auto_map.items()}
 
 
 def load(
     model_class: Any, name: str | Path | None, entry: Entry, config: Any, attach: Attach, kwargs: dict[str, Any]
 ) -> Any:
-    """What ``model_class.from_pretrained(name, **kwargs)`` returns, converted by ``attach`` before the weights come in.
+    """The result of ``model_class.from_pretrained(name, **kwargs)``, converted by ``attach`` before weights are loaded.
 
-    So gains and marks are loaded as everything else is: from whatever file, to the right device, in the right dtype.
+    So gains and marks are loaded as all other weights: from any file, to the right device, in the right dtype.
 
     Raises:
         ValueError: the marks in the weights and ``entry`` do not say the same.
@@ -261,11 +258,12 @@ def said(entry: Entry, name: str) -> dict[str, Any]:
 def find_modules(model: nn.Module, entry: Entry) -> dict[str, str]:
     """Path in ``model`` -> name in ``entry``, for all modules that are there.
 
-    With a head on one of the two models, the names differ by a prefix. Where a part is built alone (the vision model
-    out of a folder with both), other beginnings may be missing too: what ends alike is taken, and its mark proves it.
+    If one of the two models has a head, the names differ by a prefix. Where a part is built alone (the vision model
+    from a folder with both), other prefixes may be missing too: modules are matched by the ends of their names, and
+    checked by their marks.
 
     Raises:
-        ValueError: what ends alike has no mark to prove it, or could have one of several options.
+        ValueError: such a module has no mark to check it by, or could have one of several options.
     """
     paths, prefix = [path for path, _ in model.named_modules() if path], getattr(model, "base_model_prefix", "")
     here = {f"{prefix}.{path}": path for path in paths} | {path.removeprefix(f"{prefix}."): path for path in paths}
@@ -332,11 +330,11 @@ def _has(model: nn.Module, path: str) -> bool:
 
 
 def _is_listed(path: str, entry: Entry) -> bool:
-    """Whether a module that the weights mark, and the model has not, is listed with a mark."""
+    """Whether a module that the weights mark, and that the model does not have, is listed with a mark."""
     return any(_ends_alike(path, name) and said(entry, name)["marker"] for name in entry["modules"])
 
 
 def _ignored(model: nn.Module, name: str) -> bool:
-    """Whether the model leaves out what bears this name without a word, as an encoder leaves out the decoder's."""
+    """Whether the model class ignores such keys silently, as an encoder ignores the decoder's."""
     patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
     return any(re.search(pattern, name + MARK) for pattern in patterns)

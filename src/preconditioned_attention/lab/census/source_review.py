@@ -1,8 +1,8 @@
-"""For maintainers: what of an installed library's attention was not read yet, and the record of what was.
+"""For maintainers: the attention classes of an installed library whose source was not reviewed, and recording reviews.
 
-Reading is looking at what happens between a class's attention and the module that its adapter hooks, or, where it
-looks its function up, between the look-up's result and the projection: the heads' rows have to come out as they are,
-not normalised, subtracted or mixed. `precond texts` prints the code; with `--accept` it is recorded as read.
+A review looks at what happens between the attention of a class and the module that its adapter hooks, or, where the
+class looks its attention function up, between that function and the projection: the heads' rows have to come out
+unchanged, not normalized, subtracted or mixed. `precond texts` prints the source; `--accept` records a review.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ...conversion.source_texts.known_texts import (
     TABLE,
     Library,
     concerns_rows,
-    is_read,
-    is_read_lookup,
+    is_reviewed,
+    is_reviewed_lookup,
     known_texts,
     lookup_digests,
 )
 from ...conversion.source_texts.reachable_code import Reached, function_digest, methods_digest, reachable_from
 from .catalog import model_files, module_classes
 
-# They compute for a class that is converted, and are not converted on their own.
+# Parts of converted classes, which are not converted by themselves.
 PARTS = (
     "transformers.models.big_bird.modeling_big_bird.BigBirdBlockSparseAttention",
     "transformers.models.bigbird_pegasus.modeling_bigbird_pegasus.BigBirdPegasusBlockSparseAttention",
@@ -46,41 +46,41 @@ _INDEXES_THE_TABLE = re.compile(r"\bALL_ATTENTION_FUNCTIONS\[")
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One text to read.
+class SourceText:
+    """The source text of one class.
 
     Args:
         name: of the class.
         cls: the class.
         entry: the method that computes.
-        by_look_up: whether it is served because it looks its attention function up.
+        by_lookup: whether it is converted because it looks its attention function up.
     """
 
     name: str
     cls: type
     entry: str = "forward"
-    by_look_up: bool = False
+    by_lookup: bool = False
 
     def reached(self) -> Reached:
-        """What it runs."""
+        """The methods and functions that it runs."""
         return reachable_from(self.cls, self.entry)
 
-    def is_known(self) -> bool:
-        """Whether this text was read."""
-        if self.by_look_up:
-            return is_read_lookup(self.reached(), "transformers")
-        return is_read(self.cls, self.cls, self.entry)
+    def is_reviewed(self) -> bool:
+        """Whether this text was reviewed."""
+        if self.by_lookup:
+            return is_reviewed_lookup(self.reached(), "transformers")
+        return is_reviewed(self.cls, self.cls, self.entry)
 
     def code(self) -> str:
-        """What there is to read: its methods, and the functions of their file that they call."""
+        """The source of its methods, and of the functions of their file that they call."""
         reached = self.reached()
         functions = [layer for method in reached.methods for layer in method.layers[-1:]]
         functions += [function for name, function in sorted(reached.functions, key=lambda f: f[0])]
         return "\n".join(inspect.getsource(function.__code__) for function in functions)
 
 
-def readings(library: str) -> tuple[Reading, ...]:
-    """Every text that an adapter of ours relies on, in the version of ``library`` that is installed; imports it.
+def source_texts(library: str) -> tuple[SourceText, ...]:
+    """The texts that our adapters depend on, in the installed version of ``library``, which is imported.
 
     Raises:
         ValueError: no text of that library is recorded.
@@ -90,28 +90,28 @@ def readings(library: str) -> tuple[Reading, ...]:
         if module.partition(".")[0] == library:
             with suppress(ImportError):  # older versions do not have every file
                 importlib.import_module(module)
-    found = [*_by_name(library), *(_by_look_up() if library == "transformers" else ())]
-    return tuple(sorted(found, key=lambda reading: reading.name))
+    found = [*_by_name(library), *(_by_lookup() if library == "transformers" else ())]
+    return tuple(sorted(found, key=lambda text: text.name))
 
 
-def unread(library: str) -> tuple[Reading, ...]:
-    """Those of :func:`readings` that were not read."""
-    return tuple(reading for reading in readings(library) if not reading.is_known())
+def unreviewed(library: str) -> tuple[SourceText, ...]:
+    """Those of :func:`source_texts` that were not reviewed."""
+    return tuple(text for text in source_texts(library) if not text.is_reviewed())
 
 
-def _by_name(library: str) -> Iterator[Reading]:
+def _by_name(library: str) -> Iterator[SourceText]:
     adapters = {name: adapter for name, adapter in registered_adapters() if not isinstance(adapter, UnsupportedAdapter)}
     for name in (*adapters, *PARTS):
         cls = _existing(name) if name.startswith(f"{library}.") else None
-        if cls is not None and not _is_served_by_look_up(Reading(name, cls)):
-            yield Reading(name, cls)
+        if cls is not None and not _is_converted_by_lookup(SourceText(name, cls)):
+            yield SourceText(name, cls)
     if library == "diffusers":
         from ...conversion.adapters.diffusers.tables import KNOWN_PROCESSORS
 
         for name in KNOWN_PROCESSORS:
             cls = _existing(name)
             if cls is not None:
-                yield Reading(name, cls, "__call__")
+                yield SourceText(name, cls, "__call__")
 
 
 def _existing(name: str) -> type | None:
@@ -122,30 +122,30 @@ def _existing(name: str) -> type | None:
     return None
 
 
-def _by_look_up() -> Iterator[Reading]:
+def _by_lookup() -> Iterator[SourceText]:
     for file in model_files("transformers"):
         with suppress(ImportError):  # some files need packages of their own
             for cls in module_classes(importlib.import_module(file)):
-                reading = Reading(class_name(cls), cls, by_look_up=True)
+                text = SourceText(class_name(cls), cls, by_lookup=True)
                 refused = isinstance(find_adapter(cls.__new__(cls)), UnsupportedAdapter)
-                if not refused and _is_served_by_look_up(reading):
-                    yield reading
+                if not refused and _is_converted_by_lookup(text):
+                    yield text
 
 
-def _is_served_by_look_up(reading: Reading) -> bool:
-    """Whether it always looks its function up; some take one out of the table now and then, and are hooked."""
-    names = reading.reached().names()
+def _is_converted_by_lookup(text: SourceText) -> bool:
+    """Whether it always looks its function up; classes that index the table in some calls only are hooked."""
+    names = text.reached().names()
     looks_up = {"ALL_ATTENTION_FUNCTIONS", "get_interface"} <= names
-    return looks_up and not _INDEXES_THE_TABLE.search(reading.code())
+    return looks_up and not _INDEXES_THE_TABLE.search(text.code())
 
 
-def record(read: Iterable[Reading], library: str, table: Path = TABLE) -> None:
-    """Add texts that were read, and the version they were read in, to the table."""
+def record_review(reviewed: Iterable[SourceText], library: str, table: Path = TABLE) -> None:
+    """Add reviewed texts, and the installed version, to the table."""
     known = known_texts()
     entry = known[library]
-    for reading in read:
-        _add(entry["look_ups" if reading.by_look_up else "classes"], reading.name, methods_digest(reading.reached()))
-        for name, function in reading.reached().functions:
+    for text in reviewed:
+        _add(entry["look_ups" if text.by_lookup else "classes"], text.name, methods_digest(text.reached()))
+        for name, function in text.reached().functions:
             if concerns_rows(name):
                 _add(entry["functions"], name, function_digest(function))
     installed = version(_DISTRIBUTIONS.get(library, library)).partition("+")[0]
@@ -156,7 +156,7 @@ def record(read: Iterable[Reading], library: str, table: Path = TABLE) -> None:
 
 def _add(texts: dict[str, list[str]], name: str, digest: str | None) -> None:
     if digest is None:
-        raise ValueError(f"the source of {name} is not at hand; install its library with its files")
+        raise ValueError(f"the source of {name} is not available; install its library with its files")
     texts[name] = sorted({*texts.get(name, ()), digest})
 
 
