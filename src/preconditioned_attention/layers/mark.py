@@ -1,11 +1,11 @@
-"""The mark that preconditioned attention leaves in a checkpoint: a tensor whose shape carries its content.
+"""The mark of preconditioned attention in a checkpoint: a tensor whose shape is its content.
 
-People average state dicts, subtract them, scale them, cast them, and build models on the meta device. All of that may
-change a tensor's values and none of it its shape, so the shape says what there is to say and the values are all one.
-No size is 1, so that marks of two kinds do not broadcast but stop whoever adds them; the tensor is not empty, because
-a largest entry or a quantile of nothing is an error.
+State dicts are averaged, subtracted, scaled and cast, and models are built on the meta device. That changes the values
+of a tensor and not its shape, so the shape encodes the options and all values are one. No size is 1, so marks of
+different options do not broadcast and adding them raises. The tensor is not empty, because `max` and `quantile` of an
+empty tensor raise.
 
-Until version 0.1 took this form the mark was three integers; those are still read.
+An older form, three integers, is still read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OLD_VERSION = 1  # the first of the three integers
 
 @dataclass(frozen=True)
 class Mark:
-    """What a mark says of the module that left it."""
+    """The content of a mark: options of the module that it belongs to."""
 
     gradient: Gradient
     placement: Placement
@@ -38,16 +38,16 @@ def make_mark(mark: Mark, *, device: torch.device | str | None = None, dtype: to
 
 
 def is_current(tensor: Tensor) -> bool:
-    """Whether ``tensor`` has the form that :func:`make_mark` gives it, and says something that this version knows."""
+    """Whether ``tensor`` has the form of :func:`make_mark` with options that this version knows."""
     version, *sizes = tensor.shape if tensor.dim() == 3 else (0,)
     return version == _VERSION and _known([size - _FIRST for size in sizes])
 
 
 def read_mark(tensor: Tensor) -> Mark:
-    """What a checkpoint's mark says, in this form or in the older one of three integers, in whatever dtype.
+    """The content of a mark in this form or in the older one of three integers, in any dtype.
 
     Raises:
-        ValueError: it is neither: of a later version, or three numbers that arithmetic has changed.
+        ValueError: it has neither form: it is of a later version, or three numbers that arithmetic has changed.
     """
     if is_current(tensor):
         return _mark([size - _FIRST for size in tensor.shape[1:]])

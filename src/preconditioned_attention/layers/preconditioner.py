@@ -20,11 +20,11 @@ _MARKER = "requires_preconditioned_attention"
 
 
 class Preconditioner(nn.Module):
-    """Applies `C` to the rows of every head's output: a child of each attention that is preconditioned.
+    """Applies `C` to the rows of every head's output: a child of each preconditioned attention.
 
-    Its one buffer marks a checkpoint. A plain model that loads a preconditioned checkpoint has no place for it, so a
-    strict load stops there; the buffer's name is all that the error can show, hence the name. The other way round,
-    a plain checkpoint that comes into a preconditioned model, warns. Its form is that of :mod:`.mark`.
+    Its one buffer marks a checkpoint. A plain model has no such buffer, so a strict load of a preconditioned checkpoint
+    raises an error with the buffer's name, which therefore says what is required. Loading a plain checkpoint into a
+    preconditioned model warns. :mod:`.mark` defines the form of the buffer.
 
     Args:
         config: the method's options.
@@ -38,7 +38,7 @@ class Preconditioner(nn.Module):
 
     gain: nn.Parameter | None
     origin: Literal["conversion", "layer", "probe"] = "conversion"
-    """What put it there: a conversion, the constructor of a layer of this package, or the condition monitor."""
+    """Who added it: a conversion, the constructor of a layer of this package, or the condition monitor."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Preconditioner(nn.Module):
         """`C A` for ``rows`` `A` of shape ``(..., H, N, d)``: same shape and dtype out.
 
         Raises:
-            ValueError: the options name a backend that computes attention, which is computed already.
+            ValueError: ``config.backend`` computes attention, and the rows are computed already.
         """
         self._record_call()
         if self.config.backend not in ROW_BACKENDS:
@@ -95,7 +95,7 @@ class Preconditioner(nn.Module):
         """`C Attn(q, k, v)` by :func:`preconditioned_attention.preconditioned_attention`, with this module's options.
 
         Raises:
-            RuntimeError: the gain is on the meta device and nothing is there to bring it back.
+            RuntimeError: the gain is on the meta device, and no hook of Accelerate loads it.
         """
         if self.gain is not None and self.gain.is_meta and not q.is_meta:
             hook = self._offloading_hook()
@@ -152,7 +152,7 @@ class Preconditioner(nn.Module):
         return f"gradient={self.config.gradient!r}, gain={self.config.gain}, eps={self.config.eps}"
 
     def reset_parameters(self) -> None:
-        """Bring the gain back to where it starts: what memory that was never written (`to_empty`) needs."""
+        """Reset the gain to its initial value, as after `to_empty`."""
         with torch.no_grad():
             for tensor, value in ((self.gain, self.config.gain), (self._buffers[_MARKER], 1.0)):
                 if tensor is not None and value is not None:
@@ -172,12 +172,12 @@ class Preconditioner(nn.Module):
         return self._buffers[_MARKER] is not None
 
     def renew_mark(self, *, keep: bool = True) -> None:
-        """Put a mark of the present form in the place of one of an older form, on the same device; or none."""
+        """Replace a mark of an older form by one of the present form on the same device, or by none."""
         own = self.get_buffer(_MARKER)
         self.register_buffer(_MARKER, make_mark(self.says(), device=own.device) if keep else None)
 
     def says(self) -> Mark:
-        """What the mark says of this module."""
+        """The content of the mark."""
         return Mark(self.config.gradient, self.config.placement)
 
     def _load_from_state_dict(
@@ -212,7 +212,7 @@ def _warn_of_a_plain_checkpoint() -> None:
 
 
 def _to_load(own: Tensor, loaded: Tensor | None) -> Tensor:
-    """What the module is to load as its mark, which describes its own options: it is checked, never overwritten."""
+    """The tensor to load as the mark: a mark that does not match is reported by :func:`_mismatches`, never loaded."""
     if loaded is not None and loaded.shape == own.shape:
         return loaded
     if not own.is_meta:
@@ -221,7 +221,7 @@ def _to_load(own: Tensor, loaded: Tensor | None) -> Tensor:
 
 
 def _mismatches(own: Mark, loaded: Tensor, prefix: str) -> list[str]:
-    """What keeps a checkpoint's mark from fitting this module; a differing gradient only warns (same forward)."""
+    """Errors for a checkpoint's mark that does not match; another gradient only warns (same outputs)."""
     where = prefix.removesuffix(".")
     try:
         said = read_mark(loaded)

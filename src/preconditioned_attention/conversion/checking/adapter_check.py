@@ -1,4 +1,4 @@
-"""`check_adapter`: proof, on a model of one's own, that an adapter preconditions what attention computes."""
+"""`check_adapter`: checks on a model that its adapters apply `C` to the outputs of attention heads."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from ..plan import plan_conversion
 from ..report import ConversionEntry
 from ..verify import VerificationError, verify
 from .products import Product, heads_of_attention, watch_products
+from .results import AdapterCheck, CheckedAttention
 from .row_matching import Match, match_rows, same_numbers, tolerance
 from .substitutes import PassThrough, ScaledValues, powers_of_two, with_class
 
@@ -40,63 +41,6 @@ _NOT_FINITE = "that gradients are finite (some of the plain model's are not)"
 _NO_GRADIENT = "that gradients are finite (no output of the model has one)"
 
 
-@dataclass(frozen=True, kw_only=True)
-class CheckedAttention:
-    """What was proven of one attention module.
-
-    Args:
-        path, class_name, mechanism, num_heads, head_dim: as in the report of the conversion.
-        rows: how many rows reached its preconditioner, zero rows left out.
-        unproven: what could not be checked, and why; empty as a rule.
-    """
-
-    path: str
-    class_name: str
-    mechanism: str | None
-    num_heads: int | None
-    head_dim: int | None
-    rows: int
-    unproven: tuple[str, ...]
-
-    def __str__(self) -> str:
-        told = [f"{name} {value}" for name, value in (("heads", self.num_heads), ("width", self.head_dim)) if value]
-        lines = [f"{self.path or '(the model itself)'}: {self.class_name}, {', '.join([*told, f'{self.rows} rows'])}"]
-        return "\n".join(lines + [f"    not proven: {what}" for what in self.unproven])
-
-
-@dataclass(frozen=True)
-class AdapterCheck:
-    """What :func:`check_adapter` found; `print` shows it.
-
-    Args:
-        attentions: what was proven of each attention that is converted.
-        left_out: attention that is not, as the report of a conversion has it, or as it was seen when the model ran.
-    """
-
-    attentions: tuple[CheckedAttention, ...]
-    left_out: tuple[ConversionEntry, ...]
-
-    @property
-    def complete(self) -> bool:
-        """Whether everything could be checked, and no attention is left out."""
-        return not (self.left_out or any(attention.unproven for attention in self.attentions))
-
-    def __str__(self) -> str:
-        verdict = "proven" if self.complete else "proven, but for what is listed as not proven or not converted"
-        left_out = (
-            f"{e.path or '(the model itself)'}: {e.class_name}\n    not converted: {e.reason}" for e in self.left_out
-        )
-        return "\n".join(
-            [
-                *map(str, self.attentions),
-                *left_out,
-                f"{verdict}: every attachment fires, on the rows that attention computes; unit rows leave it, in the "
-                "direction they had; the scale of a head's values changes nothing; gradients are finite; restore_ "
-                "brings the model back.",
-            ]
-        )
-
-
 def check_adapter(
     model: nn.Module,
     inputs: Any,
@@ -104,31 +48,31 @@ def check_adapter(
     *,
     include: Include = DEFAULT_INCLUDE,
 ) -> AdapterCheck:
-    """Convert a copy of ``model``, run it on ``inputs``, and prove that its adapters do what they should.
+    """Convert a copy of ``model``, run it on ``inputs``, and check what its adapters do.
 
-    1. With `C` taken out, the converted model computes what the plain one does, and the rows that reach `C` are rows
-       of a product of attention weights with values: whole heads, one token in one head each, nothing in between.
-    2. Every attachment fires. Each row that leaves it is the row that came, divided by its norm (times the gain):
-       tokens and heads are not mixed.
-    3. Scaling what a head's values make of each row, by powers of two, changes nothing. A wrong head width does.
+    1. With `C` replaced by the identity, the converted model computes what the plain one does, and the rows that `C` is
+       given are rows of a product of attention weights with values: one token in one head each.
+    2. Every preconditioner is called. Each row that it returns is the row that it was given, divided by its norm (times
+       the gain): tokens and heads are not mixed.
+    3. Scaling each row of a head's output by a power of two changes nothing. With a wrong head width it would.
     4. The gradients of all parameters are finite.
-    5. `restore_` brings outputs and state dict back bit for bit.
+    5. `restore_` restores outputs and state dict bit for bit.
 
-    The copy runs in evaluation mode, about ten times; ``model`` is left alone.
+    The copy is run in evaluation mode, about ten times; ``model`` is not changed.
 
     Args:
         model: a plain model that holds the attention, or is it.
-        inputs: what it is called with: a tensor, a tuple of positional or a mapping of keyword arguments. Rows that are
-            all alike prove little: let them be random.
+        inputs: a tensor, a tuple of positional or a mapping of keyword arguments. They should be random: equal rows
+            cannot be distinguished.
         config: the options to convert with.
         include: the kinds of attention to convert, as :func:`precondition_` takes them.
 
     Returns:
-        What was proven, and of each module what could not be: attention inside a kernel that PyTorch does not know is
-        not seen. Attention that is not converted is listed too.
+        What was checked, and for each module what could not be: attention inside a kernel that is not a PyTorch
+        operator is not seen. Attention that is not converted is listed too.
 
     Raises:
-        VerificationError: something is not as it should be; one sentence says what, where, and what to correct.
+        VerificationError: a check failed; the message says what, where, and what to correct.
         TypeError: ``inputs`` is something else.
         ValueError: nothing in ``model`` is converted, it is converted already, or it cannot be copied.
 
@@ -167,7 +111,7 @@ class _Check:
             self.model = copy.deepcopy(model)
         except (RuntimeError, TypeError) as error:
             raise ValueError(f"check_adapter works on a copy, and this model cannot be copied: {error}") from error
-        self.model.eval()  # on its own, for some models have a `train` that returns nothing
+        self.model.eval()  # a statement of its own: `train` of some models returns None
         self.seen = plan_conversion(self.model, config, include=include, example_inputs=inputs)
         self.entries = {entry.path: entry for entry in self.seen.converted}
 
@@ -175,7 +119,7 @@ class _Check:
         before, hooks = {key: value.clone() for key, value in self.model.state_dict().items()}, self._hooks()
         plain = self._run()
         with watch_products(self._sites()) as products:
-            self._run(gradients=True)  # PyTorch's own modules have fast paths without, which no mode sees into
+            self._run(gradients=True)  # without gradients PyTorch's modules take fused fast paths
         not_finite = self._not_finite()
         if not plain:
             raise ValueError("the model returns no floating-point tensor, alone or in tuples, lists or dictionaries")
@@ -193,7 +137,7 @@ class _Check:
         return AdapterCheck(checked, self.seen.left_out)
 
     def _run(self, gradients: bool = False) -> list[Tensor]:
-        """The floating-point outputs of the model, always from the same random state."""
+        """The floating-point outputs of the model, each time from the same random state."""
         devices = {p.device for p in self.model.parameters() if p.is_cuda}
         with torch.random.fork_rng(list(devices)), torch.set_grad_enabled(gradients):
             torch.manual_seed(0)
@@ -213,9 +157,9 @@ class _Check:
         return VerificationError(f"{path or 'the model itself'} ({entry.class_name.rpartition('.')[2]}): {what}")
 
     def _check_rows(self, plain: list[Tensor], products: dict[str, list[Product]]) -> dict[str, _Rows]:
-        """Take `C` out, and look at what would reach it."""
+        """Replace `C` by the identity, and match the rows that it is given with products of the plain model."""
         for module in self._sites().values():
-            unguard(module)  # which would speak of what happened to a model since its conversion
+            unguard(module)  # the identity records no calls
         with with_class(self._preconditioners(), PassThrough) as opened, watch_products(self._sites()) as again:
             out = self._run()
         for path, module in self._sites().items():
@@ -261,7 +205,7 @@ class _Check:
             )
 
     def _check_what_leaves(self) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
-        """Unit rows, in the direction that they had; returns what left each preconditioner, and the model."""
+        """Compare what each preconditioner returns with what it is given; return its and the model's outputs."""
         left: dict[str, list[Tensor]] = {path: [] for path in self.entries}
         wrong: list[str] = []
 
@@ -286,7 +230,7 @@ class _Check:
     def _check_scaling(
         self, rows: dict[str, _Rows], converted: dict[str, list[Tensor]], converted_out: list[Tensor]
     ) -> None:
-        """Scale every row of every head by a power of two of its own, before anything else sees it."""
+        """Scale every row of every head by a power of two, right after the product that computes it."""
         scaled = {path for path, entry in self.entries.items() if rows[path].match.proven and not entry.reason}
         seen = {path: c for path, c in self._preconditioners().items() if path in scaled and rows[path].attended}
         left: dict[str, list[Tensor]] = {path: [] for path in self.entries}
@@ -322,7 +266,7 @@ class _Check:
         return [n for n, g in zip(parameters, gradients, strict=True) if g is not None and not g.isfinite().all()]
 
     def _check_gradients(self, plain: list[str] | None) -> None:
-        """Those of the converted model are finite where those of the plain one are."""
+        """Check that gradients are finite where those of the plain model are."""
         wrong = [name for name in self._not_finite() or [] if name not in (plain or [])]
         if wrong:
             raise VerificationError(f"the gradient of {wrong[0]!r} (and {len(wrong) - 1} more) is not finite")
@@ -357,7 +301,7 @@ class _Check:
 
 @dataclass(frozen=True)
 class _Rows:
-    """What reached a preconditioner: as products of the plain model, and as those of the converted one."""
+    """The rows that a preconditioner was given, matched with products of the plain and of the converted model."""
 
     match: Match
     converted: Match
@@ -365,7 +309,7 @@ class _Rows:
 
 
 def _scaled(rows: Mapping[str, _Rows], path: str, index: int, out: Tensor) -> Tensor:
-    """``out``, each row scaled, if it is what reaches the preconditioner."""
+    """``out`` with each row scaled, if the preconditioner is given its rows."""
     axis = rows[path].converted.axes.get(index)
     if axis is None:
         return out
@@ -383,7 +327,7 @@ def _floats(output: object) -> list[Tensor]:
 
 
 def _alike(left: list[Tensor], right: list[Tensor]) -> bool:
-    """Whether two runs gave the same, up to the order of summation."""
+    """Whether two runs agree up to rounding."""
     return [x.shape for x in left] == [x.shape for x in right] and all(
         bool((a - b).abs().max() <= tolerance(b.dtype) * b.abs().max())
         for a, b in zip(left, right, strict=True)

@@ -1,8 +1,8 @@
-"""The heads' outputs as attention computes them: products of weights with values, seen by a dispatch mode.
+"""Recording the matrix products inside attention modules with a dispatch mode.
 
-A dispatch mode sees the operators that run, whatever the Python above them looks like: `@`, `einsum`, `matmul` and
-fused attention, in functions and in `autograd.Function`s. What it does not see is inside a kernel that PyTorch does
-not know. Which of them attention weights reach is for `weights_flow.py` to tell.
+A dispatch mode sees the operators of `@`, `einsum`, `matmul` and fused attention, in functions and in
+`autograd.Function`s, but not inside kernels that are no PyTorch operators. `softmax_flow` finds those products that
+have attention weights as a factor.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Product:
 
     Args:
         out: its result.
-        of_weights: whether the result of a softmax is a factor, as attention weights are, and scores are not.
+        of_weights: whether the result of a softmax is a factor.
         fused: whether a fused operator computed it, whose rows lie along the last axis.
     """
 
@@ -41,13 +41,13 @@ class Product:
 
 @contextmanager
 def watch_products(sites: Mapping[str, nn.Module], edit: Edit | None = None) -> Iterator[dict[str, list[Product]]]:
-    """Keep the products that are computed in each of ``sites`` (and in no site inside it), in order.
+    """Record the products that are computed in each of ``sites`` (and in no site inside it), in order.
 
-    Products with a parameter are projections, and left out.
+    Products with a parameter are projections and not recorded.
 
     Args:
         sites: path to attention module.
-        edit: ``edit(path, index, out)`` is asked for each product, and what it returns goes on in its place.
+        edit: called as ``edit(path, index, out)`` for each product; its result replaces the product.
     """
     mode = _ProductMode(sites, edit)
     with ExitStack() as stack:
@@ -111,7 +111,7 @@ class _ProductMode(TorchDispatchMode):
 def heads_of_attention(products: list[Product]) -> tuple[dict[int, Product], bool]:
     """Those of ``products`` that may be heads' outputs, by their index, and whether that is certain.
 
-    Where a softmax reached none (linear attention, other weights, an unknown kernel beside other products), all may be.
+    If no product has a softmax as a factor (linear attention, an unknown kernel), all of them may be.
     """
     numbered = dict(enumerate(products))
     reached = {i: product for i, product in numbered.items() if product.of_weights}

@@ -1,4 +1,4 @@
-"""Which rows of which products reached a preconditioner."""
+"""Matching the rows that a preconditioner was given with the rows of products."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _FEW = 8
 
 @dataclass(frozen=True)
 class Match:
-    """What is known of the rows that reached a preconditioner.
+    """The result of matching.
 
     Args:
-        seen: how many rows there were that are not zero.
-        looked_at: how many of them were looked for.
+        seen: how many rows are not zero.
+        looked_at: how many of them were searched for.
         found: how many of these are rows of a product.
-        alike: whether those of a head are one row over and over, which proves little.
-        axes: of each product that has some of them, by its index: the axis along which its rows lie.
-        labelled: whether each head that the preconditioner sees is one head of the product; None: not to be told.
+        alike: whether all rows of a head are equal, so that they cannot be distinguished.
+        axes: for each product with some of them, by its index: the axis along which its rows lie.
+        labelled: whether each head of the preconditioner is one head of the product; None: unknown.
     """
 
     seen: int
@@ -59,19 +59,19 @@ class _Candidate:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """By how much the same row, computed in another order, may differ, relative to its norm."""
+    """The relative difference that a different order of summation may cause."""
     return min(1e3 * torch.finfo(dtype).eps, 0.05)
 
 
 def match_rows(arrived: list[Tensor], products: Mapping[int, Product], num_heads: int | None) -> Match:
-    """Look for the rows that arrived, each ``(..., H, N, d)``, among those of ``products``.
+    """Search for the rows of ``arrived``, each ``(..., H, N, d)``, among those of ``products``.
 
-    Zero rows, as padding makes them, are nobody's. Of very many rows a sample is looked for.
+    Zero rows, such as padding, are not searched for; of very many rows a sample is.
 
     Args:
-        arrived: what reached the preconditioner, in several tensors where several streams do.
+        arrived: what the preconditioner was given, one tensor per call.
         products: by their index.
-        num_heads: how many heads there should be; None leaves it open whether they are told apart.
+        num_heads: how many heads there should be; None: whether heads are kept apart is not checked.
     """
     widths = dict.fromkeys(tensor.shape[-1] for tensor in arrived)
     parts = [_match_width([t for t in arrived if t.shape[-1] == width], products, num_heads) for width in widths]
@@ -106,7 +106,7 @@ def _match_width(arrived: list[Tensor], products: Mapping[int, Product], num_hea
     used = [candidates[i] for i in source[hit].unique().tolist()]
     labelled = None
     if num_heads is not None and num_heads > 1 and bool(hit.all() & alone.any()):
-        # Where heads share values, as in multi-query attention, the first of causal attention's tokens is in all alike.
+        # Where heads share values (multi-query attention), the first token of causal attention is equal in all heads.
         places = torch.cat([candidate.places(i) for i, candidate in enumerate(candidates)])[nearest]
         in_batch = all(prod(arrived[0].shape[:-3]) * num_heads == candidate.batch for candidate in used)
         axes = (0, 2) if in_batch else (0, 1, 2)
@@ -117,7 +117,7 @@ def _match_width(arrived: list[Tensor], products: Mapping[int, Product], num_hea
 
 
 def same_numbers(arrived: list[Tensor], products: Mapping[int, Product]) -> bool:
-    """Whether the entries that arrived are those of a product, put together otherwise."""
+    """Whether the entries of ``arrived`` are those of a product in another order."""
     entries = torch.cat([rows.flatten() for rows in arrived]).double().sort().values
     close = tolerance(arrived[0].dtype) * entries.abs().max()
     others = (p.out.flatten().double().sort().values for p in products.values() if p.out.numel() == len(entries))
@@ -145,7 +145,7 @@ def _head_of_each_row(tensor: Tensor) -> Tensor:
 
 
 def _candidates(products: Mapping[int, Product], width: int) -> Iterator[_Candidate]:
-    """Wherever a product has rows of ``width`` entries."""
+    """Every axis of a product that has ``width`` entries."""
     for i, product in products.items():
         out = _without_padding(product.out, width) if product.fused else product.out
         for axis in (-1,) if product.fused else range(-1, -1 - out.dim(), -1):
@@ -156,15 +156,14 @@ def _candidates(products: Mapping[int, Product], width: int) -> Iterator[_Candid
 
 
 def _without_padding(out: Tensor, width: int) -> Tensor:
-    """The first ``width`` columns, if the others are zero: fused kernels on CUDA are handed padded heads."""
+    """The first ``width`` columns, if the others are zero: heads are padded for fused kernels on CUDA."""
     return out[..., :width] if out.shape[-1] > width and not out[..., width:].any() else out
 
 
 def _nearest(rows: Tensor, pool: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For each row the index of the nearest one in ``pool``, the distance, and that of the second nearest.
 
-    `cdist` subtracts squares, which tells nearly equal rows apart only about their mean; the nearest few are looked at
-    again.
+    `cdist` subtracts squares, which loses small distances; so rows are centered, and the nearest few compared again.
     """
     center = pool.mean(dim=0)
     rows, pool = rows - center, pool - center
@@ -180,16 +179,16 @@ def _divisors(number: int) -> list[int]:
 
 
 def _one_head_each(heads: Tensor, places: Tensor, num_heads: int, steps: Mapping[int, set[int]]) -> bool:
-    """Whether the head of a row is told by its place.
+    """Whether the place of a row in the product determines its head.
 
-    A product's axes are folded from batch, heads and tokens in an order that nobody tells, so every digit of a place
-    is tried, ``(place // step) % base``. Those that depend on the head alone must tell the heads from each other.
+    The axes of a product are folded from batch, heads and tokens in an unknown order, so every digit of a place is
+    tried, ``(place // step) % base``. Those that depend on the head alone must distinguish all heads.
 
     Args:
         heads: of each row.
         places: ``(batch, token, product)`` of each row.
         num_heads: how many heads.
-        steps: of each axis of a place that may tell the head: tokens do not, where heads are folded into the batch.
+        steps: of each axis of a place that may determine the head; not of tokens if heads are folded into the batch.
     """
     if int(heads.max()) >= num_heads:
         return False

@@ -1,4 +1,4 @@
-"""What stands in for a preconditioner while an adapter is checked: `C` taken out, and other values going in."""
+"""Classes that replace `Preconditioner` while an adapter is checked."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...layers import Preconditioner
 
 
 class PassThrough(Preconditioner):
-    """`C` taken out: rows pass as they are, and are kept."""
+    """The identity instead of `C`; it records the rows that it is given."""
 
     arrived: list[Tensor]
     attended: bool
@@ -45,16 +45,16 @@ class PassThrough(Preconditioner):
 
 
 class ScaledValues(Preconditioner):
-    """The values of every head are scaled before attention is computed."""
+    """Scales the values of every head before attention is computed."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Preconditioned attention, of other values."""
+        """Preconditioned attention of the scaled values."""
         return super().attend(q, k, v * powers_of_two((v.shape[-3], 1, 1), v), *args, **kwargs)
 
 
 @contextmanager
 def with_class(preconditioners: Mapping[str, Preconditioner], cls: type[Preconditioner]) -> Iterator[dict[str, Any]]:
-    """Let the preconditioners be of class ``cls`` for a while."""
+    """Change the class of the preconditioners to ``cls`` while the context lasts."""
     own = {path: type(c) for path, c in preconditioners.items()}
     for c in preconditioners.values():
         c.__class__ = cls
@@ -65,6 +65,6 @@ def with_class(preconditioners: Mapping[str, Preconditioner], cls: type[Precondi
 
 
 def powers_of_two(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """1, 2, 4 or 8: exact in any dtype, so that nothing but the scale changes."""
+    """1, 2, 4 or 8, by which a product is exact in any dtype."""
     exponents = torch.randint(0, 4, shape, generator=torch.Generator().manual_seed(1))
     return (2.0**exponents).to(like)
