@@ -47,7 +47,7 @@ def read_aan(folder: Path, split: str, *, length: int) -> Pairs:
         length: bytes of a text from there on are left out.
 
     Raises:
-        ValueError: a line is not what it should be; the message names file and line.
+        ValueError: a line is invalid; the message names file and line.
         OSError: the file cannot be read.
     """
     texts: list[tuple[bytes, bytes]] = []

@@ -57,7 +57,7 @@ def load_byte_bpe(source: str) -> Tokenizer:
         source: the path of a ``tokenizer.json``, or a model's name on the hub, such as ``"openai-community/gpt2"``.
 
     Raises:
-        OSError: it is not there, or cannot be read. ValueError: it is another kind of tokenizer.
+        OSError: it is missing, or cannot be read. ValueError: it is another kind of tokenizer.
     """
     library = require("tokenizers", extra="language")
     try:

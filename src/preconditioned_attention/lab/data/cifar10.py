@@ -71,7 +71,7 @@ def _read_batch(path: Path) -> tuple[Any, list[int]]:
         with path.open("rb") as file:
             batch = _BatchUnpickler(file, encoding="bytes").load()
         pixels, labels = batch[b"data"], batch[b"labels"]
-    except Exception as error:  # a broken pickle raises whatever it meets
+    except Exception as error:  # a broken pickle raises errors of many kinds
         raise ValueError(f"{path} is not a batch of CIFAR-10 ({type(error).__name__}: {error})") from error
     shape = (len(labels), 3 * PIXELS)
     if not isinstance(pixels, numpy.ndarray) or pixels.shape != shape or pixels.dtype != numpy.uint8 or not len(labels):

@@ -97,7 +97,7 @@ def open_images(dataset: str, root: str | Path | None, split: str) -> LabeledIma
 
 
 def check_same_classes(train: LabeledImages, other: LabeledImages, *, split: str) -> None:
-    """Raise unless both splits number the same classes alike.
+    """Raise unless both splits have the same classes in the same order.
 
     Raises:
         ValueError: a class is in one of them only; the message names it.

@@ -188,10 +188,10 @@ class PathfinderImages(Dataset[tuple[Tensor, int]]):
 def read_pathfinder(folder: Path) -> PathfinderImages:
     """All images of one difficulty, of the release or of :func:`write_pathfinder`, in the order of the metadata.
 
-    Images of no bytes are left out, and counted in a warning: the release has one. Everything else must be right.
+    Images of no bytes are left out, and counted in a warning: the release has one. Any other fault is an error.
 
     Raises:
-        ValueError: a line of the metadata is not what it should be, or nothing is left; the message names it.
+        ValueError: a line of the metadata is invalid, or no image is left; the message names it.
         OSError: a file that the metadata names is missing.
     """
     tables = sorted((folder / "metadata").glob("*.npy"), key=lambda path: (len(path.stem), path.stem))

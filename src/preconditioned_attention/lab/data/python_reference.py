@@ -50,7 +50,7 @@ class PythonReference:
 
 
 def load_python_reference() -> PythonReference:
-    """The corpus of the Python that runs, split by topic.
+    """The corpus of the running Python, split by topic.
 
     Many topics are sections of others: a topic half of whose text stands, paragraph by paragraph, in longer ones is
     left out, or the test part would hold what was trained on.

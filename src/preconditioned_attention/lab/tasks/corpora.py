@@ -57,7 +57,7 @@ def open_tiny_stories(root: Path, tokenizer: str, *, cache: Path, ends: bool) ->
     The release has two splits: of its validation stories the first of every two validate, the others test.
 
     Raises:
-        OSError, ValueError: the data or the tokenizer is not there, or not what it should be.
+        OSError, ValueError: the data or the tokenizer is missing or invalid.
     """
     found = load_byte_bpe(tokenizer)
     train, held_out = find_stories(root, "train"), find_stories(root, "validation")

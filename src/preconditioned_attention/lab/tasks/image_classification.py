@@ -152,7 +152,7 @@ class ImageClassification(Task):
         overlay = {"file": self.pretrained} if isinstance(self.pretrained, str) else None
         try:
             return timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
-        except Exception as error:  # hub, network and file formats each have their own
+        except Exception as error:  # the hub, the network and file formats raise errors of many kinds
             raise OSError(
                 f"pretrained weights of {self.model!r} could not be loaded ({type(error).__name__}: {error}). They "
                 "come from the hub unless they are in its cache; without a network give pretrained the path of a file"
@@ -167,7 +167,7 @@ class ImageClassification(Task):
             ) from error
 
     def datasets(self) -> Splits:
-        """Images ``(3, image_size, image_size)`` and labels, the training split augmented; or as they are.
+        """Images ``(3, image_size, image_size)``, or ``(1, 8, 8)`` unprocessed, and labels; training is augmented.
 
         Raises:
             ValueError, OSError: the data is missing or invalid; see :func:`open_images`.
@@ -189,7 +189,7 @@ class ImageClassification(Task):
         )
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Mean cross-entropy with the targets that mixing and label smoothing make."""
+        """Mean cross-entropy, with mixed or smoothed targets if the options say so."""
         losses = require("timm.loss", extra="vision")
         images, labels = batch
         if not (self.mixing or self.label_smoothing):

@@ -32,7 +32,7 @@ class LongRangeTask(Task):
     """The base of the five tasks. Options but ``data`` are those of :class:`LongRangeEncoder`, which checks them.
 
     Args:
-        data: the folder of the data; what may be in it is said by each task.
+        data: the folder of the data; each task documents its layout.
         positions: the longest sequence that the model takes.
     """
 

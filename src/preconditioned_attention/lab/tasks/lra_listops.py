@@ -20,7 +20,7 @@ class ListOps(LongRangeTask):
 
     Args:
         data: the folder with ``basic_{train,val,test}.tsv``; None: expressions are generated when the task is used, by
-            the options below, which must be left alone if there is a folder.
+            the options below, which must keep their defaults if there is a folder.
         count, held_out, data_seed, min_length, max_length: of
             :class:`preconditioned_attention.lab.data.listops.ListOpsOptions`; ``data_seed`` is its ``seed``.
         positions, attention, ...: the model's; see :class:`LongRangeTask`.

@@ -48,7 +48,6 @@ class Task(ABC):
         name: what it is called in configurations.
         higher_is_better: whether a larger :attr:`metric` is a better one.
         decay_vectors: whether weight decay also applies to biases, norms and gains.
-        pretrained: whether the model starts from weights that others trained; or where these are.
     """
 
     name: ClassVar[str]
@@ -62,7 +61,7 @@ class Task(ABC):
 
     @property
     def pretrained(self) -> bool | str:
-        """False."""
+        """Whether the model starts from pretrained weights, or where these are; False by default."""
         return False
 
     @abstractmethod

@@ -14,7 +14,7 @@ from ..._checks import check_known
 from ..._extras import require
 from .optimizer import OptimizerSettings, check_left_out
 
-# What the run's configuration decides, and schedules that look at metrics.
+# Set by the run's configuration, or for schedules that depend on metrics.
 _DECIDED = {
     *("optimizer", "num_epochs", "min_lr", "warmup_epochs", "updates_per_epoch", "cooldown_epochs"),
     *("plateau_mode", "patience_epochs"),

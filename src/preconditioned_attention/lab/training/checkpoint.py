@@ -1,8 +1,8 @@
 """Checkpoints of a run: written in full or not at all, and loaded.
 
-A checkpoint is written to a temporary folder, synchronized to disk and then renamed. Weights
-are in safetensors files; optimizer, schedule, gradient scaler and random states as Accelerate saves them. The sampler
-has no state: the order of the batches is a function of the seed and the step.
+A checkpoint is written to a temporary folder, synchronized to disk and then renamed. Weights are in safetensors files;
+optimizer, schedule, gradient scaler and random states as Accelerate saves them. The sampler has no state: the order of
+the batches is a function of the seed and the step.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ class TrainConfig:
 
     @property
     def optimizer_settings(self) -> OptimizerSettings:
-        """What optimizer and schedule of a task are made from."""
+        """The options that a task's optimizer and schedule take."""
         fields = dataclasses.fields(OptimizerSettings)
         return OptimizerSettings(**{field.name: getattr(self, field.name) for field in fields})
 

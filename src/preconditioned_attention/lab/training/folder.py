@@ -89,7 +89,7 @@ class RunFolder:
 
 
 def flatten(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Options of options by their full names, such as ``precondition.gradient``."""
+    """Nested options by their full names, such as ``precondition.gradient``."""
     flat: dict[str, Any] = {}
     for name, value in options.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

@@ -71,7 +71,7 @@ class ProgressLine:
 
 
 def peak_memory() -> int | None:
-    """Bytes: the most that was allocated on the GPU if there is one, otherwise the most this process held; or None."""
+    """Peak memory in bytes: allocated on the GPU if there is one, otherwise of this process; or None."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":
