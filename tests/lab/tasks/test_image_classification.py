@@ -421,6 +421,7 @@ def test_without_an_optimizer_of_timms_it_is_that_of_other_tasks() -> None:
         ({"dataset": "", "root": "x"}, "preprocessing='none' is for dataset='digits'"),
         ({"schedule": {"sched": "cosine"}}, "schedule is for timm's optimizers"),
         ({"split_seed": -1}, "split_seed must be at least 0"),
+        ({"model_options": {"patch_size": 3}}, "patch_size must divide the image size, 8; got .*3"),
     ],
 )
 def test_options_that_do_not_go_with_unprocessed_digits(options: dict, message: str) -> None:

@@ -37,6 +37,7 @@ _OWN_TRANSFORM = {
 _OWN_MIXING = {"num_classes", "label_smoothing", "multi_label"}
 TOP = 5
 PREPROCESSING = ("timm", "none")
+DIGIT_SIZE = 8  # pixels of an unprocessed image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,8 @@ class ImageClassification(Task):
                 "preprocessing='none' is for dataset='digits' without holdout and augmentation; got "
                 f"dataset={self.dataset!r}, holdout={self.holdout}, augmentation={dict(self.augmentation)!r}"
             )
+        elif DIGIT_SIZE % self.model_options.get("patch_size", 1):  # timm would ignore the last rows and columns
+            raise ValueError(f"patch_size must divide the image size, {DIGIT_SIZE}; got {self.model_options!r}")
 
     def build_model(self) -> nn.Module:
         """A new model of timm's.
