@@ -11,11 +11,11 @@ from typing import Any, Literal, get_args
 
 Gradient = Literal["full", "stop"]
 Placement = Literal["pre_skip", "post_skip"]
-Backend = Literal["auto", "flash", "efficient", "cudnn", "composition", "reference"]
+BackendName = Literal["auto", "flash", "efficient", "cudnn", "composition", "reference"]
 
 GRADIENTS: tuple[str, ...] = get_args(Gradient)
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
-BACKENDS: tuple[str, ...] = get_args(Backend)
+BACKENDS: tuple[str, ...] = get_args(BackendName)
 ROW_BACKENDS = ("auto", "composition")
 """The backends that can scale rows of `A` which a model has computed itself: the others compute attention too."""
 
@@ -65,7 +65,7 @@ class PreconditionConfig:
     gain: float | None = None
     eps: float | None = None
     placement: Placement = "pre_skip"
-    backend: Backend = "auto"
+    backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
         check_choice("gradient", self.gradient, GRADIENTS)

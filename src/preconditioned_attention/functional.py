@@ -7,7 +7,7 @@ from torch.fx import Proxy
 from torch.overrides import handle_torch_function
 
 from ._symbolic import not_scriptable
-from .config import Backend, Gradient
+from .config import BackendName, Gradient
 from .ops import check_inputs, compute
 
 
@@ -25,7 +25,7 @@ def preconditioned_attention(
     gradient: Gradient = "full",
     gain: Tensor | None = None,
     eps: float | None = None,
-    backend: Backend = "auto",
+    backend: BackendName = "auto",
 ) -> Tensor:
     r"""`C A` with `A = softmax(scale q k^T + mask) v` and `C = diag(1 / ||A_i||_2)`, one norm per token per head.
 

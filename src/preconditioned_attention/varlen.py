@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._checks import check_integer
 from ._symbolic import one_call
-from .config import GRADIENTS, Backend, Gradient, check_choice, check_eps
+from .config import GRADIENTS, BackendName, Gradient, check_choice, check_eps
 from .equilibration import check_gain, check_rows, default_eps
 from .ops import AttentionInputs, PackedInputs, compute_packed
 from .ops.arguments import check_flag, check_probability, check_scale
@@ -31,7 +31,7 @@ def preconditioned_varlen_attention(
     gradient: Gradient = "full",
     gain: Tensor | None = None,
     eps: float | None = None,
-    backend: Backend = "auto",
+    backend: BackendName = "auto",
 ) -> Tensor:
     r"""`C A` within each of several sequences that lie end to end: no padding, and no attention from one to another.
 

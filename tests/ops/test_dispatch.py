@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import preconditioned_attention as pa
 from preconditioned_attention import preconditioned_attention
-from preconditioned_attention.config import BACKENDS, Backend
+from preconditioned_attention.config import BACKENDS, BackendName
 from preconditioned_attention.ops import AttentionInputs, check_inputs, dispatch
 from preconditioned_attention.ops.flash.cpu import FLASH_CPU
 from preconditioned_attention.ops.flash.efficient import EFFICIENT
@@ -38,7 +38,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_every_backend_has_a_name_and_every_name_a_backend() -> None:
     assert {*dispatch.REGISTRY, "auto"} == {*dispatch.ON_CUDA, "auto"} == set(BACKENDS)
-    assert typing.get_args(Backend) == BACKENDS
+    assert typing.get_args(BackendName) == BACKENDS
 
 
 @pytest.mark.parametrize("name", ["flash", "composition", "reference"])

@@ -12,8 +12,7 @@ from torch._ops import _get_dispatch_mode_pre_dispatch
 from torch.nn.attention import SDPBackend
 
 from .._compiler import assume_constant_result
-from ..config import BACKENDS, ROW_BACKENDS, check_choice
-from ..config import Backend as BackendName
+from ..config import BACKENDS, ROW_BACKENDS, BackendName, check_choice
 from .backend import Backend, PackedBackend
 from .flash.cpu import FLASH_CPU
 from .flash.cuda import FLASH_CUDA

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...config import Backend, Gradient
+from ...config import BackendName, Gradient
 from ...functional import preconditioned_attention
 
 
@@ -14,7 +14,7 @@ class WrongResultError(RuntimeError):
     """A backend's error relative to the float64 reference is larger than rounding explains."""
 
 
-def check_result(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, gradient: Gradient, backend: Backend) -> None:
+def check_result(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, gradient: Gradient, backend: BackendName) -> None:
     """Compare output and gradients of ``backend`` with the float64 reference.
 
     The relative error may be up to one rounding unit plus twice the larger of two errors: that of plain attention
@@ -27,7 +27,7 @@ def check_result(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool, gradient: 
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     weight = torch.randn(*q.shape[:-1], v.shape[-1], dtype=q.dtype, device=q.device)
 
-    def ours(x: list[Tensor], name: Backend) -> Tensor:
+    def ours(x: list[Tensor], name: BackendName) -> Tensor:
         return preconditioned_attention(x[0], x[1], x[2], is_causal=is_causal, gradient=gradient, backend=name)
 
     reference = _with_gradients(ours(exact, "reference"), exact, weight)
