@@ -277,7 +277,7 @@ def test_a_subclass_of_an_adapter_of_ones_own_still_works_beside_it() -> None:
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("name", ["declared", "registry", "mechanisms"])
+@pytest.mark.parametrize("name", ["declared", "registry", "mechanisms", "layout"])
 def test_the_examples_of_the_docstrings_run(name: str) -> None:
     module = importlib.import_module(f"preconditioned_attention.conversion.{name}")
     result = doctest.testmod(module)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, equilibrate, precondition_, restore_
-from preconditioned_attention.conversion.mechanisms import AttachmentGuard, Layout, OutputHook, RowHook
+from preconditioned_attention.conversion.layout import Layout
+from preconditioned_attention.conversion.row_hooks import AttachmentGuard, OutputHook, RowHook
 from preconditioned_attention.layers import Preconditioner
 
 

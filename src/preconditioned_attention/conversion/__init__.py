@@ -4,7 +4,8 @@ from .attachment import is_preconditioned
 from .checking.adapter_check import AdapterCheck, CheckedAttention, check_adapter
 from .convert import precondition_, restore_
 from .declared import register_posthook, register_prehook
-from .mechanisms import ClassSwap, Layout, PostHook, PreHook
+from .layout import Layout
+from .mechanisms import ClassSwap, PostHook, PreHook
 from .model_factory import build_model, build_without_weights
 from .plan import plan_conversion
 from .registry import Adapter, HeadShape, register_adapter, register_composite, unregister_adapter

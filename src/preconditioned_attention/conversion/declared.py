@@ -10,7 +10,8 @@ from torch import nn
 from ..config import check_choice
 from ..selection import KINDS, AttentionKind
 from .head_location import Count, HeadLocation
-from .mechanisms import Form, Layout, PostHook, PreHook
+from .layout import Form, Layout
+from .mechanisms import PostHook, PreHook
 from .registry import Adapter, HeadShape, register_adapter
 
 

@@ -10,7 +10,7 @@ from typing import SupportsIndex, TypeAlias
 from torch import nn
 
 from .class_names import nearest
-from .mechanisms import Form, Layout
+from .layout import Form, Layout
 from .registry import HeadShape
 
 Count: TypeAlias = "int | str | Callable[[nn.Module], int]"

@@ -2,7 +2,7 @@ import pytest
 from torch import Tensor, nn
 
 from preconditioned_attention.conversion.adapters.known_text_swap import KnownTextSwap, RequiredTextSwap
-from preconditioned_attention.conversion.mechanisms import text_digest
+from preconditioned_attention.conversion.source_texts.reachable_code import text_digest
 
 
 class Upstream(nn.Module):

@@ -21,7 +21,8 @@ from preconditioned_attention.conversion import (
 )
 from preconditioned_attention.conversion.checking import adapter_check
 from preconditioned_attention.conversion.checking.row_matching import Match
-from preconditioned_attention.conversion.mechanisms import Layout, RowHook
+from preconditioned_attention.conversion.layout import Layout
+from preconditioned_attention.conversion.row_hooks import RowHook
 from preconditioned_attention.layers import Preconditioner
 from tests.helpers import (
     diffusers_modules,

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from ..mechanisms import ClassSwap, text_digest
+from ..mechanisms import ClassSwap
 from ..registry import HeadShape, class_name, read_int
+from ..source_texts.reachable_code import text_digest
 
 
 class KnownTextSwap(ClassSwap):

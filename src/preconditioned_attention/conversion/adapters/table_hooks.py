@@ -9,9 +9,11 @@ from torch import nn
 
 from ...layers import Preconditioner
 from ..head_location import HeadLocation
-from ..mechanisms import Layout, OutputHook, PostHook, PreHook
+from ..layout import Layout
+from ..mechanisms import PostHook, PreHook
 from ..normalized import normalized_already
 from ..registry import HeadShape, Kind, add_adapter, class_name
+from ..row_hooks import OutputHook
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ import ast
 import functools
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType, FunctionType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -151,6 +151,14 @@ def function_digest(function: FunctionType) -> str | None:
     It does not depend on comments, docstrings, annotations and decorators, nor on the version of Python.
     """
     return _code_digest(function.__code__)
+
+
+def text_digest(function: Callable[..., Any]) -> str | None:
+    """A digest of a function's source as it is, with comments; None where it is not available."""
+    try:
+        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+    except OSError:
+        return None
 
 
 @functools.lru_cache(maxsize=4096)

@@ -6,7 +6,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from preconditioned_attention import PreconditionConfig
 from preconditioned_attention.conversion.adapters.transformers import sdpa
-from preconditioned_attention.conversion.mechanisms import text_digest
+from preconditioned_attention.conversion.source_texts.reachable_code import text_digest
 from preconditioned_attention.layers import Preconditioner
 from tests.helpers.explicit import relative_error
 

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ....layers import Preconditioner
-from ...mechanisms import OutputHook
 from ...registry import add_adapter, composites_named
+from ...row_hooks import OutputHook
 from ..table_hooks import TablePreHook, register_table
 from .processors import unsupported_processor_reason
 from .tables import COMPOSITES, WITH_PROCESSOR, WITHOUT_PROCESSOR

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from ...mechanisms import Layout
+from ...layout import Layout
 from ...registry import add_adapter
 from ..table_hooks import TablePreHook, register_table
 from .tables import HOOKS, LEVIT

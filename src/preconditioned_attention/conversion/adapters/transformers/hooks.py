@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from ....layers import Preconditioner
-from ...mechanisms import Form, Layout, OutputHook
+from ...layout import Form, Layout
 from ...registry import add_adapter, composites_named
+from ...row_hooks import OutputHook
 from ..table_hooks import HookRow, TablePostHook, TablePreHook, register_table
 from .class_names import qualified
 from .head_shapes import heads_of

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.integrations import sdpa_attention as upstream
 
 from ....layers import Preconditioner
-from ...mechanisms import text_digest
+from ...source_texts.reachable_code import text_digest
 
 KNOWN_TEXTS = {
     "e3d016070b6ac957": "5.23.0",
