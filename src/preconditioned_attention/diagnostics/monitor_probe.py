@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import PreconditionConfig
@@ -34,25 +33,12 @@ class Probe(Preconditioner):
                 observer.after(rows, equilibrate(rows.detach()))
         return rows
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
+    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
         """`Attn(q, k, v)`, as the plain model computes it."""
-        arguments = AttentionArguments(q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        arguments = AttentionArguments(*args, **kwargs)
         for observer in self.observers:
             observer.before(arguments)
-        rows = F.scaled_dot_product_attention(
-            q, k, v, attn_mask, dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-        return self(rows)
+        return self(arguments.attend())
 
 
 def make_probe(module: nn.Module, shape: HeadShape) -> Preconditioner:

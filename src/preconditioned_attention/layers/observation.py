@@ -28,20 +28,24 @@ class AttentionArguments:
     scale: float | None = None
     enable_gqa: bool = False
 
+    def attend(self) -> Tensor:
+        """`A`, by `scaled_dot_product_attention`."""
+        return F.scaled_dot_product_attention(
+            self.q,
+            self.k,
+            self.v,
+            self.attn_mask,
+            self.dropout_p,
+            is_causal=self.is_causal,
+            scale=self.scale,
+            enable_gqa=self.enable_gqa,
+        )
+
     def compute_rows(self) -> Tensor:
         """`A`, without a gradient; the random state stays, so that the next computation has the same dropout mask."""
         devices = [self.q.device] if self.q.is_cuda else []
         with torch.no_grad(), torch.random.fork_rng(devices):
-            return F.scaled_dot_product_attention(
-                self.q,
-                self.k,
-                self.v,
-                self.attn_mask,
-                self.dropout_p,
-                is_causal=self.is_causal,
-                scale=self.scale,
-                enable_gqa=self.enable_gqa,
-            )
+            return self.attend()
 
 
 class Observer(Protocol):

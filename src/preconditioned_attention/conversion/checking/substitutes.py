@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...layers import Preconditioner
+from ...layers.observation import AttentionArguments
 
 
 class PassThrough(Preconditioner):
@@ -24,24 +24,10 @@ class PassThrough(Preconditioner):
         self.arrived.append(rows.detach().clone())
         return rows
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
+    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
         """Plain attention."""
         self.attended = True
-        return self(
-            F.scaled_dot_product_attention(
-                q, k, v, attn_mask, dropout_p, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-            )
-        )
+        return self(AttentionArguments(*args, **kwargs).attend())
 
 
 class ScaledValues(Preconditioner):

@@ -28,7 +28,7 @@ class StreamsHook(OutputHook):
     """A forward hook for attention without output projections, which returns one tensor per stream."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Precondition what comes out, one tensor or several."""
+        """Precondition the output, one tensor or several."""
         if isinstance(output, Tensor):
             return self.layout.apply(self.preconditioner, output)
         return tuple(x if x is None else self.layout.apply(self.preconditioner, x) for x in output)

@@ -1,4 +1,4 @@
-"""The layers of this package, which look for their preconditioner themselves: the child is all that they need."""
+"""The layers of this package, whose forwards use the child `preconditioner` if there is one."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class LayerChild(Adapter):
         return HeadShape(read_int(module, "num_heads"), read_int(module, "head_dim"))
 
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
-        """The layer calls the child as soon as it has one."""
+        """Nothing: the layer calls its child."""
 
     def detach(self, module: nn.Module) -> None:
-        """The layer is plain as soon as it has none."""
+        """Nothing: without the child the layer is plain."""
 
 
 for _name, _row in LAYERS.items():

@@ -23,7 +23,7 @@ from ...registry import HeadShape, read_int, register_named
 class PreconditionedMultiheadAttention(nn.MultiheadAttention):
     """`torch.nn.MultiheadAttention` whose heads' outputs pass through its preconditioner.
 
-    Every argument of `forward` means what it means there. Two differences: a query that may attend to no key gets a
+    The arguments of `forward` are the same. Two differences: a query that may attend to no key gets a
     zero row (there: NaN if weights are asked for), and `is_causal` together with added biases or zeros keeps
     `attn_mask`.
     """
@@ -180,12 +180,12 @@ class MultiheadAttentionSwap(ClassSwap):
         return HeadShape(read_int(module, "num_heads"), read_int(module, "head_dim"))
 
     def attach(self, module: nn.Module, preconditioner: Preconditioner) -> None:
-        """Swap the class in and keep the encoder's fast path away."""
+        """Swap the class in and turn the encoder's fast path off."""
         super().attach(module, preconditioner)
         module.register_forward_pre_hook(leave_fast_path)
 
     def detach(self, module: nn.Module) -> None:
-        """Swap the class back and give the fast path back."""
+        """Swap the class back and allow the fast path again."""
         super().detach(module)
         for key in [key for key, hook in module._forward_pre_hooks.items() if hook is leave_fast_path]:
             del module._forward_pre_hooks[key]

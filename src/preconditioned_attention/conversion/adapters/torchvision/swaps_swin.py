@@ -21,11 +21,11 @@ from ....layers import Preconditioner
 from ...registry import HeadShape, read_int, register_named
 from ..known_text_swap import KnownTextSwap
 
-_OTHER_REGION = -100.0  # what upstream adds to the score of two tokens that only the cyclic shift brought together
+_OTHER_REGION = -100.0  # what upstream adds to scores across regions
 
 
 class _ShiftedWindows:
-    """What the three Swins share; mixed in before the upstream class."""
+    """The forward of the three Swins; mixed in before the upstream class."""
 
     preconditioner: Preconditioner
     qkv: nn.Linear
@@ -65,7 +65,7 @@ class PreconditionedShiftedWindowAttentionV2(_ShiftedWindows, swin.ShiftedWindow
 
 
 class PreconditionedShiftedWindowAttention3d(_ShiftedWindows, swin3d.ShiftedWindowAttention3d):
-    """`ShiftedWindowAttention3d` of Video Swin, whose windows shrink to what comes."""
+    """`ShiftedWindowAttention3d` of Video Swin, whose windows are at most as large as the input."""
 
     @one_node
     def forward(self, x: Tensor) -> Tensor:
