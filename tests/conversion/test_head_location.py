@@ -3,8 +3,8 @@
 import pytest
 from torch import nn
 
+from preconditioned_attention.conversion.adapter import HeadShape
 from preconditioned_attention.conversion.head_location import HeadLocation
-from preconditioned_attention.conversion.registry import HeadShape
 
 
 class Attention(nn.Module):

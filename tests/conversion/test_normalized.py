@@ -6,8 +6,9 @@ from open_clip.transformer import Attention
 from torch import nn
 
 from preconditioned_attention import precondition_
+from preconditioned_attention.conversion.adapter import HeadShape
 from preconditioned_attention.conversion.normalized import normalized_already
-from preconditioned_attention.conversion.registry import HeadShape, find_adapter
+from preconditioned_attention.conversion.registry import find_adapter
 
 
 def test_one_head_and_a_norm() -> None:

@@ -15,10 +15,9 @@ from preconditioned_attention.conversion import (
     registry,
     restore_,
 )
+from preconditioned_attention.conversion.adapter import UnsupportedAdapter, read_int
 from preconditioned_attention.conversion.registry import (
-    UnsupportedAdapter,
     find_adapter,
-    read_int,
     register_adapter,
     register_composite,
     registered_adapters,

@@ -27,16 +27,12 @@ from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from preconditioned_attention.conversion import ConversionReport
+from preconditioned_attention.conversion.adapter import Adapter, UnsupportedAdapter
+from preconditioned_attention.conversion.class_names import class_name
 from preconditioned_attention.conversion.detection import static
 from preconditioned_attention.conversion.model_factory import build_without_weights
 from preconditioned_attention.conversion.plan import plan_conversion
-from preconditioned_attention.conversion.registry import (
-    Adapter,
-    UnsupportedAdapter,
-    class_name,
-    find_adapter,
-    is_composite,
-)
+from preconditioned_attention.conversion.registry import find_adapter, is_composite
 
 Status = Literal["converted", "defined", "refused", "delegates", "no attention", "unknown"]
 

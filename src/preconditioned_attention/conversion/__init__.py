@@ -1,5 +1,6 @@
 """Converting models in place: plan, conversion, report, check and saving."""
 
+from .adapter import Adapter, HeadShape
 from .attachment import is_preconditioned
 from .checking.adapter_check import AdapterCheck, CheckedAttention, check_adapter
 from .convert import precondition_, restore_
@@ -8,7 +9,7 @@ from .layout import Layout
 from .mechanisms import ClassSwap, PostHook, PreHook
 from .model_factory import build_model, build_without_weights
 from .plan import plan_conversion
-from .registry import Adapter, HeadShape, register_adapter, register_composite, unregister_adapter
+from .registry import register_adapter, register_composite, unregister_adapter
 from .report import ConversionEntry, ConversionReport
 from .saving.peft_adapters import load_adapter
 from .saving.pretrained import from_pretrained

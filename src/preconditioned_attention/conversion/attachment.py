@@ -10,9 +10,11 @@ from torch import nn
 
 from ..config import PreconditionConfig
 from ..layers import Preconditioner
+from .adapter import Adapter, HeadShape
+from .class_names import class_name
 from .guards.call_guard import guard, unguard
 from .guards.instance_forward import rebind_forwards
-from .registry import Adapter, HeadShape, class_name, find_adapter
+from .registry import find_adapter
 
 MakePreconditioner = Callable[[nn.Module, HeadShape], Preconditioner]
 

@@ -9,10 +9,11 @@ from torch import nn
 
 from ..config import check_choice
 from ..selection import KINDS, AttentionKind
+from .adapter import Adapter, HeadShape
 from .head_location import Count, HeadLocation
 from .layout import Form, Layout
 from .mechanisms import PostHook, PreHook
-from .registry import Adapter, HeadShape, register_adapter
+from .registry import register_adapter
 
 
 def register_prehook(

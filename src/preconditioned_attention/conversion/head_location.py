@@ -9,9 +9,9 @@ from typing import SupportsIndex, TypeAlias
 
 from torch import nn
 
+from .adapter import HeadShape
 from .class_names import nearest
 from .layout import Form, Layout
-from .registry import HeadShape
 
 Count: TypeAlias = "int | str | Callable[[nn.Module], int]"
 """A number, the path of an attribute that holds it (``"config.n_head"``, ``"proj.in_features"``), or a function of the

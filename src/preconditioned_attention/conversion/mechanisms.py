@@ -7,8 +7,8 @@ from typing import ClassVar
 from torch import nn
 
 from ..layers import Preconditioner
+from .adapter import Adapter
 from .layout import Layout
-from .registry import Adapter
 from .row_hooks import AttachmentGuard, OutputHook, RowHook
 
 

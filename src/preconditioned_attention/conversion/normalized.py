@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from .registry import HeadShape
+from .adapter import HeadShape
 
 
 def normalized_already(norm: object, shape: HeadShape) -> str | None:

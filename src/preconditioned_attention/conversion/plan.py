@@ -10,11 +10,13 @@ from torch import nn
 
 from ..config import ROW_BACKENDS, PreconditionConfig
 from ..selection import DEFAULT_INCLUDE, KINDS, AttentionKind, Include, check_include
+from .adapter import Adapter, HeadShape
+from .class_names import class_name
 from .detection.runtime import call_arguments, detect_in_run, unlisted_attention
 from .detection.static import computes_attention
 from .guards.dynamic_class import unknown_reason
 from .guards.instance_forward import unknown_forward_reason
-from .registry import Adapter, HeadShape, class_name, find_adapter, has_namesake, is_composite, unreviewed_reason
+from .registry import find_adapter, has_namesake, is_composite, unreviewed_reason
 from .report import ConversionEntry, ConversionReport, Status
 
 FilterFn = Callable[[nn.Module, str], bool]

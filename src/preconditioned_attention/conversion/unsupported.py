@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from .registry import Kind
+    from .adapter import Kind
 
 _LIBRARIES = ("diffusers", "timm", "transformers", "x_transformers")
 

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from .._compiler import break_graph_at
+from ..conversion.adapter import Adapter
 from ..conversion.attachment import attach_all, detach, preconditioned_modules
 from ..conversion.guards.compiled_models import check_not_compiled
 from ..conversion.plan import convertible_attention
-from ..conversion.registry import Adapter
 from .monitor_config import MonitorConfig
 from .monitor_file import RecordFile, process_path
 from .monitor_probe import LayerObserver, make_probe

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import PreconditionConfig
+from ..conversion.adapter import Adapter, HeadShape
 from ..conversion.attachment import preconditioner_of
-from ..conversion.registry import Adapter, HeadShape, find_adapter
+from ..conversion.registry import find_adapter
 from ..layers import Preconditioner
 from ..layers.observation import AttentionArguments, attach_observer, detach_observer
 from ..ops.rows.autograd import equilibrate

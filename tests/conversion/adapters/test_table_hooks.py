@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from preconditioned_attention import equilibrate, precondition_, restore_
 from preconditioned_attention.conversion import registry
+from preconditioned_attention.conversion.adapter import HeadShape
 from preconditioned_attention.conversion.adapters.table_hooks import (
     HookRow,
     TableChildHook,
@@ -12,7 +13,7 @@ from preconditioned_attention.conversion.adapters.table_hooks import (
     adapter_of,
     register_table,
 )
-from preconditioned_attention.conversion.registry import HeadShape, class_name
+from preconditioned_attention.conversion.class_names import class_name
 
 
 class Product(nn.Module):

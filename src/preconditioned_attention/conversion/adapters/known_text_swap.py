@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from ..adapter import HeadShape, read_int
+from ..class_names import class_name
 from ..mechanisms import ClassSwap
-from ..registry import HeadShape, class_name, read_int
 from ..source_texts.reachable_code import text_digest
 
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ...layers import Preconditioner
+from ..adapter import HeadShape, Kind
+from ..class_names import class_name
 from ..head_location import HeadLocation
 from ..layout import Layout
 from ..mechanisms import PostHook, PreHook
 from ..normalized import normalized_already
-from ..registry import HeadShape, Kind, add_adapter, class_name
+from ..registry import add_adapter
 from ..row_hooks import OutputHook
 
 

@@ -6,7 +6,7 @@ import sys
 
 from torch import nn
 
-from ..registry import class_name
+from ..class_names import class_name
 from .call_guard import guarded_class
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from torch import nn
 
 from ...layers import Preconditioner
+from ..adapter import Adapter, HeadShape
 from ..attachment import preconditioned_modules, preconditioner_of
 from ..mechanisms import PostHook, PreHook
-from ..registry import Adapter, HeadShape, find_adapter
+from ..registry import find_adapter
 
 # Parts of names that activation checkpointing, FSDP and torch.compile add, and that a new model does not have.
 _WRAPPER = re.compile(r"(?<![^.])(_checkpoint_wrapped_module|_fsdp_wrapped_module|_orig_mod)\.")

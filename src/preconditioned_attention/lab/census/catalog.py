@@ -12,16 +12,10 @@ from types import ModuleType
 
 from torch import nn
 
+from ...conversion.adapter import Adapter, UnsupportedAdapter
+from ...conversion.class_names import class_name
 from ...conversion.detection.static import computes_attention, named_after_attention
-from ...conversion.registry import (
-    Adapter,
-    UnsupportedAdapter,
-    class_name,
-    find_adapter,
-    find_by_lookup,
-    is_composite,
-    unreviewed_reason,
-)
+from ...conversion.registry import find_adapter, find_by_lookup, is_composite, unreviewed_reason
 
 # Library -> the packages that hold its models, and what the names of their files begin with.
 _PACKAGES = {

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from ..._checks import check_known
 from ..._files import write_atomically
+from ...conversion.adapter import UnsupportedAdapter
 from ...conversion.class_names import class_name
-from ...conversion.registry import UnsupportedAdapter, adapter_libraries, find_adapter, registered_adapters
+from ...conversion.registry import adapter_libraries, find_adapter, registered_adapters
 from ...conversion.source_texts.known_texts import (
     TABLE,
     Library,

@@ -10,7 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from ...conversion.registry import Adapter, UnsupportedAdapter, adapter_libraries, registered_adapters
+from ...conversion.adapter import Adapter, UnsupportedAdapter
+from ...conversion.registry import adapter_libraries, registered_adapters
 from ...selection import DEFAULT_INCLUDE
 from .catalog import CatalogEntry, attention_classes, model_files
 

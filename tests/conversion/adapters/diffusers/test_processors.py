@@ -19,7 +19,7 @@ from preconditioned_attention.conversion.adapters.diffusers.processors import (
 )
 from preconditioned_attention.conversion.adapters.diffusers.tables import KNOWN_PROCESSORS
 from preconditioned_attention.conversion.adapters.diffusers.unsupported import UNSUPPORTED_PROCESSORS
-from preconditioned_attention.conversion.registry import class_name
+from preconditioned_attention.conversion.class_names import class_name
 from tests.helpers.diffusers_modules import CASES, SINGLE, TRANSPOSED, build, found, normal
 
 SLICE = ["LTX 2", "Motif, joint", "Mochi", "Hunyuan Video, single stream", "Cosmos VAE, time", "VidTok", "IF, pooling"]

@@ -8,8 +8,9 @@ from timm.models import cait, efficientvit_mit, eva, nest, xcit
 from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
+from preconditioned_attention.conversion.class_names import class_name
 from preconditioned_attention.conversion.plan import convertible_attention
-from preconditioned_attention.conversion.registry import class_name, find_adapter, registered_adapters
+from preconditioned_attention.conversion.registry import find_adapter, registered_adapters
 from tests.helpers.explicit import relative_error
 from tests.helpers.oracle import compare, jitter_, normalising_inside
 from tests.helpers.timm_cases import CASES, MODELS, Case, rand

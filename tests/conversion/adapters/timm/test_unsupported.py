@@ -4,7 +4,7 @@ from torch import nn
 
 from preconditioned_attention import precondition_
 from preconditioned_attention.conversion.adapters.timm.unsupported import UNSUPPORTED
-from preconditioned_attention.conversion.registry import class_name
+from preconditioned_attention.conversion.class_names import class_name
 from tests.helpers.timm_cases import REFUSED
 
 

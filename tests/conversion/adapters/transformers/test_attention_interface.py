@@ -21,11 +21,12 @@ from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
+from preconditioned_attention.conversion.adapter import UnsupportedAdapter
 from preconditioned_attention.conversion.adapters.transformers.tables import HOOKS
 from preconditioned_attention.conversion.adapters.transformers.unsupported import UNSUPPORTED
 from preconditioned_attention.conversion.model_factory import build_without_weights
 from preconditioned_attention.conversion.plan import plan_conversion
-from preconditioned_attention.conversion.registry import UnsupportedAdapter, find_adapter
+from preconditioned_attention.conversion.registry import find_adapter
 from preconditioned_attention.conversion.source_texts.known_texts import reviewed_versions
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 from tests.helpers.transformers_cases import (

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.adapters.transformers.tables import HOOKS, SINGLE_HEAD_CLASSES
-from preconditioned_attention.conversion.registry import class_name
+from preconditioned_attention.conversion.class_names import class_name
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
 from tests.helpers.oracle import compare, jitter_, normalising_inside
 from tests.helpers.transformers_cases import Case, check, first_attention, outputs, tokens

@@ -8,8 +8,9 @@ from torch import nn
 
 from preconditioned_attention import precondition_
 from preconditioned_attention.conversion import registry
+from preconditioned_attention.conversion.adapter import UnsupportedAdapter
 from preconditioned_attention.conversion.plan import plan_conversion
-from preconditioned_attention.conversion.registry import UnsupportedAdapter, find_adapter
+from preconditioned_attention.conversion.registry import find_adapter
 from tests.helpers.transformers_cases import TEXT, Case
 from tests.helpers.transformers_modules import attention_class, config
 

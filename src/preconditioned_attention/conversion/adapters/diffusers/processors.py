@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...registry import class_name
+from ...class_names import class_name
 from ...source_texts.known_texts import is_reviewed, reviewed_versions
 from .tables import KNOWN_PROCESSORS
 from .unsupported import UNSUPPORTED_PROCESSORS

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from ...registry import HeadShape, read_int
+from ...adapter import HeadShape, read_int
 from ..table_hooks import HookRow
 
 _MODELS = "diffusers.models."

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ...registry import HeadShape, read_int
+from ...adapter import HeadShape, read_int
 from ..table_hooks import HookRow, register_table
 
 

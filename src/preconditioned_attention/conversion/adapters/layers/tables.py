@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import nn
 
 from ....layers import Preconditioner
-from ...registry import Adapter, HeadShape, Kind, add_adapter, read_int
+from ...adapter import Adapter, HeadShape, Kind, read_int
+from ...registry import add_adapter
 
 
 class LayerRow(NamedTuple):

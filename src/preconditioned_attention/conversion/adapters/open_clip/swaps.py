@@ -9,7 +9,8 @@ from open_clip import modified_resnet as upstream
 from torch import Tensor, nn
 
 from ....layers import Preconditioner
-from ...registry import HeadShape, read_int, register_named
+from ...adapter import HeadShape, read_int
+from ...registry import register_named
 from ..known_text_swap import KnownTextSwap
 
 

@@ -8,7 +8,8 @@ from timm.models import davit
 from torch import Tensor
 
 from ....layers import Preconditioner
-from ...registry import HeadShape, register_named
+from ...adapter import HeadShape
+from ...registry import register_named
 from ..known_text_swap import KnownTextSwap
 
 

@@ -8,7 +8,8 @@ from timm.models import efficientformer_v2
 from torch import Tensor, nn
 
 from ....layers import Preconditioner
-from ...registry import HeadShape, read_int, register_named
+from ...adapter import HeadShape, read_int
+from ...registry import register_named
 from ..known_text_swap import RequiredTextSwap
 
 

@@ -9,7 +9,8 @@ from timm.models import iformer
 from torch import Tensor, nn
 
 from ....layers import Preconditioner
-from ...registry import HeadShape, register_named
+from ...adapter import HeadShape
+from ...registry import register_named
 from ..known_text_swap import RequiredTextSwap
 
 

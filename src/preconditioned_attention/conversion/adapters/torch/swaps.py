@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ...._symbolic import one_node
 from ....layers import Preconditioner
+from ...adapter import HeadShape, read_int
 from ...mechanisms import ClassSwap
-from ...registry import HeadShape, read_int, register_named
+from ...registry import register_named
 
 
 class PreconditionedMultiheadAttention(nn.MultiheadAttention):

@@ -18,7 +18,8 @@ from torchvision.models.video import swin_transformer as swin3d
 
 from ...._symbolic import one_node
 from ....layers import Preconditioner
-from ...registry import HeadShape, read_int, register_named
+from ...adapter import HeadShape, read_int
+from ...registry import register_named
 from ..known_text_swap import KnownTextSwap
 
 _OTHER_REGION = -100.0  # what upstream adds to scores across regions

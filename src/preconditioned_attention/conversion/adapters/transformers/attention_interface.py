@@ -17,8 +17,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
 from ....layers import Preconditioner
+from ...adapter import Adapter, HeadShape, read_int
+from ...class_names import class_name
 from ...normalized import normalized_already
-from ...registry import Adapter, HeadShape, class_name, read_int, register_finder, register_likeness
+from ...registry import register_finder, register_likeness
 from ...saving.config_entry import conversion_entry
 from ...saving.standalone import preconditioned_folder
 from ...source_texts.known_texts import is_reviewed_lookup, known_texts, reviewed_versions

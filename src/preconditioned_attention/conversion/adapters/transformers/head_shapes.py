@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ...registry import HeadShape, read_int
+from ...adapter import HeadShape, read_int
 
 _NUM_HEADS = (
     *("num_attention_heads", "num_heads", "n_heads", "n_head", "num_attn_heads", "attention_heads", "heads"),

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers.models.nystromformer import modeling_nystromformer as nystromformer
 
 from ....layers import Preconditioner
-from ...registry import HeadShape, register_named
+from ...adapter import HeadShape
+from ...registry import register_named
 from ..known_text_swap import KnownTextSwap
 from .head_shapes import heads_of
 

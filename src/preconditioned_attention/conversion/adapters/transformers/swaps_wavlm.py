@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers.models.wavlm import modeling_wavlm as wavlm
 
 from ....layers import Preconditioner
-from ...registry import HeadShape, register_named
+from ...adapter import HeadShape
+from ...registry import register_named
 from ..known_text_swap import KnownTextSwap
 from .head_shapes import heads_of
 

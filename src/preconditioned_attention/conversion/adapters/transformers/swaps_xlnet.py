@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from transformers.models.xlnet import modeling_xlnet as xlnet
 
 from ....layers import Preconditioner
-from ...registry import HeadShape, register_named
+from ...adapter import HeadShape
+from ...registry import register_named
 from ..known_text_swap import KnownTextSwap
 from .head_shapes import heads_of
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from ...registry import HeadShape, composites_named, read_int
+from ...adapter import HeadShape, read_int
+from ...registry import composites_named
 from ..table_hooks import HookRow, register_table
 
 
