@@ -1,6 +1,7 @@
 """The rules of DESIGN.md: imports between packages, what an import loads, public names, where tests are, code style."""
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
@@ -248,6 +249,33 @@ def test_nothing_rebinds_torch_functions() -> None:
 def test_every_module_says_what_is_in_it() -> None:
     for path in SOURCE.rglob("*.py"):
         assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+BRITISH = re.compile(
+    "(optimi|normali|initiali|tokeni|quanti|randomi|summari|synchroni|recogni|seriali|factori|organi|speciali)s(e|a|ing)"
+    "|colour|behaviour|neighbour|favour|honour|catalogue|licence|labelled",
+    flags=re.IGNORECASE,
+)
+
+
+def identifiers(path: Path) -> Iterator[str]:
+    """The names of a file and in it: functions, classes, arguments, variables, attributes."""
+    yield path.stem
+    for node in ast.walk(ast.parse(path.read_text())):
+        for field in ("name", "arg", "id", "attr"):
+            if isinstance(name := getattr(node, field, None), str):
+                yield name
+
+
+@pytest.mark.parametrize("folder", [SOURCE, TESTS, TESTS.parent / "examples"], ids=["src", "tests", "examples"])
+def test_identifiers_have_american_spelling(folder: Path) -> None:
+    found = {(path.name, name) for path in folder.rglob("*.py") for name in identifiers(path) if BRITISH.search(name)}
+    assert found == set()
+
+
+def test_pages_have_american_spelling() -> None:
+    for path in [*TESTS.parent.glob("docs/*.md"), *(TESTS.parent / f"{name}.md" for name in ("README", "DESIGN"))]:
+        assert not BRITISH.search(path.read_text()), path
 
 
 def function_lengths(folder: Path) -> Iterator[int]:

@@ -138,7 +138,7 @@ def test_saves_inputs_output_and_one_or_two_floats_per_row(gradient: str) -> Non
     assert saved <= plain + (queries * 4 * 4 if gradient == "stop" else 0)
 
 
-def test_no_uninitialised_memory_reaches_the_results() -> None:
+def test_no_uninitialized_memory_reaches_the_results() -> None:
     """PyTorch fills fresh memory with NaN in this mode."""
     qkv, starts = ragged()
     torch.use_deterministic_algorithms(True)

@@ -334,7 +334,7 @@ def test_converted_models_compute_by_the_fused_form(build, given: Tensor, monkey
     assert len(computed) == 2
 
 
-def test_an_explicit_backend_is_honoured_or_refused() -> None:
+def test_an_explicit_backend_is_honored_or_refused() -> None:
     """Fused attention takes it; attention that keeps its own kernel and has its rows scaled does not, and says so."""
     config = PreconditionConfig(backend="flash")
     davit = timm.create_model("davit_tiny", num_classes=2, depths=(1, 1, 1, 1)).eval()

@@ -44,7 +44,7 @@ def mechanism(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_dynamic_quantisation(mechanism: str) -> None:
+def test_dynamic_quantization(mechanism: str) -> None:
     """It replaces the projections, in a copy; the rows that reach them are still unit rows."""
     model, _ = converted(mechanism)
     expected = model(IMAGES)

@@ -1,4 +1,4 @@
-"""Graphs of torch.fx: symbolic tracing, torchvision's and timm's feature extraction, quantisation of graphs."""
+"""Graphs of torch.fx: symbolic tracing, torchvision's and timm's feature extraction, quantization of graphs."""
 
 import copy
 import io
@@ -124,7 +124,7 @@ def test_models_made_for_their_features_are_converted(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vit", "swin", "xcit"])
-def test_quantising_a_graph_keeps_the_preconditioners(name: str) -> None:
+def test_quantizing_a_graph_keeps_the_preconditioners(name: str) -> None:
     """It replaces projections, and with them every hook that was on them."""
     from torch.ao.quantization import QConfigMapping, default_dynamic_qconfig
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
@@ -133,8 +133,8 @@ def test_quantising_a_graph_keeps_the_preconditioners(name: str) -> None:
     x = family.inputs()
     mapping = QConfigMapping().set_object_type(nn.Linear, default_dynamic_qconfig)
     mapping = mapping.set_object_type(nn.functional.linear, default_dynamic_qconfig)
-    quantised = convert_fx(prepare_fx(family.converted(), mapping, (x,)))
-    assert_is_converted(quantised(x), family, within=0.05)
+    quantized = convert_fx(prepare_fx(family.converted(), mapping, (x,)))
+    assert_is_converted(quantized(x), family, within=0.05)
 
 
 def test_a_graph_is_not_converted() -> None:

@@ -172,7 +172,7 @@ def inequalities(heads: Heads) -> Iterator[Inequality]:
 def main() -> None:
     """Print the tables of docs/conditioning.md."""
     for as_trained in (False, True):
-        print(f"\nLayerNorm {'with random scale and shift' if as_trained else 'as initialised'}")
+        print(f"\nLayerNorm {'with random scale and shift' if as_trained else 'as initialized'}")
         for heads in heads_of_architectures(norms_as_trained=as_trained):
             first = heads.rows[0, 0]
             best = optimal_row_scaling(first)

@@ -1,8 +1,8 @@
-"""An independent reference: unconverted attention that is made to normalise inside itself.
+"""An independent reference: unconverted attention that is made to normalize inside itself.
 
 While an attention module's own forward runs, every function it calls is watched. What a softmax returns is attention
 weights, and so is what is made of weights (dropout, mixing of heads, sums with other weights). The product of weights
-and something else is the heads' outputs, and it is normalised there and then, as is what
+and something else is the heads' outputs, and it is normalized there and then, as is what
 `F.scaled_dot_product_attention` returns. Nothing is known of the module's projections, layouts or hooks.
 """
 
@@ -26,8 +26,8 @@ from tests.helpers.explicit import relative_error
 PRODUCTS = {"matmul", "__matmul__", "bmm", "einsum"}
 
 
-class NormalisingMode(TorchFunctionMode):
-    """Normalises every head's rows where they arise; ``widths`` collects how wide they were."""
+class NormalizingMode(TorchFunctionMode):
+    """Normalizes every head's rows where they arise; ``widths`` collects how wide they were."""
 
     def __init__(self, *, channels: bool) -> None:
         super().__init__()
@@ -42,17 +42,17 @@ class NormalisingMode(TorchFunctionMode):
         if name == "multi_head_attention_forward":
             raise NotImplementedError("this function hides its softmax and its product; write the reference by hand")
         if name == "scaled_dot_product_attention":
-            return self._normalised(func(*args, **kwargs), weights_first=True)
+            return self._normalized(func(*args, **kwargs), weights_first=True)
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         weights = [_is_weights(tensor) for tensor in tensors]
         if name in PRODUCTS and any(weights):
             assert len(tensors) == 2
             assert not all(weights), "a product of attention weights with attention weights"
-            return self._normalised(func(*args, **kwargs), weights_first=weights[0])
+            return self._normalized(func(*args, **kwargs), weights_first=weights[0])
         out = func(*args, **kwargs)
         return tree_map_only(Tensor, _as_weights, out) if name == "softmax" or any(weights) else out
 
-    def _normalised(self, product: Tensor, weights_first: bool) -> Tensor:
+    def _normalized(self, product: Tensor, weights_first: bool) -> Tensor:
         """The rows are along the last axis of weights @ values and the last but one of values @ weights^T."""
         product = product if weights_first != self.channels else product.transpose(-2, -1)
         self.widths.append(product.shape[-1])
@@ -71,8 +71,8 @@ def _as_weights(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def normalising_inside(model: nn.Module, *classes: type[nn.Module], channels: bool = False) -> Iterator[list[int]]:
-    """Make every module of ``classes`` in ``model`` normalise inside itself for the time being.
+def normalizing_inside(model: nn.Module, *classes: type[nn.Module], channels: bool = False) -> Iterator[list[int]]:
+    """Make every module of ``classes`` in ``model`` normalize inside itself for the time being.
 
     Args:
         model: what holds them, or is one.
@@ -80,9 +80,9 @@ def normalising_inside(model: nn.Module, *classes: type[nn.Module], channels: bo
         channels: whether these are attention over channels.
 
     Yields:
-        The widths of the rows that were normalised, one for each time, in order.
+        The widths of the rows that were normalized, one for each time, in order.
     """
-    mode = NormalisingMode(channels=channels)
+    mode = NormalizingMode(channels=channels)
     with ExitStack() as stack:
         for module in model.modules():
             if type(module) in classes:
@@ -92,7 +92,7 @@ def normalising_inside(model: nn.Module, *classes: type[nn.Module], channels: bo
         yield mode.widths
 
 
-def _run(mode: NormalisingMode, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _run(mode: NormalizingMode, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with mode:
         return forward(*args, **kwargs)
 
@@ -138,7 +138,7 @@ def compare(
     plain, inside, converted = (copy.deepcopy(module) for _ in range(3))
     before = _output(plain, *args)
     if reference is None:
-        with normalising_inside(inside, type(module), channels=channels) as widths:
+        with normalizing_inside(inside, type(module), channels=channels) as widths:
             expected = _output(inside, *args)
     else:
         expected, widths = _output(functools.partial(reference, inside), *args), []

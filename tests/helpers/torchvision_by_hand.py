@@ -18,7 +18,7 @@ from tests.helpers.explicit import attention_rows, diagonal_product, relative_er
 IMAGE, CLIP = (2, 3, 14, 14), (2, 3, 4, 16, 16)
 
 
-def randomise(model: nn.Module) -> nn.Module:
+def randomize(model: nn.Module) -> nn.Module:
     """Away from the zeros that biases, tables and layer scales start at, where a forgotten one would not show."""
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
@@ -125,7 +125,7 @@ def written_by_hand(model: nn.Module) -> nn.Module:
 
 def check_whole_model(build: Callable[[], nn.Module], shape: tuple[int, ...], training: bool) -> None:
     """Outputs and gradients of a converted model against those of one whose attention is written by hand."""
-    model = randomise(build()).train(training)
+    model = randomize(build()).train(training)
     reference = written_by_hand(model)
     x = torch.randn(shape, dtype=torch.float64)
     state, plain = copy.deepcopy(model.state_dict()), model(x)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from preconditioned_attention import precondition_, restore_
 from preconditioned_attention.conversion.registry import find_adapter
 from tests.helpers.explicit import relative_error
-from tests.helpers.oracle import jitter_, normalising_inside
+from tests.helpers.oracle import jitter_, normalizing_inside
 
 TEXT = {
     "hidden_size": 32,
@@ -310,7 +310,7 @@ def check(case: Case, *, train: bool = False) -> None:
     out = outputs(model, given)
     restore_(model)
     classes = {type(model.get_submodule(path)) for path in paths}
-    with normalising_inside(model, *classes) as widths:
+    with normalizing_inside(model, *classes) as widths:
         expected = outputs(model, given)
     assert len(widths) >= len(paths) > 0
     assert {entry.head_dim for entry in report.converted} >= set(widths)

@@ -95,7 +95,7 @@ def _modules() -> Iterator[type[nn.Module]]:
 
 @functools.cache
 def _bare(cls: type[nn.Module]) -> nn.Module:
-    """An instance that was never initialised: enough to ask the registry."""
+    """An instance that was never initialized: enough to ask the registry."""
     # What is abstract about a class is nothing that the registry asks for.
     concrete = type(cls.__name__, (cls,), dict.fromkeys(cls.__abstractmethods__)) if inspect.isabstract(cls) else cls
     return nn.Module.__new__(concrete)

@@ -27,7 +27,7 @@ def test_marks_of_two_kinds_cannot_be_averaged() -> None:
 
 
 def test_statistics_of_it_are_defined() -> None:
-    """Tools that print, trim or quantise every tensor of a state dict ask for these, and an empty tensor raises."""
+    """Tools that print, trim or quantize every tensor of a state dict ask for these, and an empty tensor raises."""
     mark = make_mark(MARKS[-1])
     assert mark.max() == mark.min() == mark.quantile(0.5) == 1
     assert mark.std() == 0

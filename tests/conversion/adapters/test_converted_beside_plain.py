@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import cache_utils
 
 from preconditioned_attention import precondition_, restore_
-from tests.helpers.oracle import jitter_, normalising_inside
+from tests.helpers.oracle import jitter_, normalizing_inside
 from tests.helpers.plain_models import MODELS, build, numbers
 from tests.helpers.transformers_cases import DECODERS, PAIRS, SHARED, Case
 
@@ -147,8 +147,8 @@ def test_generation_with_layers_of_other_kinds(name: str, cache: str) -> None:
 
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
-def test_generation_with_a_quantised_cache(name: str, beams: int) -> None:
-    """It rounds, so that it is held against the same cache in a model that normalises inside its attention."""
+def test_generation_with_a_quantized_cache(name: str, beams: int) -> None:
+    """It rounds, so that it is held against the same cache in a model that normalizes inside its attention."""
     model, given = far_from_zero(GENERATORS[name]), padded()
     options = {"cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
     plain = generated(model, given, beams, **options)
@@ -156,7 +156,7 @@ def test_generation_with_a_quantised_cache(name: str, beams: int) -> None:
     actual = generated(model, given, beams, **options)
     classes = {type(model.get_submodule(entry.path)) for entry in report.converted}
     restore_(model)
-    with normalising_inside(model, *classes):
+    with normalizing_inside(model, *classes):
         expected = generated(model, given, beams, **options)
     assert torch.equal(actual, expected)
     assert not torch.equal(actual, plain), "the conversion shows"

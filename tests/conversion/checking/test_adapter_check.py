@@ -134,7 +134,7 @@ def test_a_wrong_head_width_is_refused_where_verify_sees_unit_rows(form: str, he
 def test_scaling_the_values_of_a_head_alone_catches_a_head_that_is_too_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same without the comparison of rows: it is a proof of its own."""
     register_prehook(Own, hook_target="proj", num_heads=2)
-    everything_found = Match(seen=8, looked_at=8, found=8, alike=False, axes={1: -1}, labelled=None)
+    everything_found = Match(seen=8, looked_at=8, found=8, alike=False, axes={1: -1}, labeled=None)
     monkeypatch.setattr(adapter_check, "match_rows", lambda *args: everything_found)
     with pytest.raises(VerificationError, match="scaling the values of one head changes what leaves"):
         check_adapter(Own(), X)

@@ -29,7 +29,7 @@ def test_rows_are_found_wherever_they_lie(out: Tensor, axis: int) -> None:
     match = match_rows([ROWS], product(out), 4)
     assert (match.found, match.looked_at, match.seen, match.axes) == (48, 48, 48, {3: axis})
     assert match.proven
-    assert match.labelled is True
+    assert match.labeled is True
     assert not match.alike
 
 
@@ -51,7 +51,7 @@ def test_rows_that_are_nearly_equal_are_told_apart() -> None:
     rows = 5 + 1e-9 * torch.randn(2, 4, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     match = match_rows([rows], product(rows), 4)
     assert match.proven
-    assert match.labelled is True
+    assert match.labeled is True
 
 
 def test_other_rows_are_not_found() -> None:
@@ -65,22 +65,22 @@ def test_heads_that_are_mixed_are_told() -> None:
     for tokens in (6, 8, 4):
         rows = torch.randn(2, 4, tokens, 5)
         mixed = rows.reshape(2, tokens, 4, 5).transpose(1, 2)
-        assert match_rows([mixed], product(rows), 4).labelled is False
-        assert match_rows([mixed], product(rows), None).labelled is None
-    assert match_rows([ROWS.flatten(0, 1)[None]], product(ROWS), 4).labelled is False
+        assert match_rows([mixed], product(rows), 4).labeled is False
+        assert match_rows([mixed], product(rows), None).labeled is None
+    assert match_rows([ROWS.flatten(0, 1)[None]], product(ROWS), 4).labeled is False
 
 
 def test_a_product_for_each_head() -> None:
     one_by_one = {i: Product(ROWS[:, i], True, False) for i in range(4)}
-    assert match_rows([ROWS], one_by_one, 4).labelled is True
-    assert match_rows([ROWS.reshape(2, 6, 4, 5).transpose(1, 2)], one_by_one, 4).labelled is False
+    assert match_rows([ROWS], one_by_one, 4).labeled is True
+    assert match_rows([ROWS.reshape(2, 6, 4, 5).transpose(1, 2)], one_by_one, 4).labeled is False
 
 
 def test_rows_that_heads_share_tell_nothing_of_heads() -> None:
     shared = ROWS.clone()
     shared[:, :, 0] = shared[:, :1, 0]
-    assert match_rows([shared], product(shared.flatten(1, 2)), 4).labelled is True
-    assert match_rows([ROWS[:, :1].expand(2, 4, 6, 5)], product(ROWS[:, :1].expand(2, 4, 6, 5)), 4).labelled is None
+    assert match_rows([shared], product(shared.flatten(1, 2)), 4).labeled is True
+    assert match_rows([ROWS[:, :1].expand(2, 4, 6, 5)], product(ROWS[:, :1].expand(2, 4, 6, 5)), 4).labeled is None
 
 
 def test_zero_rows_are_nobodys_and_equal_tokens_are_alike() -> None:

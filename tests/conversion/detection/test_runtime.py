@@ -65,7 +65,7 @@ def weights(x: Tensor) -> Tensor:
 
 
 def through_everything(self: By, x: Tensor) -> Tensor:
-    """Masks, dropout, casts, views, reshapes, renormalisation, mixing of heads, slices written in place."""
+    """Masks, dropout, casts, views, reshapes, renormalization, mixing of heads, slices written in place."""
     a = weights(x.view(2, 6, 2, 2).transpose(1, 2))
     a = F.dropout(a, 0.1).masked_fill(torch.ones(6, 6).tril() == 0, 0.0)
     a = a.double().float() / (a.sum(-1, keepdim=True) + 1e-6)
@@ -78,16 +78,16 @@ def through_everything(self: By, x: Tensor) -> Tensor:
     return torch.einsum("bhij,bhjd->bhid", kept, x.view(2, 6, 2, 2).transpose(1, 2))
 
 
-def normalised_over_heads(self: By, x: Tensor) -> Tensor:
-    """Re-attention: the heads of the weights are mixed by a table and normalised."""
+def normalized_over_heads(self: By, x: Tensor) -> Tensor:
+    """Re-attention: the heads of the weights are mixed by a table and normalized."""
     a = weights(x.view(2, 6, 2, 2).transpose(1, 2))
     a = torch.einsum("bhij,hg->bgij", a, self.table[:2, :2])
     a = self.parts[0](a.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return a @ x.view(2, 6, 2, 2).transpose(1, 2)
 
 
-def neighbours(self: By, x: Tensor) -> Tensor:
-    """Graph attention: a softmax over every node's neighbours, by scatters, and their weighted sum."""
+def neighbors(self: By, x: Tensor) -> Tensor:
+    """Graph attention: a softmax over every node's neighbors, by scatters, and their weighted sum."""
     nodes = self.parts[0](x.flatten(0, 1))
     source, target = torch.tensor([[0, 1, 2, 3, 4], [1, 1, 1, 0, 0]])
     scores = F.leaky_relu((nodes[source] + nodes[target]).sum(-1, keepdim=True))
@@ -125,11 +125,11 @@ HIDDEN = {
     "scripted": By(lambda self, x: scripted(x)),
     "compiled": By(lambda self, x: compiled(x)),
     "everything": By(through_everything, nn.Linear(2, 2), nn.Conv2d(2, 2, 1)),
-    "normalised over heads": By(normalised_over_heads, nn.LayerNorm(2)),
+    "normalized over heads": By(normalized_over_heads, nn.LayerNorm(2)),
     "multiplied and summed": By(lambda self, x: (weights(x)[..., None] * x[:, None]).sum(2)),
     "pooled": By(pooled, nn.Linear(4, 1)),
     "pooled channel by channel": By(pooled, nn.Linear(4, 4)),
-    "graph": By(neighbours, nn.Linear(4, 4)),
+    "graph": By(neighbors, nn.Linear(4, 4)),
     "performer": By(performer, nn.Linear(4, 8)),
     "product of weights": By(lambda self, x: weights(x) @ weights(x) @ x),
     "learned scores": By(lambda self, x: (self.table @ self.table.T).softmax(-1) @ x),

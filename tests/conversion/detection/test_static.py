@@ -211,7 +211,7 @@ class ByProcessor(nn.Module):
         return self.processor(x)
 
 
-class OverNeighbours(nn.Module):
+class OverNeighbors(nn.Module):
     def forward(self, x: Tensor, source: Tensor, target: Tensor) -> Tensor:
         alpha = elsewhere.scattered_softmax(x[source].sum(-1, keepdim=True), target, len(x))
         return torch.zeros_like(x).index_add(0, target, alpha * x[source])
@@ -257,7 +257,7 @@ SEEN = [ByFunction, BySuper, ByHelperMethod, ByOwnFunction, BySoftmaxModule, ByS
 # What names alone did not show.
 SEEN += [ByAlias, ByAttribute, ByClassAttribute, ByAnotherFile, ByTable, ByTableInTheConstructor, ByImportInside]
 SEEN += [BySoftmaxChild, ByAutogradFunction, ByCompiledFunction, ByScriptedFunction, ByDecoratedFunction, ByOperator]
-SEEN += [ByProcessor, OverNeighbours, AttentivePooling, PooledByWeights, KernelAttention, SingleStream]
+SEEN += [ByProcessor, OverNeighbors, AttentivePooling, PooledByWeights, KernelAttention, SingleStream]
 
 
 class MixtureOfExperts(nn.Module):

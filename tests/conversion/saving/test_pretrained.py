@@ -397,7 +397,7 @@ class _Replaced(nn.Linear):
 
 @register_quantizer("replacing")
 class _ReplacingQuantizer(HfQuantizer):
-    """Puts a layer of its own in the place of every linear one before weights are loaded, as quantisers do."""
+    """Puts a layer of its own in the place of every linear one before weights are loaded, as quantizers do."""
 
     requires_calibration = False
     is_trainable = False
@@ -416,7 +416,7 @@ class _ReplacingQuantizer(HfQuantizer):
         return True
 
 
-def test_layers_that_a_quantiser_replaces_are_hooked_again(tmp_path: Path) -> None:
+def test_layers_that_a_quantizer_replaces_are_hooked_again(tmp_path: Path) -> None:
     model = BloomForCausalLM(BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=50)).eval()
     precondition_(model, PreconditionConfig(gain=0.5))
     model.save_pretrained(tmp_path)

@@ -103,9 +103,9 @@ def test_what_does_not_fit_is_named() -> None:
 
 
 def test_rank_is_judged_by_the_dtype_that_was_given() -> None:
-    centred = normal(9, 4, seed=0)[0].float()
-    centred = centred - centred.mean(dim=-1, keepdim=True)  # rank 3 but for rounding
+    centered = normal(9, 4, seed=0)[0].float()
+    centered = centered - centered.mean(dim=-1, keepdim=True)  # rank 3 but for rounding
     w = normal(4, 2, seed=1)[0].float()
-    result = softmax_attention_bound(softmax_weights(9)[0].float(), centred, w)
+    result = softmax_attention_bound(softmax_weights(9)[0].float(), centered, w)
     assert "X has full rank" in result.explain()
-    assert torch.linalg.cond(centred.double()) < 1e12  # float64 alone would have believed the rounding
+    assert torch.linalg.cond(centered.double()) < 1e12  # float64 alone would have believed the rounding

@@ -24,7 +24,7 @@ def test_on_the_activations_of_real_architectures(as_trained: bool) -> None:
     assert seen == NAMES
 
 
-def test_layer_norm_as_initialised_makes_the_input_singular() -> None:
+def test_layer_norm_as_initialized_makes_the_input_singular() -> None:
     for heads in heads_of_architectures(norms_as_trained=False):
         *_, linear, _ = inequalities(heads)
         assert "X has full rank" in linear.explain()  # rows of a fresh LayerNorm sum to zero

@@ -181,7 +181,7 @@ def test_keeps_the_strides_of_plain_attention() -> None:
 
 
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_no_uninitialised_memory_reaches_the_results(gradient: str) -> None:
+def test_no_uninitialized_memory_reaches_the_results(gradient: str) -> None:
     """PyTorch fills fresh memory with NaN in this mode."""
     torch.use_deterministic_algorithms(True)
     try:

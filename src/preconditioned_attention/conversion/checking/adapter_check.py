@@ -197,7 +197,7 @@ class _Check:
             else:
                 reason, fix = "they mix heads or tokens; ", "correct form, interleaved, num_heads or head_dim"
             raise self._fail(path, f"{told} are not rows of what attention computes: {reason}{fix}")
-        if match.labelled is False:
+        if match.labeled is False:
             raise self._fail(
                 path,
                 f"what the preconditioner takes for one of {self.entries[path].num_heads} heads are rows of several, "

@@ -26,7 +26,7 @@ class Match:
         found: how many of these are rows of a product.
         alike: whether all rows of a head are equal, so that they cannot be distinguished.
         axes: for each product with some of them, by its index: the axis along which its rows lie.
-        labelled: whether each head of the preconditioner is one head of the product; None: unknown.
+        labeled: whether each head of the preconditioner is one head of the product; None: unknown.
     """
 
     seen: int
@@ -34,7 +34,7 @@ class Match:
     found: int
     alike: bool
     axes: Mapping[int, int]
-    labelled: bool | None
+    labeled: bool | None
 
     @property
     def proven(self) -> bool:
@@ -75,14 +75,14 @@ def match_rows(arrived: list[Tensor], products: Mapping[int, Product], num_heads
     """
     widths = dict.fromkeys(tensor.shape[-1] for tensor in arrived)
     parts = [_match_width([t for t in arrived if t.shape[-1] == width], products, num_heads) for width in widths]
-    labels = [part.labelled for part in parts]
+    labels = [part.labeled for part in parts]
     return Match(
         seen=sum(part.seen for part in parts),
         looked_at=sum(part.looked_at for part in parts),
         found=sum(part.found for part in parts),
         alike=all(part.alike for part in parts),
         axes={i: axis for part in parts for i, axis in part.axes.items()},
-        labelled=False if False in labels else None if None in labels else True,
+        labeled=False if False in labels else None if None in labels else True,
     )
 
 
@@ -104,7 +104,7 @@ def _match_width(arrived: list[Tensor], products: Mapping[int, Product], num_hea
     hit, alone = distance <= allowed, second > allowed
     source = torch.cat([torch.full((len(c.rows),), i, device=rows.device) for i, c in enumerate(candidates)])[nearest]
     used = [candidates[i] for i in source[hit].unique().tolist()]
-    labelled = None
+    labeled = None
     if num_heads is not None and num_heads > 1 and bool(hit.all() & alone.any()):
         # Where heads share values (multi-query attention), the first token of causal attention is equal in all heads.
         places = torch.cat([candidate.places(i) for i, candidate in enumerate(candidates)])[nearest]
@@ -112,8 +112,8 @@ def _match_width(arrived: list[Tensor], products: Mapping[int, Product], num_hea
         axes = (0, 2) if in_batch else (0, 1, 2)
         sizes = [(candidate.batch, candidate.tokens, len(candidates)) for candidate in used]
         steps = {axis: {step for size in sizes for step in _divisors(size[axis])} for axis in axes}
-        labelled = _one_head_each(heads[alone], places[alone], num_heads, steps)
-    return Match(seen, len(rows), int(hit.sum()), alike, {c.index: c.axis for c in used}, labelled)
+        labeled = _one_head_each(heads[alone], places[alone], num_heads, steps)
+    return Match(seen, len(rows), int(hit.sum()), alike, {c.index: c.axis for c in used}, labeled)
 
 
 def same_numbers(arrived: list[Tensor], products: Mapping[int, Product]) -> bool:

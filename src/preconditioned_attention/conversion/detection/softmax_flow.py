@@ -5,7 +5,7 @@ counts as attention is a softmax (an operator, or exponentials divided by their 
 result, through elementwise operators, views, casts and mixing of heads, reaches
 
 * a matrix product with something else, or
-* a multiplication by something else, and then a sum over the axis of the softmax, or over neighbours by a scatter.
+* a multiplication by something else, and then a sum over the axis of the softmax, or over neighbors by a scatter.
 
 Two products do not count. *Tables*: values that are parameters, buffers or constants of the module do not come from
 tokens (a projection of probabilities, a codebook, the bins of an expectation). *Mixtures*: where every value is used
@@ -246,16 +246,16 @@ class SoftmaxFlow:
     def _scaled(self, call: _Call, out: Tensor) -> tuple[list[Mark], Reached | None]:
         """A multiplication or a division of tensors."""
         if call.name == "mul":
-            normalised = _pairs(self.of(call.tensors[0]), self.of(call.tensors[1]), "inverse")
-            normalised += _pairs(self.of(call.tensors[1]), self.of(call.tensors[0]), "inverse")
+            normalized = _pairs(self.of(call.tensors[0]), self.of(call.tensors[1]), "inverse")
+            normalized += _pairs(self.of(call.tensors[1]), self.of(call.tensors[0]), "inverse")
         else:
-            normalised = _pairs(self.of(call.tensors[0]), self.of(call.tensors[1]), "total")
-        divided = [mark for mark, _ in normalised if mark.kind == "mixed"]
+            normalized = _pairs(self.of(call.tensors[0]), self.of(call.tensors[1]), "total")
+        divided = [mark for mark, _ in normalized if mark.kind == "mixed"]
         if divided:
             return [], Reached(divided[0].where, "a product with the exponentials and a division by their sum")
         made = [
             Mark("weights", total.axes, where=mark.where, over_features=total.over_features)
-            for mark, total in normalised
+            for mark, total in normalized
         ]
         if made:
             return made, None

@@ -83,7 +83,7 @@ class _Signs:
 
     attention_call: bool = False
     softmax: bool = False
-    scattered_softmax: bool = False  # over the neighbours of every node, say
+    scattered_softmax: bool = False  # over the neighbors of every node, say
     product: bool = False
     aggregation: bool = False
     weighted_sum: bool = False  # a softmax, a multiplication and a sum, in a function with names of attention

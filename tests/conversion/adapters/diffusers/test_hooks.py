@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from tests.helpers.explicit import diagonal_product, relative_error
-from tests.helpers.oracle import jitter_, normalising_inside
+from tests.helpers.oracle import jitter_, normalizing_inside
 
 pytest.importorskip("diffusers")
 
@@ -300,7 +300,7 @@ def test_whole_models(build: Callable[[], Built], training: bool) -> None:
     model, inputs = build()
     model = jitter_(model, 0.1).double().train(training)
     state, plain = copy.deepcopy(model.state_dict()), first_output(model, inputs)
-    with normalising_inside(model, *CLASSES) as widths:
+    with normalizing_inside(model, *CLASSES) as widths:
         expected = first_output(model, inputs)
     # the pooling of HunyuanDiT's text is refused
     report = precondition_(model, include=("softmax", "pooling"), strict=build is not hunyuan)
@@ -375,7 +375,7 @@ def test_attention_of_other_models(build: Callable[[], nn.Module], streams: tupl
         return out if isinstance(out, Tensor) else torch.cat(out, dim=1)
 
     plain = run()
-    with normalising_inside(module, type(module)) as widths:
+    with normalizing_inside(module, type(module)) as widths:
         expected = run()
     assert widths == [8]
     precondition_(module, strict=True)
@@ -400,7 +400,7 @@ def test_a_known_processor_may_come_at_any_time(build: Callable[[], Built], proc
     model = jitter_(model, 0.1).double().eval()
     converted = copy.deepcopy(model)
     model.set_attn_processor(processor)
-    with normalising_inside(model, *CLASSES):
+    with normalizing_inside(model, *CLASSES):
         expected = first_output(model, inputs)
     precondition_(converted, strict=True)
     converted.set_attn_processor(processor)
@@ -420,7 +420,7 @@ def test_fused_projections_may_come_at_any_time(build: Callable[[], Built]) -> N
     model = jitter_(model, 0.1).double().eval()
     converted = copy.deepcopy(model)
     model.fuse_qkv_projections()
-    with normalising_inside(model, *CLASSES):
+    with normalizing_inside(model, *CLASSES):
         expected = first_output(model, inputs)
     precondition_(converted, strict=True)
     converted.fuse_qkv_projections()

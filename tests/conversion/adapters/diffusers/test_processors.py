@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from preconditioned_attention import precondition_, restore_
 from tests.helpers.explicit import diagonal_product, relative_error
-from tests.helpers.oracle import jitter_, normalising_inside
+from tests.helpers.oracle import jitter_, normalizing_inside
 
 pytest.importorskip("diffusers")
 
@@ -34,7 +34,7 @@ def check(name: str) -> None:
         return out if isinstance(out, Tensor) else torch.cat([x.flatten() for x in out if x is not None])
 
     plain = run()
-    with normalising_inside(module, type(module), channels=name in TRANSPOSED) as widths:
+    with normalizing_inside(module, type(module), channels=name in TRANSPOSED) as widths:
         expected = run()
     report = precondition_(module, include=("softmax", "pooling"), strict=True)
     (entry,) = report.entries
@@ -48,13 +48,13 @@ def check(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SLICE)
-def test_against_attention_that_normalises_inside(name: str) -> None:
+def test_against_attention_that_normalizes_inside(name: str) -> None:
     check(name)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name not in SLICE])
-def test_more_against_attention_that_normalises_inside(name: str) -> None:
+def test_more_against_attention_that_normalizes_inside(name: str) -> None:
     check(name)
 
 

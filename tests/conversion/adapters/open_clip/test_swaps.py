@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from preconditioned_attention import precondition_, restore_
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
-from tests.helpers.oracle import jitter_, normalising_inside
+from tests.helpers.oracle import jitter_, normalizing_inside
 
 pytest.importorskip("open_clip")
 
@@ -52,7 +52,7 @@ def test_whole_towers() -> None:
     custom = jitter_(custom).double().eval()
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
     plain = custom(x)
-    with normalising_inside(custom, transformer.Attention):
+    with normalizing_inside(custom, transformer.Attention):
         expected = custom(x)
     report = precondition_(custom, strict=True)
     report.verify(x)

@@ -13,7 +13,7 @@ WINDOW = (3, 3)
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "unfused"])
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("gain", [None, 1.0], ids=["", "gain"])
-def test_against_attention_that_normalises_inside(
+def test_against_attention_that_normalizes_inside(
     mechanism: str, fused: bool, training: bool, gain: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if mechanism == "pre-hook":  # as with a timm that has another forward

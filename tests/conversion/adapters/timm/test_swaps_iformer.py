@@ -12,7 +12,7 @@ from tests.helpers.oracle import compare, jitter_
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize(("window", "ratio"), [(0, 1), (3, 1), (3, 2), (5, 1)])
 @pytest.mark.parametrize("gain", [None, 1.0], ids=["", "gain"])
-def test_against_attention_that_normalises_inside(
+def test_against_attention_that_normalizes_inside(
     window: int, ratio: int, training: bool, fused: bool, gain: float | None
 ) -> None:
     module = jitter_(iformer.SHMA(12, ratio=ratio, window_size=window).double())

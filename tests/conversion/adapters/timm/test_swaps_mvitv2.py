@@ -33,7 +33,7 @@ CASES = {
 @pytest.mark.parametrize(("build", "inputs"), CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("gain", [None, 1.0], ids=["", "gain"])
-def test_against_attention_that_normalises_inside(
+def test_against_attention_that_normalizes_inside(
     build: Callable[[], nn.Module], inputs: Callable[[], tuple], training: bool, gain: float | None
 ) -> None:
     module = jitter_(build().double())

@@ -1,4 +1,4 @@
-"""Every attention class of timm, as a small module in float64, against attention that normalises inside itself."""
+"""Every attention class of timm, as a small module in float64, against attention that normalizes inside itself."""
 
 import pytest
 import timm
@@ -12,13 +12,13 @@ from preconditioned_attention.conversion.class_names import class_name
 from preconditioned_attention.conversion.plan import convertible_attention
 from preconditioned_attention.conversion.registry import find_adapter, registered_adapters
 from tests.helpers.explicit import relative_error
-from tests.helpers.oracle import compare, jitter_, normalising_inside
+from tests.helpers.oracle import compare, jitter_, normalizing_inside
 from tests.helpers.timm_cases import CASES, MODELS, Case, rand
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
-def test_against_attention_that_normalises_inside(case: Case, training: bool) -> None:
+def test_against_attention_that_normalizes_inside(case: Case, training: bool) -> None:
     module = jitter_(case.build().double())
     module.train(training)
     inputs = case.inputs()
@@ -117,7 +117,7 @@ def test_whole_models(name: str) -> None:
     x = rand(1, *model.default_cfg["input_size"])
     with torch.no_grad():
         plain = model(x)
-        with normalising_inside(model, *token) as rows, normalising_inside(model, *channel, channels=True) as more:
+        with normalizing_inside(model, *token) as rows, normalizing_inside(model, *channel, channels=True) as more:
             inside = model(x)
         report = precondition_(model, include=("softmax", "class_attention", "pooling", "channel"))
         assert len(report.converted) == len(sites) == len(rows + more)

@@ -6,7 +6,7 @@ from torchvision.models.video import mvit
 from preconditioned_attention import precondition_, restore_
 from preconditioned_attention.conversion.adapters.torchvision.swaps_mvit import MultiscaleSwap
 from tests.helpers.explicit import relative_error
-from tests.helpers.torchvision_by_hand import CLIP, check_whole_model, mvit_by_hand, randomise
+from tests.helpers.torchvision_by_hand import CLIP, check_whole_model, mvit_by_hand, randomize
 
 MULTISCALE = {
     "residual": {"residual_pool": True, "residual_with_cls_embed": True, "rel_pos_embed": True},
@@ -22,7 +22,7 @@ POOLS = {
 @pytest.mark.parametrize("pools", POOLS.values(), ids=POOLS.keys())
 @pytest.mark.parametrize("options", MULTISCALE.values(), ids=MULTISCALE.keys())
 def test_mvit_attention(options: dict, pools: dict) -> None:
-    module = randomise(mvit.MultiscaleAttention([2, 4, 4], 12, 18, 3, **pools, **options))
+    module = randomize(mvit.MultiscaleAttention([2, 4, 4], 12, 18, 3, **pools, **options))
     x = torch.randn(2, 33, 12, dtype=torch.float64)
     (expected, grid), (plain, _) = mvit_by_hand(module, x, (2, 4, 4)), module(x, (2, 4, 4))
     precondition_(module, strict=True)

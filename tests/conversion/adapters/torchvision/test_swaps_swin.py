@@ -16,7 +16,7 @@ from preconditioned_attention.conversion.adapters.torchvision.swaps_swin import 
 )
 from preconditioned_attention.layers.observation import RowObserver, attach_observer
 from tests.helpers.explicit import relative_error
-from tests.helpers.torchvision_by_hand import CLIP, IMAGE, check_whole_model, randomise, swin3d_by_hand, swin_by_hand
+from tests.helpers.torchvision_by_hand import CLIP, IMAGE, check_whole_model, randomize, swin3d_by_hand, swin_by_hand
 
 WINDOWS_2D = [(6, 6), (7, 5), (3, 9), (2, 2)]  # whole, padded, one axis no wider than its window, smaller than both
 WINDOWS_3D = [(4, 6, 6), (3, 7, 5), (2, 6, 6), (1, 2, 2)]
@@ -26,7 +26,7 @@ WINDOWS_3D = [(4, 6, 6), (3, 7, 5), (2, 6, 6), (1, 2, 2)]
 @pytest.mark.parametrize("shift", [[0, 0], [1, 1], [1, 2]], ids=str)
 def test_swin_windows(cls: type[nn.Module], shift: list[int]) -> None:
     for options, sizes in itertools.product([{}, {"qkv_bias": False, "proj_bias": False}], WINDOWS_2D):
-        module = randomise(cls(12, [3, 3], shift, 3, **options))
+        module = randomize(cls(12, [3, 3], shift, 3, **options))
         x = torch.randn(2, *sizes, 12, dtype=torch.float64)
         expected, plain = swin_by_hand(module, x), module(x)
         precondition_(module, strict=True)
@@ -39,7 +39,7 @@ def test_swin_windows(cls: type[nn.Module], shift: list[int]) -> None:
 @pytest.mark.parametrize("shift", [[0, 0, 0], [1, 1, 1], [1, 0, 2]], ids=str)
 def test_video_swin_windows(shift: list[int]) -> None:
     for sizes in WINDOWS_3D:
-        module = randomise(swin3d.ShiftedWindowAttention3d(12, [2, 3, 3], shift, 3))
+        module = randomize(swin3d.ShiftedWindowAttention3d(12, [2, 3, 3], shift, 3))
         x = torch.randn(2, *sizes, 12, dtype=torch.float64)
         expected, plain = swin3d_by_hand(module, x), module(x)
         precondition_(module, strict=True)
@@ -50,7 +50,7 @@ def test_video_swin_windows(shift: list[int]) -> None:
 
 def test_swin_dropouts_are_on_in_training_only() -> None:
     for options in ({"attention_dropout": 0.5}, {"dropout": 0.5}):
-        module = randomise(swin.ShiftedWindowAttention(12, [3, 3], [1, 1], 3, **options))
+        module = randomize(swin.ShiftedWindowAttention(12, [3, 3], [1, 1], 3, **options))
         precondition_(module)
         x = torch.randn(1, 6, 6, 12, dtype=torch.float64)
         assert not torch.equal(module(x), module(x))
@@ -59,7 +59,7 @@ def test_swin_dropouts_are_on_in_training_only() -> None:
 
 
 def test_the_rows_that_are_observed_are_those_of_a_window() -> None:
-    module = randomise(swin.ShiftedWindowAttention(12, [3, 3], [1, 1], 3))
+    module = randomize(swin.ShiftedWindowAttention(12, [3, 3], [1, 1], 3))
     precondition_(module)
     seen = []
     see = RowObserver(lambda rows, scaled: seen.append((rows.shape, scaled.norm(dim=-1))))
@@ -94,7 +94,7 @@ def test_whole_models(build, shape: tuple[int, ...], training: bool) -> None:
 
 
 def test_stopped_gradients_and_gain() -> None:
-    module = randomise(swin.ShiftedWindowAttention(12, [3, 3], [1, 1], 3))
+    module = randomize(swin.ShiftedWindowAttention(12, [3, 3], [1, 1], 3))
     precondition_(module, PreconditionConfig(gradient="stop", gain=2.0))
     x = torch.randn(1, 6, 6, 12, dtype=torch.float64, requires_grad=True)
     bias = module.proj.bias.detach()

@@ -88,7 +88,7 @@ def inputs(name: str, padded: bool = False) -> dict[str, Tensor]:
     return {"pixel_values": images} if name == "vit" else tokens(padded)
 
 
-class NormaliseAttention(TorchFunctionMode):
+class NormalizeAttention(TorchFunctionMode):
     """An independent oracle: a plain model under it computes preconditioned attention, masks and all."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -103,7 +103,7 @@ MODELS = ["bert", "gpt2", "vit", "llama", "mistral", "t5"]
 @pytest.mark.parametrize("name", MODELS)
 def test_whole_models_against_the_oracle(name: str, padded: bool) -> None:
     model, given = build(name), inputs(name, padded)
-    with NormaliseAttention():
+    with NormalizeAttention():
         expected = model(**given)[0]
     plain = model(**given)[0]
     report = precondition_(model, strict=True)
@@ -288,7 +288,7 @@ def copied_attention(folder: Path, name: str, change: tuple[str, str] = ("", "")
 
 def test_a_copy_of_a_known_text_is_served(tmp_path: Path) -> None:
     model, given = build("llama"), inputs("llama")
-    with NormaliseAttention():
+    with NormalizeAttention():
         expected = model(**given)[0]
     for layer in model.model.layers:
         layer.self_attn.__class__ = copied_attention(tmp_path, "author_of_a_copy")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.registry import find_adapter
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
-from tests.helpers.oracle import compare, jitter_, normalising_inside
+from tests.helpers.oracle import compare, jitter_, normalizing_inside
 from tests.helpers.transformers_cases import (
     EXPERTS,
     SEQ2SEQ,
@@ -66,7 +66,7 @@ def test_luke_with_entities(aware: bool) -> None:
     padding = torch.cat([PADDING, torch.zeros(2, 1, 1, 5, dtype=torch.float64)], dim=-1)
 
     def reference(inside: Both, *args: Tensor) -> Tensor:
-        with normalising_inside(inside, type(inside.attention)):
+        with normalizing_inside(inside, type(inside.attention)):
             return inside(*args)
 
     proved(both, KEY, QUERY, padding, reference=reference)
@@ -237,7 +237,7 @@ def test_block_sparse_bird(name: str, train: bool) -> None:
     plain = outputs(model, given)
     normalize_blocks(inside)
     dispatching = {type(m) for m in inside.modules() if "Decoder" in type(m).__name__ and find_adapter(m)}
-    with normalising_inside(inside, *dispatching):
+    with normalizing_inside(inside, *dispatching):
         expected = outputs(inside, given)
     report = precondition_(model, strict=True)
     assert {entry.head_dim for entry in report.entries} == {8}

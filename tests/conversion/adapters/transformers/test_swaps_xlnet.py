@@ -7,7 +7,7 @@ import transformers
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.adapters.transformers.swaps_xlnet import XLNetSwap
 from tests.helpers.explicit import relative_error
-from tests.helpers.oracle import normalising_inside
+from tests.helpers.oracle import normalizing_inside
 from tests.helpers.transformers_cases import Case, first_attention, outputs, tokens
 from tests.helpers.transformers_hook_cases import HOOKED
 from tests.helpers.transformers_modules import attention_class
@@ -25,7 +25,7 @@ def test_xlnet_with_a_query_stream() -> None:
     hidden[:, :, [3, 7]] = 1.0
     given |= {"perm_mask": hidden, "target_mapping": mapping}
     plain = outputs(model, given)
-    with normalising_inside(model, type(first_attention(model))) as widths:
+    with normalizing_inside(model, type(first_attention(model))) as widths:
         expected = outputs(model, given)
     assert len(widths) == 4, "two streams in each of two layers"
     precondition_(model, strict=True)

@@ -8,7 +8,7 @@ from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from preconditioned_attention.conversion.adapters.transformers.tables import HOOKS, SINGLE_HEAD_CLASSES
 from preconditioned_attention.conversion.class_names import class_name
 from tests.helpers.explicit import attention_rows, diagonal_product, relative_error
-from tests.helpers.oracle import compare, jitter_, normalising_inside
+from tests.helpers.oracle import compare, jitter_, normalizing_inside
 from tests.helpers.transformers_cases import Case, check, first_attention, outputs, tokens
 from tests.helpers.transformers_hook_cases import HOOKED
 from tests.helpers.transformers_modules import (
@@ -170,7 +170,7 @@ def test_attention_between_image_and_text(name: str) -> None:
     args = (rows(2, 9), rows(2, 5), None, padding)
     for train in (False, True):
         plain = module.train(train)(*args)
-        with normalising_inside(module, type(module.attention)) as widths:
+        with normalizing_inside(module, type(module.attention)) as widths:
             expected = module(*args)
         precondition_(module)
         assert widths == [8, 8]
@@ -291,7 +291,7 @@ def test_pegasus_x() -> None:
         assert proof.effect > 1e-3
 
 
-def test_neighbourhoods(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighborhoods(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its kernels are in a package of their own; in their place, attention within every slice of the first axes."""
     library = importlib.import_module("transformers.models.dinat.modeling_dinat")
 

@@ -70,7 +70,7 @@ def test_rows_of_yoso_are_unit_rows_already() -> None:
     assert torch.allclose(norms, torch.ones_like(norms))
 
 
-def test_a_norm_undoes_the_rows_of_the_text_recogniser() -> None:
+def test_a_norm_undoes_the_rows_of_the_text_recognizer() -> None:
     module = attention_class("mgp_str.MgpstrA3Module")(config(max_token_length=5)).double().eval()
     with pytest.raises(ValueError, match="layer norm of every row"):
         precondition_(module)

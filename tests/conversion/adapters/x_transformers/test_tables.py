@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from preconditioned_attention import PreconditionConfig, precondition_, restore_
 from tests.helpers.explicit import diagonal_product, relative_error
-from tests.helpers.oracle import compare, jitter_, normalising_inside
+from tests.helpers.oracle import compare, jitter_, normalizing_inside
 
 pytest.importorskip("x_transformers")
 
@@ -44,7 +44,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_against_attention_that_normalises_inside(options: dict, training: bool) -> None:
+def test_against_attention_that_normalizes_inside(options: dict, training: bool) -> None:
     module = jitter_(Attention(12, 4, heads=4, **options)).double().train(training)
     proof = compare(module, torch.randn(2, 6, 12, dtype=torch.float64), config=PreconditionConfig())
     assert len(proof.report.entries) == 1
@@ -132,7 +132,7 @@ def test_whole_models(build, inputs, count: int) -> None:
     model = jitter_(build(), 0.1).double().eval()
     given = inputs()
     plain = model(*given)
-    with normalising_inside(model, Attention) as widths:
+    with normalizing_inside(model, Attention) as widths:
         expected = model(*given)
     assert len(widths) == count
     report = precondition_(model, strict=True)

@@ -1,4 +1,4 @@
-"""Quantised weights: torchao in int8 and PyTorch's own dynamic quantisation, before and after a conversion."""
+"""Quantized weights: torchao in int8 and PyTorch's own dynamic quantization, before and after a conversion."""
 
 import copy
 from collections.abc import Callable
@@ -33,11 +33,11 @@ def of_pytorch(model: nn.Module) -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
 
 
-@pytest.mark.parametrize("quantise", [weight_only, dynamic, of_pytorch])
+@pytest.mark.parametrize("quantize", [weight_only, dynamic, of_pytorch])
 @pytest.mark.parametrize("name", TRIED)
-def test_converted_and_then_quantised(name: str, quantise: Callable[[nn.Module], nn.Module]) -> None:
+def test_converted_and_then_quantized(name: str, quantize: Callable[[nn.Module], nn.Module]) -> None:
     family = ALL[name]
-    model = quantise(family.converted())
+    model = quantize(family.converted())
     seen = []
     for _, module in preconditioned_modules(model):
         attach_observer(module.preconditioner, OutputObserver(lambda out: seen.append(out.norm(dim=-1))))
@@ -47,12 +47,12 @@ def test_converted_and_then_quantised(name: str, quantise: Callable[[nn.Module],
     assert all(torch.allclose(norms, torch.ones_like(norms)) for norms in seen)
 
 
-@pytest.mark.parametrize("quantise", [weight_only, dynamic, of_pytorch])
+@pytest.mark.parametrize("quantize", [weight_only, dynamic, of_pytorch])
 @pytest.mark.parametrize("name", ["vit", "swin", "encoder"])
-def test_quantised_and_then_converted(name: str, quantise: Callable[[nn.Module], nn.Module]) -> None:
-    """As good: what is quantised is the same weights."""
+def test_quantized_and_then_converted(name: str, quantize: Callable[[nn.Module], nn.Module]) -> None:
+    """As good: what is quantized is the same weights."""
     family = ALL[name]
-    model = quantise(copy.deepcopy(family.plain()))
+    model = quantize(copy.deepcopy(family.plain()))
     precondition_(model, include=INCLUDE, strict=True)
     with torch.no_grad():
         assert_is_converted(model(family.inputs()), family, within=0.07)
