@@ -45,9 +45,9 @@ class HeadLocation:
     def __post_init__(self) -> None:
         for name in ("num_heads", "head_dim", "merged", "width"):
             _check_count(name, getattr(self, name))
-        told = not (self.num_heads is None and self.head_dim is None and self.heads is None)
+        given = not (self.num_heads is None and self.head_dim is None and self.heads is None)
         # The same rules as for any layout; the numbers are those of a module, which is not there yet.
-        Layout(1 if told else None, self.form, self.interleaved, None if self.width is None else 1)
+        Layout(1 if given else None, self.form, self.interleaved, None if self.width is None else 1)
 
     def targets(self, module: nn.Module) -> tuple[str, ...]:
         """The paths of the children of ``module`` to hook."""
@@ -86,9 +86,9 @@ class HeadLocation:
         """How many merged entries there are, with what says so."""
         children = [(target, self._child(module, target)) for target in self.targets(module)]
         for name in ("width", "merged"):
-            told = self._number(module, name)
-            if told is not None:
-                return [(f"which is {name}", told)]
+            given = self._number(module, name)
+            if given is not None:
+                return [(f"which is {name}", given)]
         if self.form not in ("merged", "channels"):
             return []
         taken = [(target, _features(child)) for target, child in children]
@@ -103,17 +103,17 @@ class HeadLocation:
 
     def _number(self, module: nn.Module, name: str) -> int | None:
         """The number that the argument ``name`` means for ``module``."""
-        told: Count | None = getattr(self, name)
-        if told is None:
+        given: Count | None = getattr(self, name)
+        if given is None:
             return None
-        value: object = told
-        if isinstance(told, str):
-            value = self._attribute(module, name, told)
-        elif callable(told):
-            value = told(module)
+        value: object = given
+        if isinstance(given, str):
+            value = self._attribute(module, name, given)
+        elif callable(given):
+            value = given(module)
         number = operator.index(value) if isinstance(value, SupportsIndex) and not isinstance(value, bool) else 0
         if number < 1:
-            raise self._error(module, f"{name}={told!r} is {value!r}; a positive integer is wanted")
+            raise self._error(module, f"{name}={given!r} is {value!r}; a positive integer is wanted")
         return number
 
     def _attribute(self, module: nn.Module, name: str, path: str) -> object:
@@ -129,18 +129,18 @@ class HeadLocation:
         return ValueError(f"{self.source} does not fit this {type(module).__name__}: {what}")
 
 
-def _check_count(name: str, told: object) -> None:
-    number = isinstance(told, int) and not isinstance(told, bool) and told > 0
-    path = isinstance(told, str) and all(told.split("."))
-    if not (told is None or number or path or callable(told)):
+def _check_count(name: str, given: object) -> None:
+    number = isinstance(given, int) and not isinstance(given, bool) and given > 0
+    path = isinstance(given, str) and all(given.split("."))
+    if not (given is None or number or path or callable(given)):
         raise TypeError(
             f"{name} must be a positive integer, the path of an attribute such as 'num_heads' or 'proj.in_features', "
-            f"or a function of the module; got {told!r}"
+            f"or a function of the module; got {given!r}"
         )
 
 
 def _features(child: nn.Module) -> int | None:
-    """How many features a projection, convolution or norm takes; None where the module does not tell."""
+    """How many features a projection, convolution or norm takes; None where the module has no such attribute."""
     first = child[0] if isinstance(child, nn.Sequential) and len(child) else child
     for name in ("in_features", "in_channels", "normalized_shape", "num_features"):
         value = getattr(first, name, None)

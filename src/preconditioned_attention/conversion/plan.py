@@ -24,7 +24,7 @@ FilterFn = Callable[[nn.Module, str], bool]
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: the arguments of :func:`precondition_` that decide about a module."""
+    """The arguments of :func:`precondition_` that decide about a module."""
 
     config: PreconditionConfig
     include: tuple[AttentionKind, ...]
@@ -125,7 +125,7 @@ def _unfit_options(adapter: Adapter, shape: HeadShape, config: PreconditionConfi
     if config.backend not in ROW_BACKENDS and not adapter.honors_backend:
         return f"backend={config.backend!r} computes attention, and this class computes its own and has its rows scaled"
     if config.gain is not None and shape.num_heads is None:
-        return "a gain per head needs the number of heads, and the module does not tell it"
+        return "a gain per head needs the number of heads, and the module does not say it"
     if shape.head_dim == 1:
         return "rows of one entry: equilibrated, only their sign is left"
     return None

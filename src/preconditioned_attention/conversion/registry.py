@@ -134,7 +134,7 @@ def unregister_adapter(*classes: type[nn.Module] | str) -> None:
 def register_named(*names: str) -> Callable[[AdapterClass], AdapterClass]:
     """:func:`register_adapter` for the tables of this package, whose names some versions of a library do not have.
 
-    The first one registered is asked first.
+    The first one registered is tried first.
     """
 
     def decorate(adapter: AdapterClass) -> AdapterClass:

@@ -28,7 +28,7 @@ class Preconditioner(nn.Module):
 
     Args:
         config: the method's options.
-        num_heads: how many heads; needed if ``config.gain`` asks for a gain per head.
+        num_heads: how many heads; needed if ``config.gain`` is set.
         marker: whether the mark is part of the state dict.
         device, dtype: of the gain and of the mark.
 

@@ -187,7 +187,7 @@ class _Check:
         same = match.found == match.looked_at or same_numbers(arrived, products)
         if match.found < match.looked_at and (certain or same) and not self.entries[path].reason:
             widths = sorted({p.out.shape[-1] for p in products.values()})
-            told = f"{match.looked_at - match.found} of the {match.looked_at} rows that reach the preconditioner"
+            missing = f"{match.looked_at - match.found} of the {match.looked_at} rows that reach the preconditioner"
             if not same:
                 reason = "something (a gate, a norm, an added term) comes between, or it is not attention's output; "
                 fix = "attach to the first module that sees the heads' outputs alone, and give width if others follow"
@@ -196,7 +196,7 @@ class _Check:
                 fix = "correct num_heads or head_dim"
             else:
                 reason, fix = "they mix heads or tokens; ", "correct form, interleaved, num_heads or head_dim"
-            raise self._fail(path, f"{told} are not rows of what attention computes: {reason}{fix}")
+            raise self._fail(path, f"{missing} are not rows of what attention computes: {reason}{fix}")
         if match.labeled is False:
             raise self._fail(
                 path,
@@ -295,8 +295,8 @@ class _Check:
             _NO_GRADIENT: not_finite is None,
             _NOT_FINITE: bool(not_finite),
         }
-        told = {name: getattr(entry, name) for name in ("path", "class_name", "mechanism", "num_heads", "head_dim")}
-        return CheckedAttention(rows=match.seen, unproven=tuple(r for r, holds in reasons.items() if holds), **told)
+        same = {name: getattr(entry, name) for name in ("path", "class_name", "mechanism", "num_heads", "head_dim")}
+        return CheckedAttention(rows=match.seen, unproven=tuple(r for r, holds in reasons.items() if holds), **same)
 
 
 @dataclass(frozen=True)

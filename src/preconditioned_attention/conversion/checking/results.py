@@ -26,8 +26,8 @@ class CheckedAttention:
     unproven: tuple[str, ...]
 
     def __str__(self) -> str:
-        told = [f"{name} {value}" for name, value in (("heads", self.num_heads), ("width", self.head_dim)) if value]
-        lines = [f"{self.path or '(the model itself)'}: {self.class_name}, {', '.join([*told, f'{self.rows} rows'])}"]
+        sizes = [f"{name} {value}" for name, value in (("heads", self.num_heads), ("width", self.head_dim)) if value]
+        lines = [f"{self.path or '(the model itself)'}: {self.class_name}, {', '.join([*sizes, f'{self.rows} rows'])}"]
         return "\n".join(lines + [f"    not proven: {what}" for what in self.unproven])
 
 

@@ -93,8 +93,8 @@ def remove_axes(axes: Axes, removed: frozenset[int]) -> Axes:
 
 
 def _squeezed(args: tuple[Any, ...], source: Tensor, axes: frozenset[int], out: Tensor) -> Axes:
-    asked = _negative(args[1] if len(args) > 1 else range(source.dim()), source.dim())
-    return remove_axes(axes, frozenset(axis for axis in asked if source.shape[axis] == 1))
+    chosen = _negative(args[1] if len(args) > 1 else range(source.dim()), source.dim())
+    return remove_axes(axes, frozenset(axis for axis in chosen if source.shape[axis] == 1))
 
 
 def _selected(args: tuple[Any, ...], source: Tensor, axes: frozenset[int], out: Tensor) -> Axes:

@@ -60,7 +60,7 @@ def detect_in_run(
 
 
 def call_arguments(example_inputs: object) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """The positional and keyword arguments that ``example_inputs`` stands for.
+    """``example_inputs`` as positional and keyword arguments.
 
     Raises:
         TypeError: it is no tensor, tuple or list, nor a mapping from names.

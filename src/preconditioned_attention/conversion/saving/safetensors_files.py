@@ -148,7 +148,7 @@ def check_alike(saved: dict[str, dict[str, Any]], own: dict[str, dict[str, Any]]
             raise ValueError(f"{path} was saved with {name!r} plain, and the model's is preconditioned; leave it out")
         differing = [key for key, value in own[name].items() if saved[name].get(key) != value]
         if set(differing) - set(_FREE):
-            told = ", ".join(f"{key}={saved[name].get(key)!r}" for key in differing)
+            saved_options = ", ".join(f"{key}={saved[name].get(key)!r}" for key in differing)
             raise ValueError(
-                f"{path} was saved with {told} at {name!r}, and the model has other options; use the file's"
+                f"{path} was saved with {saved_options} at {name!r}, and the model has other options; use the file's"
             )
