@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import conversion, diagnostics, lab, layers
+    from . import conversion as conversion
+    from . import diagnostics as diagnostics
+    from . import lab as lab
+    from . import layers
     from .config import PreconditionConfig
     from .conversion import (
         ConversionReport,
@@ -39,11 +42,8 @@ __all__ = [
     "__version__",
     "check_adapter",
     "compare",
-    "conversion",
-    "diagnostics",
     "equilibrate",
     "is_preconditioned",
-    "lab",
     "layers",
     "precondition_",
     "preconditioned_attention",
