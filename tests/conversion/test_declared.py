@@ -79,6 +79,16 @@ def test_one_line_is_enough(told: dict[str, Any]) -> None:
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-13)
 
 
+def test_the_former_name_of_the_hook_target_is_taken_with_a_warning() -> None:
+    cls = make()
+    with pytest.warns(DeprecationWarning, match="point is now hook_target"):
+        register_prehook(cls, point="proj", num_heads=3)
+    _, out, expected = converted(cls)
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+    with pytest.raises(TypeError, match="not both"):
+        register_prehook(cls, hook_target="proj", point="proj", num_heads=3)
+
+
 def test_a_gain_per_head_is_had_where_the_heads_are_told() -> None:
     cls = make()
     register_prehook(cls, hook_target="proj", head_dim=4)

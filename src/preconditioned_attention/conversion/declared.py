@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -18,13 +19,14 @@ from .registry import register_adapter
 
 def register_prehook(
     *classes: type[nn.Module] | str,
-    hook_target: str | Sequence[str],
+    hook_target: str | Sequence[str] | None = None,
     num_heads: Count | None = None,
     head_dim: Count | None = None,
     form: Form = "merged",
     interleaved: bool = False,
     width: Count | None = None,
     kind: AttentionKind = "softmax",
+    point: str | Sequence[str] | None = None,
 ) -> type[Adapter]:
     """Let `precondition_` convert attention classes by a forward pre-hook on the child that takes the heads' outputs.
 
@@ -44,6 +46,7 @@ def register_prehook(
         width: how many of the merged entries are attention's, where others follow; None: all.
         kind: of attention: ``"softmax"``, ``"class_attention"``, ``"pooling"``, ``"channel"`` or ``"linear"``; the
             argument ``include`` of `precondition_` selects by it.
+        point: the former name of ``hook_target``; deprecated.
 
     Returns:
         The adapter that was made and registered.
@@ -70,6 +73,8 @@ def register_prehook(
         >>> print(pa.precondition_(model).converted[0].head_dim)
         4
     """
+    if point is not None:
+        hook_target = _renamed(hook_target, point)
     targets = (hook_target,) if isinstance(hook_target, str) else hook_target
     if not (isinstance(targets, Sequence) and targets and all(isinstance(path, str) and path for path in targets)):
         raise TypeError(f"hook_target must be the path of a child, such as 'proj', or several; got {hook_target!r}")
@@ -83,6 +88,13 @@ def register_prehook(
         source="register_prehook",
     )
     return _registered(classes, location, kind, DeclaredPreHook)
+
+
+def _renamed(hook_target: str | Sequence[str] | None, point: str | Sequence[str]) -> str | Sequence[str]:
+    if hook_target is not None:
+        raise TypeError("register_prehook takes hook_target or its former name, point, and not both")
+    warnings.warn("register_prehook: point is now hook_target", DeprecationWarning, stacklevel=3)
+    return point
 
 
 def register_posthook(
