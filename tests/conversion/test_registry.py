@@ -59,6 +59,12 @@ def test_registration_is_checked() -> None:
     assert find_adapter(nn.Linear(2, 2)) is None
 
 
+@pytest.mark.parametrize("former", ["honours_backend", "point", "points", "refusal", "serves"])
+def test_a_member_under_its_former_name_is_an_error(former: str) -> None:
+    with pytest.raises(TypeError, match=rf"Old\.{former}: this member of an adapter is now called"):
+        register_adapter(nn.Linear)(type("Old", (PreHook,), {former: None}))
+
+
 def test_read_int() -> None:
     module = nn.Linear(3, 4)
     assert read_int(module, "num_heads", "out_features", "in_features") == 4

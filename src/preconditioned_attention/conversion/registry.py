@@ -168,9 +168,22 @@ def _adapters_under(key: type[nn.Module] | str) -> list[Adapter]:
     return _adapters.setdefault(key, []) if isinstance(key, str) else _adapters_of_classes.setdefault(key, [])
 
 
+# A member under its former name would not be called, and the adapter would do something else without a word.
+_FORMER_MEMBERS = {
+    "honours_backend": "honors_backend",
+    "point": "hook_target",
+    "points": "hook_targets",
+    "refusal": "unsupported_reason",
+    "serves": "supports",
+}
+
+
 def _instance(adapter: object) -> Adapter:
     if not _is_adapter(adapter):
         raise TypeError(f"register_adapter decorates a subclass of Adapter; got {adapter!r}")
+    for former, name in _FORMER_MEMBERS.items():
+        if hasattr(adapter, former):
+            raise TypeError(f"{adapter.__name__}.{former}: this member of an adapter is now called {name}")
     return adapter()
 
 
