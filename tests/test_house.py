@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,17 @@ def test_imports_point_one_way(path: Path) -> None:
         assert package in MAY_REPORT
     behind = set(CHAIN[CHAIN.index(package) + 1 :]) | {"lab.reporting"}
     assert others <= behind, f"{package} must not import {sorted(others - behind)}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """At any depth of a file, type checking included; a package's `__init__` stands for none of its files."""
+    graph = {module_name(path): imported_modules(path) for path in FILES if path.stem != "__init__"}
+    TopologicalSorter({name: others & set(graph) for name, others in graph.items()}).prepare()  # raises CycleError
+
+
+def module_name(path: Path) -> str:
+    """``"ops.flash.cpu"``."""
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
 
 
 def modules_after(program: str) -> list[str]:

@@ -8,6 +8,9 @@ from typing import Any, Literal, TypeAlias, get_args
 from .config import FORMER_FIELDS, PreconditionConfig
 
 AttentionKind = Literal["softmax", "class_attention", "pooling", "channel", "linear"]
+Kind: TypeAlias = AttentionKind | Literal["other"]
+"""Of an adapter. ``"other"``: attention that has no rows of heads to scale; its adapters reject it with a reason."""
+
 Include: TypeAlias = "Collection[AttentionKind] | Literal['all']"
 
 KINDS: tuple[AttentionKind, ...] = get_args(AttentionKind)

@@ -5,12 +5,13 @@ from .attachment import is_preconditioned
 from .checking.adapter_check import AdapterCheck, CheckedAttention, check_adapter
 from .convert import precondition_, restore_
 from .declared import register_posthook, register_prehook
+from .entry import ConversionEntry
 from .layout import Layout
 from .mechanisms import ClassSwap, PostHook, PreHook
 from .model_factory import build_model, build_without_weights
 from .plan import plan_conversion
 from .registry import register_adapter, register_composite, unregister_adapter
-from .report import ConversionEntry, ConversionReport
+from .report import ConversionReport
 from .saving.peft_adapters import load_adapter
 from .saving.pretrained import from_pretrained
 from .saving.safetensors_files import conversion_metadata, load_safetensors, save_safetensors

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias
+from typing import ClassVar
 
 from torch import nn
 
 from ..layers import Preconditioner
-from ..selection import AttentionKind
+from ..selection import Kind
 from .source_texts.reachable_code import reachable_from
 from .unsupported import UnsupportedClass
-
-Kind: TypeAlias = AttentionKind | Literal["other"]
-"""``"other"``: attention that has no rows of heads to equilibrate; its adapters refuse it with a reason."""
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from .adapter import Adapter, HeadShape
 from .class_names import class_name
 from .detection.runtime import call_arguments, detect_in_run, unlisted_attention
 from .detection.static import computes_attention
+from .entry import ConversionEntry, Status
 from .guards.dynamic_class import unknown_reason
 from .guards.instance_forward import unknown_forward_reason
 from .registry import find_adapter, has_namesake, is_composite, unreviewed_reason
-from .report import ConversionEntry, ConversionReport, Status
+from .report import ConversionReport
 
 FilterFn = Callable[[nn.Module, str], bool]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from .adapter import Kind
+from ..selection import Kind
 
 _LIBRARIES = ("diffusers", "timm", "transformers", "x_transformers")
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from .preconditioner import Preconditioner
 
 
 @dataclass(frozen=True)
@@ -90,8 +87,14 @@ class OutputObserver:
         self._see(out)
 
 
+class Observable(Protocol):
+    """A preconditioner, which shows every call to its observers."""
+
+    observers: tuple[Observer, ...]
+
+
 @contextmanager
-def observed(preconditioner: Preconditioner, observer: Observer) -> Iterator[None]:
+def observed(preconditioner: Observable, observer: Observer) -> Iterator[None]:
     """Attach ``observer`` while the context lasts."""
     attach_observer(preconditioner, observer)
     try:
@@ -100,11 +103,11 @@ def observed(preconditioner: Preconditioner, observer: Observer) -> Iterator[Non
         detach_observer(preconditioner, observer)
 
 
-def attach_observer(preconditioner: Preconditioner, observer: Observer) -> None:
+def attach_observer(preconditioner: Observable, observer: Observer) -> None:
     """Show ``observer`` every call from now on."""
     preconditioner.observers = (*preconditioner.observers, observer)
 
 
-def detach_observer(preconditioner: Preconditioner, observer: Observer) -> None:
+def detach_observer(preconditioner: Observable, observer: Observer) -> None:
     """Undo :func:`attach_observer`."""
     preconditioner.observers = tuple(other for other in preconditioner.observers if other is not observer)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from ...layers import Preconditioner
-from ..adapter import HeadShape, Kind
+from ...selection import Kind
+from ..adapter import HeadShape
 from ..class_names import class_name
 from ..head_location import HeadLocation
 from ..layout import Layout

@@ -21,9 +21,9 @@ from ...selection import DEFAULT_INCLUDE, Include
 from ..attachment import is_preconditioned, preconditioner_of
 from ..convert import precondition_, restore_
 from ..detection.runtime import call_arguments
+from ..entry import ConversionEntry
 from ..guards.call_guard import guard, unguard
 from ..plan import plan_conversion
-from ..report import ConversionEntry
 from ..verify import VerificationError, verify
 from .products import Product, heads_of_attention, watch_products
 from .results import AdapterCheck, CheckedAttention

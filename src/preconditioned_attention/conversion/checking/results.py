@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..report import ConversionEntry
+from ..entry import ConversionEntry
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,17 +17,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..entry import ConversionEntry
 from ..registry import is_composite
 from .softmax_flow import SoftmaxFlow
-
-if TYPE_CHECKING:
-    from ..report import ConversionEntry
 
 _FUSED = re.compile(r"attention|attn|transformer_encoder_layer|natten", re.IGNORECASE)
 

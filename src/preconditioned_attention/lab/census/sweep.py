@@ -19,8 +19,8 @@ from torch import nn
 from ..._extras import require
 from ...conversion import plan_conversion, precondition_, restore_
 from ...conversion.class_names import class_name
+from ...conversion.entry import ConversionEntry
 from ...conversion.registry import find_adapter
-from ...conversion.report import ConversionEntry
 from .catalog import CatalogEntry, attention_classes, installed_libraries, model_files
 
 SOFTMAX = "models with softmax attention"

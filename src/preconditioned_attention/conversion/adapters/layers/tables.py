@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import nn
 
 from ....layers import Preconditioner
-from ...adapter import Adapter, HeadShape, Kind, read_int
+from ....selection import Kind
+from ...adapter import Adapter, HeadShape, read_int
 from ...registry import add_adapter
 
 
