@@ -11,7 +11,7 @@ def require(module: str, *, extra: str) -> ModuleType:
 
     Args:
         module: dotted name, such as ``"timm"`` or ``"matplotlib.pyplot"``.
-        extra: the extra that brings it: ``"vision"``, ``"language"``, ``"train"`` or ``"theory"``.
+        extra: the extra that brings it: ``"vision"``, ``"language"``, ``"train"``, ``"ray"`` or ``"theory"``.
 
     Raises:
         ImportError: the module is not installed; the message holds the ``pip`` command. A module that is
