@@ -111,6 +111,17 @@ def test_the_arm_is_applied(tmp_path: Path) -> None:
         assert is_preconditioned(result.model) == (arm != "plain")
 
 
+def test_arms_begin_with_the_same_hashes_and_another_seed_with_others(tmp_path: Path) -> None:
+    configs = {arm: toy_config(**DIGITS, precondition=config) for arm, config in ARMS.items()}
+    configs["other"] = toy_config(**DIGITS, seed=1)
+    for name, config in configs.items():
+        train(config, tmp_path / name, progress=False)
+    written = {name: json.loads((tmp_path / name / "result.json").read_text()) for name in configs}
+    hashes = {name: (result["initial_weights"], result["random_state"]) for name, result in written.items()}
+    assert len({hashes[arm] for arm in ARMS}) == 1
+    assert not set(hashes["other"]) & set(hashes["plain"])
+
+
 def test_prepare_gets_the_new_model_once(tmp_path: Path) -> None:
     seen = []
 

@@ -24,6 +24,7 @@ from .errors import NonFiniteError, WriteError
 from .evaluation import evaluate, is_finite
 from .examples import load_batches
 from .folder import RunFolder
+from .initial_state import HashedPrepare, preserve_random_state
 from .metrics import MetricsLog, read_metrics
 from .order import BatchOrder
 from .processes import make_accelerator, raise_on_all_ranks
@@ -81,7 +82,8 @@ def train(
             folder.check(config, resume=resume, overwrite=overwrite)
     splits = task.datasets()
     order = _batch_order(config, accelerator, splits)
-    state = build_state(config, task, accelerator, prepare or partial(_precondition, config=config))
+    initial = HashedPrepare(prepare or partial(_precondition, config=config))
+    state = build_state(config, task, accelerator, initial)
     enabled = progress and accelerator.is_main_process
     _warn_of_plain_weights(state)
     progress_line = ProgressLine(task.name, total=config.steps, batch_size_at=order.batch_size_at, enabled=enabled)
@@ -91,7 +93,7 @@ def train(
             conditioning.begin(resume=resume)
             _run(state, splits, order, folder, log, conditioning, line)
             conditioning.close()
-            return _finish(state, splits, folder, log, conditioning)
+            return _finish(state, splits, folder, log, conditioning, initial)
         finally:
             log.close()
             for tracker in accelerator.trackers:
@@ -101,7 +103,8 @@ def train(
 
 def _precondition(model: nn.Module, *, config: TrainConfig) -> nn.Module:
     if config.precondition is not None:
-        config.precondition.apply(model)
+        with preserve_random_state():  # so that it is that of the plain arm
+            config.precondition.apply(model)
     return model
 
 
@@ -179,7 +182,12 @@ def _run(
 
 
 def _finish(
-    state: TrainState, splits: Splits, folder: RunFolder, log: MetricsLog, conditioning: ConditioningLog
+    state: TrainState,
+    splits: Splits,
+    folder: RunFolder,
+    log: MetricsLog,
+    conditioning: ConditioningLog,
+    initial: HashedPrepare,
 ) -> TrainResult:
     """Evaluate on the test split and write the result."""
     if state.best is not None:
@@ -200,6 +208,8 @@ def _finish(
         config=state.config,
         environment=describe_environment(),
         data=state.task.describe_data(),
+        initial_weights=initial.weights,
+        random_state=initial.random_state,
     )
     with raise_on_all_ranks(state.accelerator):
         if state.accelerator.is_main_process:

@@ -31,6 +31,9 @@ class TrainResult:
         pictures: the task's, by name; may be empty.
         samples: texts of the model, by prompt; may be empty.
         data: the task's description of its data; may be empty.
+        initial_weights: SHA-256 of the model before it was converted. Runs of one seed can be compared only if they
+            have the same.
+        random_state: SHA-256 of the random state after the conversion, before the first step; likewise.
     """
 
     step: int
@@ -46,6 +49,8 @@ class TrainResult:
     pictures: dict[str, Picture] = field(default_factory=dict)
     samples: dict[str, str] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
+    initial_weights: str = ""
+    random_state: str = ""
 
     def to_json(self) -> str:
         """Everything but weights, pictures, the loss of every step and the conditioning, which have their own files."""
@@ -55,6 +60,8 @@ class TrainResult:
             "test": self.test,
             "evaluations": self.evaluations,
             "seconds_per_step": self.seconds_per_step,
+            "initial_weights": self.initial_weights,
+            "random_state": self.random_state,
             "config": self.config.to_dict(),
             "environment": self.environment,
             **{name: value for name, value in (("data", self.data), ("samples", self.samples)) if value},
