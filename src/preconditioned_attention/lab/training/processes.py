@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,28 +13,50 @@ import torch
 
 from ..._extras import require
 from .config import TrainConfig
+from .launch import MIXED_PRECISION, check_launch, is_true
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-MIXED_PRECISION = {"float32": "no", "float64": "no", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
     """An accelerator for this run on the available device; Accelerate's environment variables apply.
 
     Raises:
-        ValueError: the device cannot compute in ``config.precision``.
+        ValueError: the device cannot compute in ``config.precision``, or Accelerate would ignore what is asked for.
         RuntimeError: several processes were launched and they are not connected.
     """
+    require("accelerate", extra="train")
+    check_launch(config)
+    _forget_earlier_run(MIXED_PRECISION[config.precision])
+    if is_true("ACCELERATE_USE_FSDP"):
+        # Accelerate's launcher sets it by default. Every process builds the model from the seed, and transformers reads
+        # it too and would leave the weights of all but one process empty.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    try:
+        accelerator = _connect(config, output)
+    except Exception as error:  # of Accelerate's options, or of PyTorch while the processes find each other
+        raise RuntimeError(f"the processes of the run could not be set up: {describe_error(error)}") from error
+    _check_device(accelerator, config)
+    return accelerator
+
+
+def _forget_earlier_run(mixed_precision: str) -> None:
+    """Reset Accelerate's state of an earlier run of this process, if this one needs another."""
+    state = require("accelerate", extra="train").state
+    if not state.is_initialized():
+        return
+    sharded = is_true("ACCELERATE_USE_FSDP") or state.AcceleratorState().distributed_type == "FSDP"
+    if sharded or state.AcceleratorState().mixed_precision != mixed_precision:
+        state.AcceleratorState._reset_state(reset_partial_state=sharded)
+
+
+def _connect(config: TrainConfig, output: Path) -> Accelerator:
     accelerate = require("accelerate", extra="train")
-    mixed_precision = MIXED_PRECISION[config.precision]
-    if accelerate.state.is_initialized() and accelerate.state.AcceleratorState().mixed_precision != mixed_precision:
-        accelerate.state.AcceleratorState._reset_state()  # an earlier run of this process, in another precision
-    accelerator = accelerate.Accelerator(
+    accelerator: Accelerator = accelerate.Accelerator(
         # Without an accelerator device Accelerate connects launched processes only if told to use the CPU.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=mixed_precision,
+        mixed_precision=MIXED_PRECISION[config.precision],
         gradient_accumulation_plugin=accelerate.utils.GradientAccumulationPlugin(
             num_steps=config.accumulation_steps, sync_with_dataloader=False
         ),
@@ -41,7 +64,6 @@ def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
         log_with="tensorboard" if accelerate.utils.is_tensorboard_available() else None,
         project_dir=output,
     )
-    _check_device(accelerator, config)
     return accelerator
 
 
@@ -51,6 +73,12 @@ def _check_device(accelerator: Accelerator, config: TrainConfig) -> None:
         raise RuntimeError(
             f"{launched} processes were launched and each would train alone on {accelerator.device}; "
             "set ACCELERATE_USE_CPU=1 to train together on the CPU"
+        )
+    if is_true("ACCELERATE_USE_FSDP") and accelerator.distributed_type != "FSDP":
+        raise ValueError(
+            "ACCELERATE_USE_FSDP=true would be ignored: Accelerate shards over the processes of a launcher on "
+            f"accelerators only, and this run has {accelerator.num_processes} on {accelerator.device}; unset it and "
+            "use --fsdp (fsdp=True), which shards on any device"
         )
     device = accelerator.device.type
     if config.precision == "float16" and device == "cpu":
@@ -69,6 +97,20 @@ def raise_on_all_ranks(accelerator: Accelerator) -> Iterator[None]:
         yield
     except Exception as caught:
         error = caught
-    errors = [other for other in gather_object([error]) if other is not None]
+    errors = [other for other in gather_object([_sendable(error)]) if other is not None]
     if errors:
         raise error or errors[0]
+
+
+def _sendable(error: Exception | None) -> Exception | None:
+    """The error, or one that says the same if it cannot be sent to other processes."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(describe_error(error))
+
+
+def describe_error(error: BaseException | None) -> str:
+    """What an error says, in one line; those of other libraries have many, or none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__
