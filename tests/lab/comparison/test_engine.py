@@ -35,6 +35,7 @@ def test_from_runs_to_words(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         [
             "runs",
+            "comparison.json",
             "summary.json",
             "runs.json.gz",
             "report.html",
@@ -50,7 +51,7 @@ def test_order_seeds_then_rates_then_arms_and_each_run_is_on_disk_before_the_nex
     seen = []
 
     def watching(prepare: Prepare, seed: int, learning_rate: float):
-        assert len(list((tmp_path / "runs").glob("*.json"))) == len(seen)
+        assert len(list((tmp_path / "runs").glob("*/run.json"))) == len(seen)
         seen.append((seed, learning_rate, arm_of(prepare)))
         return run(prepare, seed, learning_rate)
 
@@ -129,7 +130,7 @@ def test_unequal_random_states_stop_the_comparison(tmp_path):
 def test_a_run_that_never_prepares_stops_the_comparison(tmp_path):
     with pytest.raises(FairnessError, match=r"never called prepare\(model\)"):
         quietly(lambda prepare, seed, rate: {"validation": 1.0, "test": 1.0}, tmp_path)
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert list((tmp_path / "runs").glob("*/run.json")) == []
 
 
 def test_fairness_holds_across_a_resume(tmp_path):
@@ -176,7 +177,7 @@ def test_a_run_that_raises_is_kept_as_failed_with_its_reason(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         comparison = quietly(fails_once, tmp_path)
     assert "row-seed1-lr0.001 failed: ArithmeticError: loss is nan at step 7" in caplog.text
-    record = json.loads((tmp_path / "runs" / "row-seed1-lr0.001.json").read_text())
+    record = json.loads((tmp_path / "runs" / "row-seed1-lr0.001" / "run.json").read_text())
     assert record["status"] == "failed"
     assert "fails_once" in record["traceback"]
     assert comparison.summaries["row"].learning_rate == 1e-4
@@ -264,11 +265,11 @@ def test_a_killed_comparison_resumes(tmp_path):
         compare(killed, learning_rates=(1e-4, 1e-3, 1e-2), output=sys.argv[1], verbose=False)
         """
     )
-    root = Path(__file__).parents[3]
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=False)
     assert process.returncode == -signal.SIGKILL
-    assert len(list((tmp_path / "runs").glob("*.json"))) == 3
+    assert len(list((tmp_path / "runs").glob("*/run.json"))) == 3
     assert len(quietly(run, tmp_path, resume=True).records) == 27
 
 

@@ -1,7 +1,7 @@
 import dataclasses
 import json
 import math
-from pathlib import Path
+import pickle
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from preconditioned_attention import ConditionMonitor, is_preconditioned
 from preconditioned_attention.lab.comparison import Prepare, compare, task_run, task_settings
 from preconditioned_attention.lab.comparison.task_run import measure_conditioning
 from preconditioned_attention.lab.tasks import TASKS, ImageClassification
-from preconditioned_attention.lab.training import Arm, TrainConfig, train
+from preconditioned_attention.lab.training import Arm, TrainConfig, load_trained, train
 from tests.helpers.digits_task import TASK, digits_options
 
 OPTIONS = digits_options(patch_size=4, embed_dim=16, depth=2, num_heads=2)
@@ -21,7 +21,7 @@ CONFIG = TrainConfig(
 
 
 def test_numbers_are_those_of_the_training_itself(tmp_path):
-    metrics = task_run(CONFIG)(Prepare(Arm()), 5, 1e-3)
+    metrics = task_run(CONFIG)(Prepare(Arm(), folder=tmp_path / "compared"), 5, 1e-3)
     config = dataclasses.replace(CONFIG, seed=5, learning_rate=1e-3, precondition=Arm())
     expected = train(config, tmp_path / "run", progress=False)
     assert metrics.losses == expected.losses
@@ -31,8 +31,8 @@ def test_numbers_are_those_of_the_training_itself(tmp_path):
     assert metrics.extra["test_metrics"]["loss"] == expected.test["loss"]
 
 
-def test_attention_is_looked_at_before_and_after_training():
-    metrics = task_run(CONFIG)(Prepare(None), 0, 1e-2)
+def test_attention_is_looked_at_before_and_after_training(tmp_path):
+    metrics = task_run(CONFIG)(Prepare(None, folder=tmp_path), 0, 1e-2)
     moments = [(row["moment"], row["layer"]) for row in metrics.conditioning if row["moment"] != "training"]
     assert moments == [(moment, f"blocks.{index}.attn") for moment in ("initialization", "end") for index in (0, 1)]
     on_the_way = [(row["step"], row["layer"]) for row in metrics.conditioning if row["moment"] == "training"]
@@ -85,40 +85,55 @@ def test_arms_of_a_real_comparison_start_alike_and_end_apart(tmp_path):
     assert "learning_rate" not in settings
 
 
-def test_divergence_is_told_without_the_temporary_folder(tmp_path):
+def test_divergence_is_told_without_the_folder_which_keeps_its_last_state(tmp_path, monkeypatch):
     class Broken(nn.Module):
         """Passes on its input as numbers that are none."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x * math.nan
 
-    def prepare(model: nn.Module) -> nn.Module:
-        model.head = nn.Sequential(model.head, Broken())
-        return model
+    class BrokenTask(ImageClassification):
+        def build_model(self) -> nn.Module:
+            model = super().build_model()
+            model.head = nn.Sequential(model.head, Broken())
+            return model
 
-    prepare.options = {}
+    monkeypatch.setitem(TASKS, TASK, BrokenTask)
     with pytest.raises(RuntimeError, match="nan") as caught:
-        task_run(CONFIG)(prepare, 0, 1e-3)
-    assert "precond-" not in str(caught.value), "the name of the temporary folder"
+        task_run(CONFIG)(Prepare(None, folder=tmp_path), 0, 1e-3)
+    assert str(tmp_path) not in str(caught.value)
+    assert (tmp_path / "checkpoints" / "step-00000000").is_dir()
 
 
-def test_nothing_is_left_behind(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    prepare = Prepare(Arm())
-    seen = []
-
-    def watching(model: nn.Module) -> nn.Module:
-        seen.append(is_preconditioned(prepare(model)))
-        assert list(Path(tmp_path).iterdir())
-        return model
-
-    watching.options = prepare.options
-    task_run(CONFIG)(watching, 0, 1e-3)
-    assert seen == [True]
-    assert list(tmp_path.iterdir()) == []
+def test_a_finished_run_is_a_folder_of_train_without_checkpoints(tmp_path):
+    prepare = Prepare(Arm(), folder=tmp_path)
+    task_run(CONFIG)(prepare, 3, 1e-3)
+    assert {"config.yaml", "metrics.jsonl", "result.json", "model.safetensors"} <= {p.name for p in tmp_path.iterdir()}
+    assert not (tmp_path / "checkpoints").exists()
+    config = TrainConfig.from_yaml((tmp_path / "config.yaml").read_text())
+    assert (config.seed, config.learning_rate, config.precondition) == (3, 1e-3, Arm())
+    assert is_preconditioned(load_trained(tmp_path)[1])
+    assert len(prepare.weights) == len(prepare.random_states) == 1
 
 
-def test_what_the_data_is_and_what_the_model_writes_go_along(monkeypatch):
+def test_the_initial_state_that_is_hashed_is_that_of_the_training(tmp_path):
+    prepare = Prepare(Arm(), folder=tmp_path)
+    task_run(CONFIG)(prepare, 3, 1e-3)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [result["initial_weights"]] == prepare.weights
+    assert [result["random_state"]] == prepare.random_states
+
+
+def test_it_can_be_pickled_and_needs_a_folder():
+    run = task_run(CONFIG)
+    again = pickle.loads(pickle.dumps(run))
+    assert again == run
+    assert "batch" not in vars(again)
+    with pytest.raises(ValueError, match=r"prepare\.folder must be the run's folder"):
+        again(Prepare(None), 0, 1e-3)
+
+
+def test_what_the_data_is_and_what_the_model_writes_go_along(tmp_path, monkeypatch):
     class Writing(ImageClassification):
         def samples(self, model):
             assert not model.training
@@ -128,6 +143,6 @@ def test_what_the_data_is_and_what_the_model_writes_go_along(monkeypatch):
             return {"sha256": "abc"}
 
     monkeypatch.setitem(TASKS, TASK, Writing)
-    metrics = task_run(CONFIG)(Prepare(None), 0, 1e-2)
+    metrics = task_run(CONFIG)(Prepare(None, folder=tmp_path), 0, 1e-2)
     assert metrics.extra["samples"] == {"from nothing": "once upon a time"}
     assert task_settings(CONFIG)["data"] == {"sha256": "abc"}

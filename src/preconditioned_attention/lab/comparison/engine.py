@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..._extras import require
 from ...config import PreconditionConfig
 from ..training.arms import ARMS, Arm
-from ..training.randomness import seed_all
-from .metrics import RunMetrics
+from .job import Job, Run, do_run
 from .plan import Plan, RunKey
-from .preparation import FairnessError, Prepare
-from .records import RunRecord, RunStore
 from .report import Comparison, build_comparison, print_comparison, write_report
-
-Run = Callable[[Prepare, int, float], RunMetrics | Mapping[str, Any]]
-
-logger = logging.getLogger(__name__)
+from .store import POLL_SECONDS, RunStore
 
 
 def compare(
@@ -53,7 +45,8 @@ def compare(
         run: ``run(prepare, seed, learning_rate)`` builds a new model, calls ``prepare(model)`` before it makes the
             optimizer, trains, and returns :class:`RunMetrics` or a mapping with ``"validation"`` and ``"test"``.
         learning_rates: the grid, the same for every arm; at least three show whether it is wide enough.
-        output: the folder for the runs, ``summary.json``, ``runs.json.gz``, ``report.html`` and its pictures.
+        output: the folder for the runs (a folder each in ``runs/``, which ``run`` finds as ``prepare.folder``),
+            ``summary.json``, ``runs.json.gz``, ``report.html`` and its pictures.
         arms: name to config, or to an :class:`Arm` with a selection of its own; must hold ``"plain"``: None.
         seeds: two or more give intervals; with two they are very wide.
         metric: the name of the metric that ``validation`` and ``test`` hold.
@@ -64,7 +57,8 @@ def compare(
         variants: for arms with another model, the options that ``run`` gets as ``prepare.options``. Initial weights
             are required to be equal among arms with the same options only.
         baselines: the test metric of predictors without a model, by name; shown next to the results.
-        resume: keep the finished runs of an earlier call of the same comparison; failed ones are repeated.
+        resume: keep the finished runs of an earlier call of the same comparison, or of one that goes on at the same
+            time; failed ones are repeated.
         overwrite: remove the results in ``output``.
         verbose: show progress, then the table and the path of the report.
 
@@ -79,12 +73,11 @@ def compare(
         _as_arms(arms), seeds, learning_rates, metric, higher_is_better, settings or {}, variants or {}, baselines or {}
     )
     _check_environment(run)
-    store = RunStore(Path(output), plan, resume=resume, overwrite=overwrite)
-    for key in _with_progress(plan, store, verbose=verbose):
-        record = _run_once(run, plan, key)
-        _check_fairness(record, store, plan)
-        store.write(record)
-    return _report(plan, store, title, verbose=verbose)
+    job = Job.begin(run, RunStore(Path(output), plan, title=title), resume=resume, overwrite=overwrite)
+    for key in _with_progress(job, verbose=verbose):
+        while do_run(job, key) is None:  # another process does it
+            time.sleep(POLL_SECONDS)
+    return _report(job, verbose=verbose)
 
 
 def _check_environment(run: object) -> None:
@@ -97,20 +90,23 @@ def _check_environment(run: object) -> None:
         require(module, extra="train")
 
 
-def _report(plan: Plan, store: RunStore, title: str, *, verbose: bool) -> Comparison:
-    comparison = build_comparison(plan, store.records, title=title, output=store.output)
-    write_report(comparison)
+def _report(job: Job, *, verbose: bool) -> Comparison:
+    store = job.store
+    records = store.refresh()
+    comparison = build_comparison(job.plan, records, title=store.title, output=store.output)
+    with store.claimed():
+        write_report(comparison)
     if verbose:
         print_comparison(comparison)
-    failures = [record for record in store.records.values() if not record.finished]
-    if len(failures) == len(store.records):
+    failures = [record for record in records.values() if not record.finished]
+    if len(failures) == len(records):
         raise RuntimeError(f"every run failed, the first with: {failures[0].reason}. See {comparison.report}")
     return comparison
 
 
-def _with_progress(plan: Plan, store: RunStore, *, verbose: bool) -> Iterator[RunKey]:
+def _with_progress(job: Job, *, verbose: bool) -> Iterator[RunKey]:
     """The remaining runs in the plan's order, with a progress bar and the estimated time left."""
-    to_do = [key for key in plan.run_keys() if key not in store.records or not store.records[key].finished]
+    to_do = [key for key in job.plan.run_keys() if job.record(key) is None]
     rich_progress = require("rich.progress", extra="train")
     columns = (
         rich_progress.TextColumn("{task.description}"),
@@ -134,67 +130,3 @@ def _as_arms(arms: Any) -> Any:
     if not isinstance(arms, Mapping):
         return arms
     return {name: Arm(arm) if isinstance(arm, PreconditionConfig) else arm for name, arm in arms.items()}
-
-
-def _run_once(run: Run, plan: Plan, key: RunKey) -> RunRecord:
-    """Do one run. An exception becomes a failed record, except a FairnessError, which invalidates the comparison."""
-    prepare = Prepare(plan.arms[key.arm], plan.variants.get(key.arm, {}))
-    seed_all(key.seed)
-    start = time.perf_counter()
-    try:
-        returned = run(prepare, key.seed, key.learning_rate)
-    except FairnessError:
-        raise
-    except Exception as error:
-        logger.warning("run %s failed: %s: %s", key.stem, type(error).__name__, error)
-        return RunRecord(
-            key=key,
-            description=plan.describe(key),
-            status="failed",
-            reason=f"{type(error).__name__}: {error}",
-            traceback=traceback.format_exc(),
-            weights=prepare.weights,
-            random_states=prepare.random_states,
-            seconds=time.perf_counter() - start,
-        )
-    metrics = RunMetrics.from_returned(returned, metric=plan.metric)
-    reason = metrics.not_finite()
-    if reason is not None:
-        logger.warning("run %s failed: %s", key.stem, reason)
-    return RunRecord(
-        key=key,
-        description=plan.describe(key),
-        status="finished" if reason is None else "failed",
-        reason=reason,
-        metrics=metrics,
-        weights=prepare.weights,
-        random_states=prepare.random_states,
-        seconds=time.perf_counter() - start,
-    )
-
-
-def _check_fairness(record: RunRecord, store: RunStore, plan: Plan) -> None:
-    """Raise unless a finished run had the initial state of the other finished runs with its seed and variant."""
-    if not record.finished:
-        return
-    if not record.weights:
-        raise FairnessError(
-            f"run {record.key.stem} never called prepare(model), so no arm was applied. "
-            "Call it on every new model, before the optimizer is created"
-        )
-    for other in store.records.values():
-        if not other.finished or other.key.seed != record.key.seed:
-            continue
-        if plan.variants.get(other.key.arm) != plan.variants.get(record.key.arm):
-            continue
-        pair = f"seed {record.key.seed}: runs {other.key.stem} and {record.key.stem}"
-        if other.weights != record.weights:
-            raise FairnessError(
-                f"{pair} had different initial weights. Build the model inside run, from torch's global generator, "
-                "which compare seeds before each run"
-            )
-        if other.random_states != record.random_states:
-            raise FairnessError(
-                f"{pair} had different random states after prepare(model). Draw the same random numbers in every run "
-                "before that call (building the model, splitting the data), whatever the arm or learning rate"
-            )

@@ -1,9 +1,11 @@
-"""The names of the files that a comparison writes into its folder, next to ``runs/``."""
+"""The names of the files that a comparison writes into its folder and into those of its runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+PLAN = "comparison.json"
+RUN = "run.json"  # in the folder of each run
 SUMMARY = "summary.json"
 RUNS = "runs.json.gz"
 REPORT = "report.html"
@@ -24,6 +26,6 @@ def picture_file(name: str, arm: str) -> str:
 
 def written_files(output: Path) -> list[Path]:
     """The existing files of these names, also of earlier versions; without those in ``runs/``."""
-    named = [output / name for name in (SUMMARY, RUNS, REPORT, FORMER_RESULTS)]
+    named = [output / name for name in (PLAN, SUMMARY, RUNS, REPORT, FORMER_RESULTS)]
     pictures = [path for prefix in (PLOT_PREFIX, PICTURE_PREFIX) for path in sorted(output.glob(f"{prefix}*.png"))]
     return [*(path for path in named if path.exists()), *pictures]

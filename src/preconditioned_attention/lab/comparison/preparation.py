@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
@@ -26,11 +27,14 @@ class Prepare:
     Args:
         arm: None leaves the model unchanged.
         options: the options of the arm's variant of the model; empty in most arms.
+        folder: the run's own folder, in which it may keep files, such as checkpoints to go on from. It is there when
+            the run begins, and holds what an interrupted run of the same comparison left.
     """
 
-    def __init__(self, arm: Arm | None, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, arm: Arm | None, options: Mapping[str, Any] | None = None, folder: Path | None = None) -> None:
         self.arm = arm
         self.options = dict(options or {})
+        self.folder = folder
         self.weights: list[str] = []
         self.random_states: list[str] = []
 

@@ -13,7 +13,7 @@ from ..._environment import describe_environment
 from ..._files import write_atomically
 from ..reporting import Page, print_table, render_html
 from .figures import conditioning_by_layer, draw_figures
-from .folder import REPORT, RUNS, SUMMARY, written_files
+from .folder import PLAN, REPORT, RUNS, SUMMARY, written_files
 from .metrics import MOMENTS, RunMetrics
 from .page import build_page
 from .plan import Plan, RunKey
@@ -90,9 +90,8 @@ SHORT = ("validation", "test", "seconds_per_step")
 
 
 def _run_to_dict(record: RunRecord, metrics: Sequence[str]) -> dict[str, Any]:
-    """A run with these of its metrics, and without its traceback, which holds paths of the machine."""
-    values = record.to_dict()
-    values.pop("traceback")
+    """A run with these of its metrics, without environment, and without traceback, which holds paths of the machine."""
+    values = {name: value for name, value in record.to_dict().items() if name not in ("traceback", "environment")}
     description = values.pop("description")
     if values["metrics"] is not None:
         values["metrics"] = {name: values["metrics"][name] for name in metrics}
@@ -130,7 +129,7 @@ def write_report(comparison: Comparison) -> None:
     for name, content in files.items():
         write_atomically(comparison.output / name, content)
     for path in written_files(comparison.output):
-        if path.name not in files:
+        if path.name not in (*files, PLAN):
             path.unlink()
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...diagnostics import ConditionMonitor, MonitorConfig
-from ..tasks import make_task
-from ..training import TrainConfig, train
+from ..tasks import Task, make_task
+from ..training import TrainConfig, TrainResult, train
 from ..training.errors import NonFiniteError
+from ..training.folder import RunFolder
+from ..training.randomness import Stream, derive_seed, seed_all
 from .metrics import CONDITIONING_KEYS, DURING, SAMPLES, RunMetrics
 from .preparation import Prepare
 
@@ -23,41 +25,76 @@ MONITORED_STEPS = 20  # per run, unless its configuration has a monitor
 
 # Set by the comparison, or without effect on the results.
 _NOT_SETTINGS = ("seed", "learning_rate", "precondition", "checkpoint_every", "keep_checkpoints", "monitor", "workers")
+CHECKPOINTS = 10  # per run, unless its configuration says how often
 
 
-def task_run(config: TrainConfig) -> Callable[[Prepare, int, float], RunMetrics]:
-    """A ``run`` for :func:`compare` that trains the task of ``config``.
+@dataclass(frozen=True)
+class TaskRun:
+    """A ``run`` for :func:`compare` that trains the task of ``config`` in the run's own folder, and goes on there.
 
     Seed, learning rate and preconditioning come from the comparison. The conditioning of attention is measured before
     the first step and after the last on a fixed batch of validation examples, and in between on the training batches.
-    The run's own files go to a temporary folder, because a comparison resumes at whole runs.
+    The folder is one of :func:`train`. Its checkpoints are removed when the run has finished.
     """
-    task = make_task(config.task, config.task_options)
-    batch = task.example_batch()
-    monitor = config.monitor or MonitorConfig(every=max(1, config.steps // MONITORED_STEPS))
 
-    def run(prepare: Prepare, seed: int, learning_rate: float) -> RunMetrics:
-        at_initialization: list[dict[str, Any]] = []
+    config: TrainConfig
 
-        def prepare_and_measure(model: nn.Module) -> nn.Module:
-            prepare(model)
-            at_initialization.extend(measure_conditioning(model, batch))
-            return model
+    @cached_property
+    def task(self) -> Task:
+        """The task, without the options of variants."""
+        return make_task(self.config.task, self.config.task_options)
 
-        variant = dataclasses.replace(config, task_options={**config.task_options, **prepare.options})
-        run_config = dataclasses.replace(
-            variant, seed=seed, learning_rate=learning_rate, precondition=None, checkpoint_every=None, monitor=monitor
+    @cached_property
+    def batch(self) -> tuple[Tensor, ...]:
+        """The examples on which the conditioning is measured."""
+        return self.task.example_batch()
+
+    def __reduce__(self) -> tuple[type[TaskRun], tuple[TrainConfig]]:
+        """Without task and batch: another process reads the data itself."""
+        return type(self), (self.config,)
+
+    def __call__(self, prepare: Prepare, seed: int, learning_rate: float) -> RunMetrics:
+        """Start or continue the run in ``prepare.folder``.
+
+        Raises:
+            ValueError: there is no folder, or it holds another run.
+        """
+        if prepare.folder is None:
+            raise ValueError("prepare.folder must be the run's folder: the run of a recipe writes its files there")
+        config, folder = self._configure(prepare, seed, learning_rate), RunFolder(prepare.folder)
+        at_initialization = self._measure_initialization(config, prepare)
+        try:
+            result = train(config, folder.path, resume=folder.config.exists(), progress=False)
+        except NonFiniteError as error:
+            # The message names a checkpoint in the folder; the cause is the error itself.
+            raise error.__cause__ or error from None
+        metrics = self._metrics(result, at_initialization, measure_conditioning(result.model, self.batch))
+        shutil.rmtree(folder.checkpoints, ignore_errors=True)  # dozens of runs of them fill a disk
+        return metrics
+
+    def _configure(self, prepare: Prepare, seed: int, learning_rate: float) -> TrainConfig:
+        config = self.config
+        return dataclasses.replace(
+            config,
+            task_options={**config.task_options, **prepare.options},
+            seed=seed,
+            learning_rate=learning_rate,
+            precondition=prepare.arm,
+            checkpoint_every=config.checkpoint_every or max(1, config.steps // CHECKPOINTS),
+            monitor=config.monitor or MonitorConfig(every=max(1, config.steps // MONITORED_STEPS)),
         )
-        with tempfile.TemporaryDirectory(prefix="precond-") as folder:
-            try:
-                result = train(run_config, Path(folder), prepare=prepare_and_measure, progress=False)
-            except NonFiniteError as error:
-                # The message names a checkpoint in the temporary folder; the cause is the error itself.
-                raise error.__cause__ or error from None
-        moments = (("initialization", at_initialization), ("end", measure_conditioning(result.model, batch)))
+
+    def _measure_initialization(self, config: TrainConfig, prepare: Prepare) -> list[dict[str, Any]]:
+        """The conditioning of the model that `train` starts from, built a second time as it is built there."""
+        seed_all(derive_seed(config.seed, Stream.MODEL))
+        model = prepare(make_task(config.task, config.task_options).build_model())
+        return measure_conditioning(model, self.batch)
+
+    def _metrics(self, result: TrainResult, first: list[dict[str, Any]], last: list[dict[str, Any]]) -> RunMetrics:
+        moments = (("initialization", first), ("end", last))
         return RunMetrics(
-            validation=result.validation[task.metric],
-            test=result.test[task.metric],
+            validation=result.validation[self.task.metric],
+            test=result.test[self.task.metric],
             losses=result.losses,
             seconds_per_step=result.seconds_per_step,
             evaluations=result.evaluations,
@@ -73,6 +110,15 @@ def task_run(config: TrainConfig) -> Callable[[Prepare, int, float], RunMetrics]
             pictures=result.pictures,
         )
 
+
+def task_run(config: TrainConfig) -> TaskRun:
+    """A ``run`` for :func:`compare` that trains the task of ``config``, with its data read.
+
+    Raises:
+        ValueError, TypeError, OSError: an option of the task is invalid, or its data cannot be read.
+    """
+    run = TaskRun(config)
+    _ = run.batch
     return run
 
 
