@@ -111,8 +111,12 @@ def test_a_truncated_image_is_named(root: Path) -> None:
 
 
 def test_an_image_of_another_size_is_named(root: Path) -> None:
+    def change(content: dict) -> None:
+        content["images"][0]["height"] = 61
+        del content["annotations"][1]  # its run lengths would be of another size than the image
+
     with pytest.raises(ValueError, match=r"000000000100.jpg \(id 100\) is 60 x 80 pixels .* says 61 x 80"):
-        opened(root, change=lambda content: content["images"][0].update(height=61))[0]
+        opened(root, change=change)[0]
 
 
 def test_a_file_that_is_no_annotation_file(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
 import os
 from collections import Counter, defaultdict
@@ -24,11 +23,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..._extras import require
+from .coco_annotations import corners, read_annotations
+from .image_files import one_line, read_stored
 
 Target = dict[str, Tensor]
 Transform = Callable[[Any, Target], tuple[Any, Target]]
-
-LARGEST_OVERHANG = 1.0  # pixels: COCO's own boxes are rounded, and some reach over the border by less
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +51,8 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
         left_out: how many regions, boxes and images were left out.
 
     Raises:
-        ValueError: the file is not one of COCO's instances, or holds no image, or an annotation has a
-            box outside its image or an unknown category or image; the message names file and id.
+        ValueError: the file holds no image, or something that :func:`read_annotations` rejects; the message names file
+            and id. An image has another size than its file says, on access.
         OSError: a file cannot be read; for an image, on access.
     """
 
@@ -62,10 +61,10 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
     ) -> None:
         self.file, self.folder, self.transform = annotations, images, transform
         self.left_out: Counter[str] = Counter()
-        content = _read(annotations)
+        content = read_annotations(annotations)
         self.api = _index(content)
         self.category_ids = sorted(self.api.cats)
-        kept = self._check(content["annotations"])
+        kept = self._keep(content["annotations"])
         ids = sorted(self.api.imgs)
         self.image_ids = [one for one in ids if one in kept] if training else ids
         self.left_out["images without annotations"] = len(ids) - len(self.image_ids)
@@ -103,16 +102,16 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
 
     def _decode(self, index: int) -> Tensor:
         image_id = self.image_ids[index]
-        path = self.folder / self.api.imgs[image_id]["file_name"]
-        pil, functional = (
-            require("PIL.Image", extra="vision"),
-            require("torchvision.transforms.v2.functional", extra="vision"),
-        )
+        info = self.api.imgs[image_id]
+        path = self.folder / info["file_name"]
+        place = f"image {path} (id {image_id} of {self.file})"
         try:
-            with pil.open(path) as opened:
-                return functional.pil_to_tensor(opened.convert("RGB"))
-        except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for some broken files
-            raise OSError(f"image {path} (id {image_id} of {self.file}) cannot be read: {error}") from error
+            image, turn = read_stored(path)
+        except OSError as error:
+            raise OSError(f"{place} cannot be read: {one_line(error)}") from error
+        if turn is not None:
+            image = _as_annotated(image, image.transpose(turn), (info["width"], info["height"]), place)
+        return require("torchvision.transforms.v2.functional", extra="vision").pil_to_tensor(image)
 
     def _target(self, index: int, size: tuple[int, ...]) -> Target:
         tv_tensors = require("torchvision.tv_tensors", extra="vision")
@@ -123,7 +122,7 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
                 f"width); {self.file} says {info['height']} x {info['width']}"
             )
         annotations = self._annotations[index]
-        boxes = torch.tensor([_corners(one["bbox"], info) for one in annotations], dtype=torch.float32).view(-1, 4)
+        boxes = torch.tensor([corners(one["bbox"], info) for one in annotations], dtype=torch.float32).view(-1, 4)
         masks = [torch.from_numpy(self.api.annToMask(one)) for one in annotations]
         labels = [self.category_ids.index(one["category_id"]) + 1 for one in annotations]
         return {
@@ -133,22 +132,14 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             "image_id": torch.tensor(info["id"], dtype=torch.int64),
         }
 
-    def _check(self, annotations: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-        """The annotations to train on, by image, after all were checked."""
+    def _keep(self, annotations: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+        """The annotations to train on, by image."""
         kept: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
         for one in annotations:
-            place = f"annotation {one.get('id')} in {self.file}"
-            missing = [key for key in ("image_id", "category_id", "bbox", "segmentation") if key not in one]
-            if missing:
-                raise ValueError(f"{place} lacks {', '.join(missing)}")
-            if one["category_id"] not in self.api.cats:
-                raise ValueError(f"{place} has category {one['category_id']!r}; its categories are {self.category_ids}")
-            if one["image_id"] not in self.api.imgs:
-                raise ValueError(f"{place} belongs to image {one['image_id']!r}, which the file does not list")
-            left, top, right, bottom = _corners(one["bbox"], self.api.imgs[one["image_id"]], place=place)
-            if one.get("iscrowd", 0):
+            left, top, right, bottom = corners(one["bbox"], self.api.imgs[one["image_id"]])
+            if one["iscrowd"]:
                 self.left_out["crowd regions"] += 1
-            elif right - left < 1 or bottom - top < 1 or one.get("area", 1) <= 0:
+            elif right - left < 1 or bottom - top < 1 or one["area"] == 0:
                 self.left_out["boxes of less than a pixel"] += 1
             else:
                 kept[one["image_id"]].append(one)
@@ -160,36 +151,25 @@ class CocoInstances(Dataset[tuple[Tensor, Target]]):
             logger.warning("%s: left out %s of %d images", self.file, ", ".join(counts), len(self.api.imgs))
 
 
-def _corners(box: list[float], image: dict[str, Any], *, place: str | None = None) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom, cut at the border; with ``place``, a box outside the image is an error."""
-    left, top, width, height = box
-    right, bottom = left + width, top + height
-    overhang = max(-left, -top, right - image["width"], bottom - image["height"])
-    if place is not None and not (overhang <= LARGEST_OVERHANG and width >= 0 and height >= 0):
+def _as_annotated(stored: Any, upright: Any, size: tuple[int, int], place: str) -> Any:
+    """An image with an EXIF orientation as its annotations mean it: as it is stored, or upright.
+
+    Raises:
+        ValueError: both have the size that the annotation file gives, so that it does not tell.
+    """
+    if stored.size == upright.size == size:
         raise ValueError(
-            f"{place} has the box {box} (left, top, width, height), which lies outside its image {image['id']} of "
-            f"{image['width']} x {image['height']} pixels (width x height)"
+            f"{place} has an EXIF orientation, and its size does not tell whether the annotations are of the stored or "
+            "of the upright image; turn its pixels or remove the orientation"
         )
-    return max(left, 0.0), max(top, 0.0), min(right, float(image["width"])), min(bottom, float(image["height"]))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise OSError(f"annotation file {path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ValueError(f"annotation file {path} is not JSON: {error}") from error
-    missing = [
-        key for key in ("images", "annotations", "categories") if not isinstance(content, dict) or key not in content
-    ]
-    if missing:
-        raise ValueError(f"annotation file {path} lacks {', '.join(missing)}; it is not one of COCO's instances_*.json")
-    return content
+    return upright if upright.size == size else stored
 
 
 def _index(content: dict[str, Any]) -> Any:
     """pycocotools' index of the content, without what it prints."""
+    if any(one["id"] == 0 for one in content["annotations"]):  # the evaluation takes a match with id 0 for none
+        for number, one in enumerate(content["annotations"], start=1):
+            one["id"] = number
     api = require("pycocotools.coco", extra="vision").COCO()
     api.dataset = content
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):

@@ -6,7 +6,8 @@ folders; ``torch/imagenet`` and timm's other names for torchvision's datasets; `
 
 from __future__ import annotations
 
-import tarfile
+import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,13 +16,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..._extras import require
+from .class_folders import check_class_folders
+from .image_files import as_rgb, check_regular, one_line, printable, read_upright
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+PREFIXES = ("hfds/", "torch/")
 STREAMS = ("hfids/", "tfds/", "wds/")
 TRAIN_NAMES = ("train", "training")
 EVALUATION_NAMES = ("val", "valid", "validation", "eval", "evaluation")
+# Datasets of torchvision for which timm takes every other name of a split for the test split.
+TWO_SPLITS = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist")
+FOLDERS_OF_TORCHVISION = ("folder", "image_folder")
 
 
 class LabeledImages(Protocol):
@@ -35,7 +42,7 @@ class LabeledImages(Protocol):
         """How many images there are."""
 
     def read(self, index: int) -> tuple[Image, int]:
-        """The image, in RGB, and its label.
+        """The image, in RGB, 8 bits per channel, and its label.
 
         Raises:
             OSError: the image cannot be read; the message names it.
@@ -75,8 +82,9 @@ def open_images(dataset: str, root: str | Path | None, split: str) -> LabeledIma
         split: its name; for folders and tars also another usual name of it (``val``, ``validation``, ...) is found.
 
     Raises:
-        ValueError: the split holds no images in one folder per class, or the dataset is a stream or unknown.
-        OSError: the folder is not there.
+        ValueError: the split holds no images in one folder per class (see :func:`check_class_folders`), or the dataset
+            is a stream or unknown.
+        OSError: the folder is not there, or an image in it is not a file.
         ImportError: a library that reads it is missing.
     """
     if dataset.startswith(STREAMS):
@@ -84,15 +92,20 @@ def open_images(dataset: str, root: str | Path | None, split: str) -> LabeledIma
             f"dataset {dataset!r} is a stream without random access, which the order of a resumed run needs; "
             "use 'hfds/...', 'torch/...', or '' for folders and tars"
         )
+    if dataset and not dataset.startswith(PREFIXES):  # timm would take root itself for the folder of every split
+        raise ValueError(
+            f"dataset must be '' for folders and tars, or a name that begins with {' or '.join(PREFIXES)}; got "
+            f"{dataset!r}"
+        )
     path = None if root is None else Path(root).expanduser()
     if dataset.startswith("hfds/"):
         _need_hugging_face_datasets(dataset)
     elif path is None:
         raise ValueError(f"root must be the folder that holds the images of dataset {dataset!r}; got None")
     elif not path.is_dir():
-        raise FileNotFoundError(f"root: there is no folder {path}; give the one that holds the images")
+        raise FileNotFoundError(f"root: there is no folder {printable(path)}; give the one that holds the images")
     if dataset.startswith("torch/"):
-        return _open_torchvision(dataset, str(path), split)
+        return _open_torchvision(dataset, path, split)  # type: ignore[arg-type]
     return _open_timm(dataset, path, split)
 
 
@@ -120,18 +133,17 @@ class _ReaderImages:
         self._where = where
         # Folders and Hugging Face datasets have one name for it, tars another.
         indices = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None) or {}
-        self.classes = tuple(sorted(indices, key=indices.__getitem__))
+        self.classes = tuple(map(printable, sorted(indices, key=indices.__getitem__)))
 
     def __len__(self) -> int:
         return len(self._reader)
 
     def read(self, index: int) -> tuple[Image, int]:
-        image = require("PIL.Image", extra="vision")
         try:
             file, label, *_ = self._reader[index]
-            with file, image.open(file) as opened:
-                return opened.convert("RGB"), int(label)
-        except (OSError, SyntaxError, tarfile.TarError) as error:  # Pillow calls a broken PNG a syntax error
+            with file:
+                return read_upright(file), int(label)
+        except Exception as error:  # the readers of timm raise errors of many kinds
             raise OSError(_unreadable(self._reader.filename(index), self._where, error)) from error
 
 
@@ -141,7 +153,10 @@ class _TorchvisionImages:
     def __init__(self, dataset: Any, where: str) -> None:
         self._dataset = dataset
         self._where = where
-        self.classes = tuple(getattr(dataset, "wnids", None) or map(str, getattr(dataset, "classes", ())))
+        names: Sequence[str] = getattr(dataset, "wnids", None) or getattr(dataset, "classes", ())
+        self.classes = tuple(map(printable, names))
+        if hasattr(dataset, "loader"):  # folders; the other datasets decode what they hold
+            dataset.loader = _load
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -149,32 +164,70 @@ class _TorchvisionImages:
     def read(self, index: int) -> tuple[Image, int]:
         try:
             image, label = self._dataset[index]
-            return image.convert("RGB"), int(label)
-        except (OSError, SyntaxError) as error:
+            return as_rgb(image), int(label)
+        except Exception as error:  # torchvision's datasets raise errors of many kinds
             samples = getattr(self._dataset, "samples", None)
             raise OSError(_unreadable(samples[index][0] if samples else index, self._where, error)) from error
 
 
+def _load(path: str) -> Image:
+    return read_upright(Path(path))
+
+
 def _open_timm(dataset: str, root: Path | None, split: str) -> LabeledImages:
     path = None if dataset else find_split(root, split)  # type: ignore[arg-type]
-    where = f"{split} split of {dataset!r}" if path is None else str(path)
+    where = f"{split} split of {dataset!r}" if path is None else printable(path)
+    data = require("timm.data", extra="vision")
+    if path is not None:
+        _check_split(path, data.get_img_extensions())
     try:
-        opened = require("timm.data", extra="vision").create_dataset(
-            dataset, root=root if path is None else str(path), split=split, search_split=False
-        )
-    except (RuntimeError, ValueError, AssertionError, tarfile.TarError) as error:
-        raise ValueError(f"{where} cannot be read as images in one folder per class: {error}") from error
+        opened = data.create_dataset(dataset, root=root if path is None else str(path), split=split, search_split=False)
+    except Exception as error:  # timm, tarfile and the hub's library raise errors of many kinds
+        raise ValueError(f"{where} cannot be read as images in one folder per class: {one_line(error)}") from error
     images = _ReaderImages(opened.reader, where)
     if "" in images.classes:
         raise ValueError(f"{where} holds images outside of class folders; each must lie in the folder of its class")
+    if path is not None and path.is_file():
+        _check_folders_of_tar(opened.reader, where)
     return images
 
 
-def _open_torchvision(dataset: str, root: str, split: str) -> LabeledImages:
+def _check_split(path: Path, suffixes: Sequence[str]) -> None:
+    """Check the folder or the tar of a split, as far as the reader does not."""
+    if path.is_dir():
+        check_class_folders(path, suffixes)
+        return
     try:
-        opened = require("timm.data", extra="vision").create_dataset(dataset, root=root, split=split)
-    except (RuntimeError, ValueError, AssertionError, FileNotFoundError) as error:
-        raise ValueError(f"{root} cannot be read as the {split} split of {dataset!r}: {error}") from error
+        check_regular(path)
+    except OSError as error:
+        raise OSError(f"{printable(path)} must be a folder or a tar ({one_line(error)})") from error
+
+
+def _check_folders_of_tar(reader: Any, where: str) -> None:
+    """Raise if a class comes from several folders: the reader takes the innermost one's name."""
+    folders: defaultdict[int, set[str]] = defaultdict(set)
+    for (member, _, parent), label in zip(reader.samples, reader.targets, strict=True):
+        folders[int(label)].add(os.path.join(parent.name if parent else "", os.path.dirname(member.path)))
+    several = next((sorted(names) for names in folders.values() if len(names) > 1), None)
+    if several:
+        raise ValueError(
+            f"{where} holds one class in several folders, {_some('of them', list(map(printable, several)))}; images "
+            "must lie in the folder of their class itself"
+        )
+
+
+def _open_torchvision(dataset: str, root: Path, split: str) -> LabeledImages:
+    name = dataset.removeprefix("torch/").lower()
+    if name in TWO_SPLITS and split not in (*TRAIN_NAMES, *EVALUATION_NAMES, "test"):
+        raise ValueError(f"{dataset!r} has the splits 'train' and 'validation'; got {split!r}")
+    path = find_split(root, split) if name in FOLDERS_OF_TORCHVISION else root
+    try:
+        opened = require("timm.data", extra="vision").create_dataset(
+            dataset, root=str(path), split=split, search_split=False
+        )
+    except Exception as error:  # torchvision's datasets raise errors of many kinds
+        where = printable(path)
+        raise ValueError(f"{where} cannot be read as the {split} split of {dataset!r}: {one_line(error)}") from error
     return _TorchvisionImages(opened, f"{split} split of {dataset!r}")
 
 
@@ -189,7 +242,9 @@ def find_split(root: Path, split: str) -> Path:
     for path in (path for name in names for path in (root / name, root / f"{name}.tar")):
         if path.exists():
             return path
-    raise FileNotFoundError(f"{root} holds no folder or tar of the {split} split; looked for {', '.join(names)}")
+    raise FileNotFoundError(
+        f"{printable(root)} holds no folder or tar of the {split} split; looked for {', '.join(names)}"
+    )
 
 
 def _need_hugging_face_datasets(dataset: str) -> None:
@@ -200,7 +255,7 @@ def _need_hugging_face_datasets(dataset: str) -> None:
 
 
 def _unreadable(name: object, where: str, error: Exception) -> str:
-    return f"image {name} of {where} cannot be read ({error}); replace it or remove it"
+    return f"image {printable(name)} of {where} cannot be read ({one_line(error)}); replace it or remove it"
 
 
 def _some(what: str, names: Sequence[str]) -> str:
