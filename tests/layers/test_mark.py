@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from preconditioned_attention.config import GRADIENTS, PLACEMENTS
-from preconditioned_attention.layers.mark import Mark, is_current, make_mark, read_mark
+from preconditioned_attention.layers.mark import Mark, is_current, make_mark, read_mark, read_shape, value_of
 
 MARKS = [Mark(gradient, placement) for gradient in GRADIENTS for placement in PLACEMENTS]
 
@@ -29,9 +29,9 @@ def test_marks_of_two_kinds_cannot_be_averaged() -> None:
 def test_statistics_of_it_are_defined() -> None:
     """Tools that print, trim or quantize every tensor of a state dict ask for these, and an empty tensor raises."""
     mark = make_mark(MARKS[-1])
-    assert mark.max() == mark.min() == mark.quantile(0.5) == 1
+    assert mark.max() == mark.min() == mark.quantile(0.5) == value_of(MARKS[-1])
     assert mark.std() == 0
-    assert mark.flatten().kthvalue(mark.numel()).values == 1
+    assert mark.flatten().kthvalue(mark.numel()).values == mark.max()
 
 
 @pytest.mark.parametrize("mark", MARKS, ids=str)
@@ -59,3 +59,28 @@ def test_what_has_no_form_that_is_known() -> None:
             read_mark(torch.ones(shape))
     with pytest.raises(ValueError, match="three integers on the meta device"):
         read_mark(torch.ones(3, device="meta"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)
+def test_the_values_say_the_same(dtype: torch.dtype) -> None:
+    """A reader that cuts a tensor to the size of another leaves them; what arithmetic makes of them says nothing."""
+    for mark in MARKS[1:]:
+        tensor = make_mark(mark, dtype=dtype)
+        assert read_mark(tensor[:2, :2, :2]) == mark
+    last = make_mark(MARKS[-1]).to(dtype).float()
+    for other in (torch.ones_like(last), last * 0, last / 3, last * float("nan"), last - 1.5):
+        assert read_mark(other) == MARKS[-1]
+
+
+def test_values_of_ones_of_every_shape_say_nothing() -> None:
+    """As all marks had them before."""
+    assert value_of(MARKS[0]) == 1
+    for mark in MARKS:
+        assert read_mark(torch.ones_like(make_mark(mark))) == mark
+        assert read_shape(make_mark(mark).shape) == mark
+
+
+@pytest.mark.parametrize("thing", [1, None, [2, 2, 2], "full"], ids=str)
+def test_what_is_no_tensor(thing: object) -> None:
+    with pytest.raises(ValueError, match="a mark is a tensor: copy the key"):
+        read_mark(thing)

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.optim.swa_utils import AveragedModel
 
-from preconditioned_attention import PreconditionConfig, equilibrate, preconditioned_attention
+from preconditioned_attention import PreconditionConfig, equilibrate, precondition_, preconditioned_attention
 from preconditioned_attention.config import BACKENDS
 from preconditioned_attention.layers import Preconditioner
 from preconditioned_attention.layers.observation import (
@@ -20,6 +22,7 @@ from preconditioned_attention.layers.observation import (
     attach_observer,
     observed,
 )
+from tests.helpers.dtensor_worker import connect, free_port
 
 MARKER = "requires_preconditioned_attention"
 
@@ -279,3 +282,59 @@ def test_a_gain_that_is_offloaded_comes_in_for_the_call() -> None:
     assert torch.equal(c(q), rows)
     with pytest.raises(RuntimeError, match=r"the gain of this preconditioner is on the meta device.*assign=True"):
         Preconditioner(config, num_heads=3, device="meta").attend(q, q, q)
+
+
+@pytest.mark.parametrize(
+    ("mark", "expected"),
+    [
+        (torch.tensor(1.0), r"has shape \(\)"),
+        (torch.tensor(-1), r"has shape \(\)"),
+        (torch.tensor([-1, -1, -1]), r"mark \[-1, -1, -1\] is of another version"),
+        (torch.tensor([3, 0, 0]), "of another version"),
+        (torch.ones(3, 2, 2), r"has shape \(3, 2, 2\)"),
+        (torch.ones(2, 2, 2, dtype=torch.complex64)[0], r"has shape \(2, 2\)"),
+        (7, "the checkpoint's mark is 7, and a mark is a tensor"),
+        ([2, 2, 2], "a mark is a tensor"),
+        ("full", "a mark is a tensor"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_marks_that_are_none_give_one_sentence_with_the_key(mark: object, expected: str, strict: bool) -> None:
+    holder = torch.nn.ModuleDict(
+        {"attn": torch.nn.ModuleDict({"preconditioner": Preconditioner(PreconditionConfig())})}
+    )
+    with pytest.raises(
+        RuntimeError, match=rf"attn\.preconditioner\.{MARKER}: .*{expected}.*(load it with|copy the key)"
+    ):
+        holder.load_state_dict({f"attn.preconditioner.{MARKER}": mark}, strict=strict)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"strict": False}, {"cpu_offload": True}, {"ignore_frozen_params": True}], ids=str
+)
+@pytest.mark.parametrize("gradient", ["full", "stop"])
+def test_a_plain_dict_that_torch_completes_with_the_models_own_mark_warns(options: dict, gradient: str) -> None:
+    plain, options = attention(None), StateDictOptions(full_state_dict=True, **options)
+    converted = attention(PreconditionConfig(gradient=gradient))
+    connect(0, 1, free_port())
+    try:
+        with pytest.warns(UserWarning, match="does not say that it was trained with preconditioned attention"):
+            set_model_state_dict(converted, plain.state_dict(), options=options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            own = get_model_state_dict(converted, options=options)
+            set_model_state_dict(converted, own, options=options)
+            some = {key: value for key, value in own.items() if "in_proj" in key}  # one file of several
+            set_model_state_dict(converted, some, options=StateDictOptions(full_state_dict=True, strict=False))
+        with pytest.warns(UserWarning, match="gain: the checkpoint has no gain here"):
+            set_model_state_dict(attention(PreconditionConfig(gradient=gradient, gain=0.5)), own, options=options)
+    finally:
+        dist.destroy_process_group()
+
+
+def attention(config: PreconditionConfig | None) -> torch.nn.Module:
+    model = torch.nn.Sequential(torch.nn.MultiheadAttention(4, 2))
+    if config is not None:
+        precondition_(model, config)
+    return model

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..config import PreconditionConfig
 from ..layers import Preconditioner
+from ..layers.preconditioner import drop_completed_mark
 from .adapter import Adapter, HeadShape
 from .class_names import class_name
 from .guards.call_guard import guard, unguard
@@ -79,6 +80,7 @@ def _attach(module: nn.Module, adapter: Adapter, preconditioner: Preconditioner)
     adapter.attach(module, preconditioner)
     rebind_forwards(module, plain)
     guard(module, preconditioner)
+    module.register_load_state_dict_pre_hook(drop_completed_mark)
 
 
 def detach(module: nn.Module) -> None:
@@ -90,6 +92,9 @@ def detach(module: nn.Module) -> None:
             "that registers it, then restore"
         )
     unguard(module)
+    hooks = module._load_state_dict_pre_hooks
+    for key in [key for key, hook in hooks.items() if getattr(hook, "hook", None) is drop_completed_mark]:
+        del hooks[key]
     converted = type(module)
     adapter.detach(module)
     rebind_forwards(module, converted)

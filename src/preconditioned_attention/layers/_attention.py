@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._checks import check_integer
 from ..config import ROW_BACKENDS, PreconditionConfig
-from .preconditioner import Preconditioner
+from .preconditioner import Preconditioner, drop_completed_mark
 
 PAPER = PreconditionConfig()  # frozen, so one instance is every layer's default
 
@@ -60,6 +60,7 @@ class AttentionLayer(nn.Module):
             self._check_config(precondition, value_skip)
             self.preconditioner = Preconditioner(precondition, num_heads=num_heads, device=device, dtype=dtype)
             self.preconditioner.origin = "layer"
+            self.register_load_state_dict_pre_hook(drop_completed_mark)
         self.proj = nn.Linear(num_heads * self.head_dim, dim, bias=proj_bias, device=device, dtype=dtype)
         self.proj_drop = nn.Dropout(proj_drop)
 

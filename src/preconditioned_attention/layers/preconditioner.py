@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from .._symbolic import NO_SCRIPT, one_node
 from ..config import ROW_BACKENDS, PreconditionConfig
 from ..functional import preconditioned_attention
+from ..ops.inputs import PLAIN
 from ..ops.rows.autograd import equilibrate
 from .call_record import CallRecord, record_traced_call
-from .mark import Mark, is_current, make_mark, read_mark
+from .load_planner import watch_load_planner
+from .mark import Mark, is_current, make_mark, read_mark, value_of
 from .observation import AttentionArguments, Observer
 
 _MARKER = "requires_preconditioned_attention"
@@ -50,6 +52,7 @@ class Preconditioner(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        watch_load_planner()
         self.config = config
         self.observers: tuple[Observer, ...] = ()
         self.calls: CallRecord | None = None  # set by the guard of a converted attention
@@ -154,7 +157,7 @@ class Preconditioner(nn.Module):
     def reset_parameters(self) -> None:
         """Reset the gain to its initial value, as after `to_empty`."""
         with torch.no_grad():
-            for tensor, value in ((self.gain, self.config.gain), (self._buffers[_MARKER], 1.0)):
+            for tensor, value in ((self.gain, self.config.gain), (self._buffers[_MARKER], value_of(self.says()))):
                 if tensor is not None and value is not None:
                     tensor.fill_(value)
 
@@ -180,6 +183,10 @@ class Preconditioner(nn.Module):
         """The content of the mark."""
         return Mark(self.config.gradient, self.config.placement)
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        watch_load_planner()  # the state dict may be the one to load into
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def _load_from_state_dict(
         self,
         state_dict: dict[str, Any],
@@ -191,15 +198,40 @@ class Preconditioner(nn.Module):
         error_msgs: list[str],
     ) -> None:
         own, loaded = self._buffers[_MARKER], state_dict.pop(prefix + _MARKER, None)
-        if loaded is not None:
-            error_msgs.extend(_mismatches(self.says(), loaded, prefix))
-        elif own is not None:
+        if own is not None and loaded is None:
             _warn_of_a_plain_checkpoint()
+        elif loaded is not None and loaded is not own:
+            error_msgs.extend(_mismatches(self.says(), loaded, prefix + _MARKER))
+            if type(self.gain) is nn.Parameter and state_dict.get(f"{prefix}gain") is self.gain:  # also filled in
+                warnings.warn(f"{prefix}gain: the checkpoint has no gain here; convert with gain=None", stacklevel=2)
         if own is not None:
-            state_dict[prefix + _MARKER] = _to_load(own, loaded)
+            state_dict[prefix + _MARKER] = self._mark_to_load(own, loaded)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+    def _mark_to_load(self, own: Tensor, loaded: object) -> Tensor:
+        """This module's own mark, where the checkpoint's is: that one is compared, and never kept."""
+        if type(own) not in PLAIN:
+            return own
+        like = loaded if isinstance(loaded, Tensor) and type(loaded) in PLAIN and not loaded.is_meta else own
+        dtype = like.dtype if like.is_floating_point() else own.dtype
+        return make_mark(self.says(), device="cpu" if like.is_meta else like.device, dtype=dtype)
+
+
+def drop_completed_mark(attention: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """A hook on an attention, before it loads: its own mark in ``state_dict`` does not speak for a checkpoint.
+
+    `set_model_state_dict` completes a checkpoint, or the part of one that a file holds, with the parameters and buffers
+    of the model; those that are distributed it fills. So the mark is left out if no other parameter is the model's own.
+    """
+    own, key = attention.get_submodule("preconditioner")._buffers[_MARKER], f"{prefix}preconditioner.{_MARKER}"
+    if own is None or state_dict.get(key) is not own:
+        return
+    inside = f"{prefix}preconditioner."
+    others = (x for name, x in state_dict.items() if name.startswith(prefix) and not name.startswith(inside))
+    if all(type(x) is not nn.Parameter for x in others):
+        del state_dict[key]
 
 
 def _warn_of_a_plain_checkpoint() -> None:
@@ -211,25 +243,15 @@ def _warn_of_a_plain_checkpoint() -> None:
     )
 
 
-def _to_load(own: Tensor, loaded: Tensor | None) -> Tensor:
-    """The tensor to load as the mark: a mark that does not match is reported by :func:`_mismatches`, never loaded."""
-    if loaded is not None and loaded.shape == own.shape:
-        return loaded
-    if not own.is_meta:
-        return own
-    return torch.ones_like(own, device="cpu" if loaded is None else loaded.device)
-
-
-def _mismatches(own: Mark, loaded: Tensor, prefix: str) -> list[str]:
+def _mismatches(own: Mark, loaded: Tensor, key: str) -> list[str]:
     """Errors for a checkpoint's mark that does not match; another gradient only warns (same outputs)."""
-    where = prefix.removesuffix(".")
     try:
         said = read_mark(loaded)
     except ValueError as error:
-        return [f"{where}: {error}"]
+        return [f"{key}: {error}"]
     if said.placement != own.placement:
         return [
-            f"{where}: the checkpoint was trained with placement={said.placement!r} and the model has "
+            f"{key}: the checkpoint was trained with placement={said.placement!r} and the model has "
             f"{own.placement!r}; convert with PreconditionConfig(placement={said.placement!r})"
         ]
     if said.gradient != own.gradient:

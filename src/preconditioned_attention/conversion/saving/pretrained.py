@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ..._extras import require
-from ...layers.mark import is_current, read_mark
+from ...layers.mark import Mark, is_current, read_mark
 from ...selection import split_options
 from ..attachment import preconditioned_modules, preconditioner_of
 from ..convert import precondition_
@@ -137,9 +137,16 @@ def _read_old_marks(model: nn.Module, folder: str | Path | None) -> None:
         mark = preconditioner._buffers[_MARKER]
         if mark is None or is_current(mark):
             continue
-        if not mark.is_meta and read_mark(mark) != preconditioner.says():
+        if not mark.is_meta and (said := _read(mark, f"{folder}: {path}")) != preconditioner.says():
             raise ValueError(
                 f"{folder}: config.json says {preconditioner.says()} of {path!r}, and its mark in the weights says "
-                f"{read_mark(mark)}; correct config.json"
+                f"{said}; correct config.json"
             )
         preconditioner.renew_mark()
+
+
+def _read(mark: torch.Tensor, where: str) -> Mark:
+    try:
+        return read_mark(mark)
+    except ValueError as error:
+        raise ValueError(f"{where}.preconditioner.{_MARKER}: {error}") from error

@@ -98,7 +98,11 @@ def _without_prefix(found: dict[str, Tensor], base: str) -> dict[str, Tensor]:
 
 def _convert_as_marked(model: nn.Module, found: dict[str, Tensor], path: Path) -> str:
     """Convert the attention that the checkpoint marks as preconditioned; return a description, or an empty string."""
-    marks = {key.removesuffix(_MARK): _read_mark(value, path) for key, value in found.items() if key.endswith(_MARK)}
+    marks = {
+        key.removesuffix(_MARK): _read_mark(value, f"{path}: {key}")
+        for key, value in found.items()
+        if key.endswith(_MARK)
+    }
     if not marks:
         return ""
     first = next(iter(marks.values()))
@@ -114,8 +118,8 @@ def _convert_as_marked(model: nn.Module, found: dict[str, Tensor], path: Path) -
     return f"trained with preconditioned attention in {len(marks)} layers, which were converted"
 
 
-def _read_mark(mark: Tensor, path: Path) -> Mark:
+def _read_mark(mark: Tensor, where: str) -> Mark:
     try:
         return read_mark(mark)
     except ValueError as error:
-        raise ValueError(f"checkpoint: {path}: {error}") from error
+        raise ValueError(f"checkpoint: {where}: {error}") from error
