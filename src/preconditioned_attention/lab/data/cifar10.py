@@ -15,6 +15,7 @@ from typing import Any
 
 from ..._extras import require
 from .hub import find_parquet, read_parquet
+from .image_files import one_line, read_upright
 from .sequences import Sequences
 
 BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
@@ -72,30 +73,39 @@ def _read_batch(path: Path) -> tuple[Any, list[int]]:
             batch = _BatchUnpickler(file, encoding="bytes").load()
         pixels, labels = batch[b"data"], batch[b"labels"]
     except Exception as error:  # a broken pickle raises errors of many kinds
-        raise ValueError(f"{path} is not a batch of CIFAR-10 ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{path} is not a batch of CIFAR-10 ({type(error).__name__}: {one_line(error)})") from error
+    if not isinstance(labels, list):
+        raise ValueError(f"{path}: labels must be a list; got {type(labels).__name__}")
     shape = (len(labels), 3 * PIXELS)
     if not isinstance(pixels, numpy.ndarray) or pixels.shape != shape or pixels.dtype != numpy.uint8 or not len(labels):
-        raise ValueError(f"{path}: data must be bytes of shape {shape}, one row per label; got {pixels!r:.60}")
-    wrong = [index for index, label in enumerate(labels) if label not in range(CLASSES)]
-    if wrong:
-        raise ValueError(f"{path}, image {wrong[0]}: the label must be 0 to 9; got {labels[wrong[0]]!r}")
-    return pixels, [int(label) for label in labels]
+        got = f"{pixels.dtype} of shape {pixels.shape}" if isinstance(pixels, numpy.ndarray) else type(pixels).__name__
+        raise ValueError(f"{path}: data must be bytes of shape {shape}, one row per label; got {got}")
+    for index, label in enumerate(labels):
+        _check_label(label, f"{path}, image {index}")
+    return pixels, labels
 
 
 def _of_hub(files: list[Path]) -> Iterator[tuple[Any, list[int]]]:
     """One image at a time: its bytes, ``(1, 3 * 1024)``, and its label."""
     numpy = require("numpy", extra="vision")
     for where, row in read_parquet(files, ("img", "label")):
-        if row["label"] not in range(CLASSES):
-            raise ValueError(f"{where}: the label must be 0 to 9; got {row['label']!r}")
+        _check_label(row["label"], where)
+        content = row["img"].get("bytes") if isinstance(row["img"], dict) else None
+        if not isinstance(content, bytes):
+            raise ValueError(f"{where}: img must hold the bytes of an image; got {row['img']!r:.60}")
         try:
-            image = require("PIL.Image", extra="vision").open(io.BytesIO(row["img"]["bytes"]))
-            pixels = numpy.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError) as error:  # Pillow calls a broken PNG file a SyntaxError
+            image = read_upright(io.BytesIO(content))
+        except OSError as error:
             raise ValueError(f"{where}: the image cannot be read ({error})") from error
+        pixels = numpy.asarray(image)
         if pixels.shape != (SIDE, SIDE, 3):
             raise ValueError(f"{where}: the image must have {SIDE} x {SIDE} pixels; got {image.size}")
         yield pixels.transpose(2, 0, 1).reshape(1, -1), [row["label"]]
+
+
+def _check_label(label: object, where: str) -> None:
+    if isinstance(label, bool) or not isinstance(label, int) or label not in range(CLASSES):
+        raise ValueError(f"{where}: the label must be 0 to 9; got {label!r:.60}")
 
 
 class _BatchUnpickler(pickle.Unpickler):

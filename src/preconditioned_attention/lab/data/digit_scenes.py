@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..._checks import check_integer
 from ..._extras import require
-from ..._files import publish
 from .digits import load_digits
+from .limits import check_disk, check_memory
+from .new_folder import check_new, write_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +35,8 @@ LARGEST_TURN = math.radians(25)
 LEAST_VISIBLE = 0.5  # of the pixels of a digit
 LEAST_PIXELS = 20
 ATTEMPTS = 20
+BYTES_PER_PIXEL = 3 * 8  # of a canvas: three channels in float64
+LEAST_BYTES = 1024  # of a scene's file, and its annotations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,8 @@ class DigitScenes:
         check_integer("held_out", self.held_out, minimum=1)
         check_integer("seed", self.seed, minimum=0)
         check_integer("image_size", self.image_size, minimum=32)
+        pixels = self.image_size * self.image_size
+        check_memory(f"image_size={self.image_size}: one scene", pixels * BYTES_PER_PIXEL)
         if self.classes not in CLASSES:
             raise ValueError(f"classes must be 1 (every digit is a 'digit') or 10; got {self.classes!r}")
 
@@ -92,24 +95,18 @@ def write_digit_scenes(output: Path, options: DigitScenes) -> None:
     The folder is written in full or not at all. The options are kept in each file's ``info``.
 
     Raises:
-        ValueError: ``output`` exists.
+        ValueError: ``output`` exists, or the scenes would need more than the free space of the disk.
         OSError: it cannot be written.
     """
-    if output.exists():
-        raise ValueError(f"output {output} exists already; remove it or choose another folder")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.writing-{os.getpid()}")  # other processes may write the same scenes
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    check_new(output)
+    scenes = options.count + 2 * options.held_out
+    check_disk(f"count={options.count} and held_out={options.held_out}: the scenes", scenes * LEAST_BYTES, output)
+    with write_folder(output) as temporary:
         (temporary / "images").mkdir(parents=True)
         (temporary / "annotations").mkdir()
         for split in SPLITS:
             content = _write_split(temporary / "images", split, options)
             (temporary / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-        publish(temporary, output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def make_scenes(split: str, options: DigitScenes) -> Iterator[Scene]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 VALIDATION_SIZE = 300
 TEST_SIZE = 300
 MAX_PIXEL = 16.0
+LARGEST_SEED = 2**32 - 1  # that scikit-learn takes
 
 
 def load_digits(*, split_seed: int = 0) -> tuple[TensorDataset, TensorDataset, TensorDataset]:
@@ -31,7 +32,7 @@ def load_digits(*, split_seed: int = 0) -> tuple[TensorDataset, TensorDataset, T
     Returns:
         Three datasets of pairs: image, float32 in [-1, 1], shape ``(1, 8, 8)``; label, int64 in 0 to 9.
     """
-    check_integer("split_seed", split_seed, minimum=0)
+    check_split_seed(split_seed)
     datasets = require("sklearn.datasets", extra="vision")
     selection = require("sklearn.model_selection", extra="vision")
     pixels, labels = datasets.load_digits(return_X_y=True)
@@ -48,6 +49,12 @@ def load_digits(*, split_seed: int = 0) -> tuple[TensorDataset, TensorDataset, T
         TensorDataset(images[validation], targets[validation]),
         TensorDataset(images[test], targets[test]),
     )
+
+
+def check_split_seed(seed: object) -> None:
+    """Raise ``TypeError`` or ``ValueError`` unless ``seed`` is an integer from 0 to 2**32 - 1."""
+    if check_integer("split_seed", seed, minimum=0) > LARGEST_SEED:
+        raise ValueError(f"split_seed must be at most {LARGEST_SEED}; got {seed}")
 
 
 class DigitImages:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..._extras import require
+from .image_files import check_regular, one_line
 
 FOLDERS = (".", "data", "plain_text")  # in which repositories of the hub have their files
 
@@ -48,10 +49,11 @@ def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
 
 def _rows(path: Path, library: Any) -> Iterator[dict[str, Any]]:
     try:
+        check_regular(path)
         rows = library.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         for name, feature in (rows.features or {}).items():
             if isinstance(feature, library.Image):
                 rows = rows.cast_column(name, library.Image(decode=False))
         yield from rows
     except Exception as error:  # pyarrow and datasets raise errors of many kinds, also in the middle of a file
-        raise OSError(f"{path} cannot be read: {error}") from error
+        raise OSError(f"{path} cannot be read: {one_line(error)}") from error

@@ -153,7 +153,7 @@ class _TorchvisionImages:
     def __init__(self, dataset: Any, where: str) -> None:
         self._dataset = dataset
         self._where = where
-        names: Sequence[str] = getattr(dataset, "wnids", None) or getattr(dataset, "classes", ())
+        names: Any = getattr(dataset, "wnids", None) or getattr(dataset, "classes", ())
         self.classes = tuple(map(printable, names))
         if hasattr(dataset, "loader"):  # folders; the other datasets decode what they hold
             dataset.loader = _load

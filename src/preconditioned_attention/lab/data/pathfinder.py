@@ -12,7 +12,6 @@ import logging
 import math
 import multiprocessing
 import random
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,8 +23,10 @@ from torch.utils.data import Dataset
 
 from ..._checks import check_integer
 from ..._extras import require
-from ..._files import publish
 from ...config import check_choice
+from .image_files import check_regular, one_line
+from .limits import check_disk, check_processes
+from .new_folder import check_new, write_folder
 from .pathfinder_drawing import SIZE, Drawing, draw_pathfinder
 from .sequences import as_ids
 from .tables import read_table
@@ -40,6 +41,7 @@ FIELDS = (
 )
 IMAGES_PER_FOLDER = 1000
 CHUNK = 50
+LEAST_BYTES = 256  # of a file; most have more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +82,9 @@ def make_pathfinder(options: PathfinderOptions, *, workers: int = 1) -> Iterator
         workers: processes that share the work. With more than one the calling script needs the usual
             ``if __name__ == "__main__":``.
     """
-    check_integer("workers", workers, minimum=1)
+    check_processes("workers", workers)
     pool = nullcontext(None) if workers == 1 else multiprocessing.get_context("spawn").Pool(workers)
-    jobs = [(options, start) for start in range(0, options.count, CHUNK)]
+    jobs = ((options, start) for start in range(0, options.count, CHUNK))
     with pool as processes:
         for drawings in map(_make_chunk, jobs) if processes is None else processes.imap(_make_chunk, jobs):
             yield from drawings
@@ -105,16 +107,14 @@ def write_pathfinder(
         on_progress: called once per image.
 
     Raises:
-        ValueError: the difficulty is there already.
+        ValueError: the difficulty is there already, or the images would need more than the free space of the disk.
         OSError: it cannot be written.
     """
     folder = output / FOLDERS[options.difficulty]
-    if folder.exists():
-        raise ValueError(f"output {folder} exists already; remove it or choose another folder")
-    output.mkdir(parents=True, exist_ok=True)
-    temporary = output / f".{folder.name}.writing"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    check_processes("workers", workers)
+    check_new(folder)
+    check_disk(f"count={options.count}: the images", options.count * LEAST_BYTES, output)
+    with write_folder(folder) as temporary:
         (temporary / "metadata").mkdir(parents=True)
         lines: list[str] = []
         for number, drawing in enumerate(make_pathfinder(options, workers=workers)):
@@ -124,10 +124,6 @@ def write_pathfinder(
                 (temporary / "metadata" / f"{batch}.npy").write_text("".join(lines), encoding="utf-8")
                 lines = []
             on_progress()
-        publish(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return folder
 
 
@@ -170,14 +166,15 @@ class PathfinderImages(Dataset[tuple[Tensor, int]]):
         where = f"image {self.paths[index]} ({self._places[index]})"
         image = require("PIL.Image", extra="vision")
         try:
+            check_regular(self.paths[index])
             content = self.paths[index].read_bytes()
             with image.open(io.BytesIO(content)) as opened:
                 opened.load()
                 if (opened.mode, opened.size) != ("L", (SIZE, SIZE)):
                     raise OSError(f"8-bit gray, {SIZE} x {SIZE}, is expected; got {opened.mode}, {opened.size}")
                 return opened.tobytes()
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow calls a broken PNG a syntax error
-            raise OSError(f"{where} cannot be read ({error}); replace it or remove its line") from error
+        except Exception as error:  # Pillow raises errors of many kinds for broken files
+            raise OSError(f"{where} cannot be read ({one_line(error)}); replace it or remove its line") from error
 
     def subset(self, indices: Sequence[int]) -> PathfinderImages:
         """Some of the images, in the order of ``indices``."""
@@ -191,7 +188,7 @@ def read_pathfinder(folder: Path) -> PathfinderImages:
     Images of no bytes are left out, and counted in a warning: the release has one. Any other fault is an error.
 
     Raises:
-        ValueError: a line of the metadata is invalid, or no image is left; the message names it.
+        ValueError: a line of the metadata is invalid or names an image for the second time; the message names it.
         OSError: a file that the metadata names is missing.
     """
     tables = sorted((folder / "metadata").glob("*.npy"), key=lambda path: (len(path.stem), path.stem))
@@ -201,12 +198,16 @@ def read_pathfinder(folder: Path) -> PathfinderImages:
     places: list[str] = []
     labels: list[int] = []
     empty = 0
+    seen: dict[Path, str] = {}
     for table in tables:
+        _check_table(table)
         for line, fields in read_table(table, FIELDS, header=False, separator=b" "):
             where = f"{table}, line {line}"
             path = folder / fields[0].decode() / fields[1].decode()
             if fields[3] not in (b"0", b"1"):
                 raise ValueError(f"{where}: the label must be 0 or 1; got {fields[3].decode()!r}")
+            if seen.setdefault(path, where) != where:  # of different splits, perhaps
+                raise ValueError(f"{where} names {path} again, after {seen[path]}; remove one of the lines")
             if not path.is_file():
                 raise FileNotFoundError(f"{where} names {path}, which is not there")
             if path.stat().st_size == 0:
@@ -218,6 +219,13 @@ def read_pathfinder(folder: Path) -> PathfinderImages:
     if empty:
         logger.warning("%s: %d image(s) of no bytes left out, %d remain", folder, empty, len(paths))
     return PathfinderImages(paths, places, labels)
+
+
+def _check_table(path: Path) -> None:
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be read ({one_line(error)}); it must be a table of images") from error
 
 
 def split_pathfinder(

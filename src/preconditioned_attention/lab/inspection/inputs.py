@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..._extras import require
+from ..data.image_files import SUFFIXES, printable, read_upright
 
 BATCH = 2
 WINDOW = 128  # tokens of a text; fewer if the model takes fewer
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 BYTES = 256
 
 
@@ -74,7 +74,8 @@ def _image_inputs(model: nn.Module, folder: Path | None, generator: torch.Genera
     else:
         paths = _image_files(folder)
         batch = torch.stack([_read_image(path, size[0], prepare) for path in paths])
-        description = f"{len(paths)} images from {folder.name} ({', '.join(path.name for path in paths)}), {words}"
+        names = ", ".join(printable(path.name) for path in paths)
+        description = f"{len(paths)} images from {printable(folder.name)} ({names}), {words}"
     if hasattr(model, "main_input_name"):
         return Inputs(kwargs={"pixel_values": batch}, description=description)
     return Inputs(args=(batch,), kwargs={}, description=description)
@@ -97,20 +98,21 @@ def _image_preparation(model: nn.Module) -> tuple[tuple[int, int, int], Callable
 
 def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise NotADirectoryError(f"--images: {folder} is not a folder")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        raise NotADirectoryError(f"--images: {printable(folder)} is not a folder")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"--images: {folder} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise ValueError(f"--images: {printable(folder)} holds no image ({', '.join(sorted(SUFFIXES))})")
     return paths[:BATCH]
 
 
 def _read_image(path: Path, channels: int, prepare: Callable[[Any], Tensor]) -> Tensor:
-    pillow = require("PIL.Image", extra="vision")
+    if channels not in (1, 3):
+        raise ValueError(f"--images: the model takes images of {channels} channels; leave the option out")
     try:
-        with pillow.open(path) as picture:
-            return prepare(picture.convert("L" if channels == 1 else "RGB"))
-    except pillow.UnidentifiedImageError as error:
-        raise ValueError(f"--images: {path} is not an image that can be read") from error
+        picture = read_upright(path)
+    except OSError as error:
+        raise ValueError(f"--images: {printable(path)} is not an image that can be read ({error})") from error
+    return prepare(picture.convert("L") if channels == 1 else picture)
 
 
 def _text_inputs(model: nn.Module, name: str, file: Path | None, generator: torch.Generator) -> Inputs:
@@ -136,7 +138,7 @@ def _tokens(file: Path, name: str, vocabulary: int, window: int) -> tuple[Tensor
     if any((Path(name) / own).is_file() for own in ("tokenizer.json", "tokenizer_config.json")):
         tokenizers = require("transformers", extra="language").AutoTokenizer
         tokenizer = tokenizers.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-        ids, words = tokenizer(file.read_text(encoding="utf-8")).input_ids, "tokenized by the model's tokenizer"
+        ids, words = tokenizer(_read_text(file)).input_ids, "tokenized by the model's tokenizer"
     elif vocabulary < BYTES:
         raise ValueError(f"--text: {name} has no tokenizer, and its {vocabulary} tokens are too few for bytes")
     else:
@@ -146,3 +148,10 @@ def _tokens(file: Path, name: str, vocabulary: int, window: int) -> tuple[Tensor
         raise ValueError(f"--text: {file} has {len(ids)} tokens; one window of the model needs {window}")
     count = min(BATCH, len(ids) // window)
     return torch.tensor(ids[: count * window]).view(count, window), words
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--text: {file} is not UTF-8 (byte {error.start}: {error.reason})") from error

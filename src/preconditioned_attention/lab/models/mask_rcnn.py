@@ -14,11 +14,14 @@ from torch import nn
 
 from ..._checks import check_integer, check_known
 from ..._extras import require
+from ..data.limits import check_memory
 from .pyramid import LEVELS, STRIDES, FeaturePyramid
+from .weights_size import check_depth
 
 BoxLoss = Literal["smooth_l1", "l1"]
 RoIAlignKind = Literal["sampled", "aligned"]
 BatchNorm = Literal["train", "frozen", "synchronized"]
+BYTES_PER_PIXEL = 3 * 4  # three channels in float32
 COUNTS = (
     *("channels", "proposals", "proposals_per_level", "rpn_samples", "roi_samples"),
     *("box_hidden", "mask_layers", "mask_channels", "mask_pool", "detections", "test_size", "max_size"),
@@ -82,15 +85,30 @@ class MaskRCNNConfig:
     def __post_init__(self) -> None:
         for name in COUNTS:
             check_integer(name, getattr(self, name), minimum=1)
+        check_depth({"mask_layers": self.mask_layers})
+        check_memory(f"max_size={self.max_size}: one image", self.max_size * self.max_size * BYTES_PER_PIXEL)
+        self._check_backbone()
+        for name in ("pretrained", "round_anchors"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be true or false; got {getattr(self, name)!r}")
         for name, kind in (("batch_norm", BatchNorm), ("box_loss", BoxLoss), ("roi_align", RoIAlignKind)):
             check_known(name, [getattr(self, name)], get_args(kind))
-        if len(self.anchor_sizes) != len(STRIDES) + 1:
+        if not isinstance(self.anchor_sizes, list | tuple) or len(self.anchor_sizes) != len(STRIDES) + 1:
             raise ValueError(f"anchor_sizes must hold one size for each of five levels; got {self.anchor_sizes!r}")
         object.__setattr__(
             self, "anchor_sizes", tuple(check_integer("anchor_sizes", s, minimum=1) for s in self.anchor_sizes)
         )
         if self.taps is not None:
+            if not isinstance(self.taps, list | tuple) or not self.taps:
+                raise TypeError(f"taps must be a list of numbers of blocks or stages, or None; got {self.taps!r}")
             object.__setattr__(self, "taps", tuple(check_integer("taps", tap, minimum=0) for tap in self.taps))
+
+    def _check_backbone(self) -> None:
+        if not isinstance(self.backbone, str):
+            raise TypeError(f"backbone must be a model name of timm; got {self.backbone!r}")
+        if not isinstance(self.backbone_options, Mapping):
+            raise TypeError(f"backbone_options must be a mapping of options; got {self.backbone_options!r}")
+        check_depth(self.backbone_options)
 
     @classmethod
     def from_dict(cls, options: Mapping[str, Any]) -> MaskRCNNConfig:
@@ -99,6 +117,8 @@ class MaskRCNNConfig:
         Raises:
             ValueError, TypeError: an option is unknown or has a value it cannot have.
         """
+        if not isinstance(options, Mapping):
+            raise TypeError(f"model must be a mapping of options of the detector; got {options!r}")
         check_known("option of the detector:", options, cls.__dataclass_fields__)
         return cls(**options)
 

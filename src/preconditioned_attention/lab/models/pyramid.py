@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..._extras import require
+from ..data.image_files import one_line
 
 STRIDES = (4, 8, 16, 32)
 LEVELS = ("0", "1", "2", "3")
@@ -83,8 +84,12 @@ def _make_body(name: str, options: Mapping[str, Any], taps: Sequence[int] | None
     try:
         body = timm.create_model(name, pretrained=pretrained, features_only=True, **chosen, **options)
     except Exception as error:  # of the hub, of the network or of the file
-        if not pretrained:
+        if not pretrained and isinstance(error, OSError | RuntimeError):
             raise
+        if not pretrained:
+            raise ValueError(
+                f"timm makes no backbone {name!r} with the options {dict(options)!r} and taps {taps}: {one_line(error)}"
+            ) from error
         raise OSError(
             f"pretrained weights of backbone {name!r} could not be loaded ({type(error).__name__}: {error}). They come "
             "from the hub unless they are in its cache; pretrained: false starts from random weights"

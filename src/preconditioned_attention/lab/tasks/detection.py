@@ -20,7 +20,9 @@ from ..._checks import check_integer
 from ..._extras import require
 from ..data.coco import CocoInstances
 from ..data.digit_scenes import DigitScenes, write_digit_scenes
-from ..models.mask_rcnn import MaskRCNNConfig, make_mask_rcnn
+from ..data.limits import check_memory
+from ..models.mask_rcnn import BYTES_PER_PIXEL, MaskRCNNConfig, make_mask_rcnn
+from ..models.weights_size import build_on_meta
 from ..reporting import Picture
 from .detection_metrics import Detections, average_precision, encode_detections
 from .detection_pictures import draw_scenes
@@ -76,8 +78,17 @@ class InstanceSegmentation(Task):
         return self._splits
 
     def build_model(self) -> nn.Module:
-        """A new Mask R-CNN; see :class:`preconditioned_attention.lab.models.mask_rcnn.MaskRCNNConfig`."""
-        return make_mask_rcnn(MaskRCNNConfig.from_dict(self.model), classes=self.classes)
+        """A new Mask R-CNN; see :class:`preconditioned_attention.lab.models.mask_rcnn.MaskRCNNConfig`.
+
+        Raises:
+            ValueError: there is no such model, or its weights are larger than the memory.
+        """
+        config = MaskRCNNConfig.from_dict(self.model)
+        plain = dataclasses.replace(config, pretrained=False, batch_norm="train")
+        build_on_meta(
+            lambda: make_mask_rcnn(plain, classes=self.classes), f"classes={self.classes}, model={self.model}"
+        )
+        return make_mask_rcnn(config, classes=self.classes)
 
     def loss(self, model: nn.Module, batch: tuple[Images, Targets]) -> Tensor:
         """The sum of the five losses of Mask R-CNN."""
@@ -143,9 +154,17 @@ class Coco(InstanceSegmentation):
     def __post_init__(self) -> None:
         for name in ("classes", "kept_back", "longest"):
             check_integer(name, getattr(self, name), minimum=1)
+        if not isinstance(self.root, str):
+            raise TypeError(f"root must be the path of a folder; got {self.root!r}")
+        if not isinstance(self.crop, bool):
+            raise TypeError(f"crop must be true or false; got {self.crop!r}")
+        if not isinstance(self.sides, list | tuple):
+            raise TypeError(f"sides must be a list of numbers of pixels; got {self.sides!r}")
         if not self.sides:
             raise ValueError("sides must hold at least one number of pixels")
         object.__setattr__(self, "sides", tuple(check_integer("sides", side, minimum=1) for side in self.sides))
+        largest = min(max(self.sides), self.longest) * self.longest
+        check_memory(f"sides={self.sides} and longest={self.longest}: one image", largest * BYTES_PER_PIXEL)
         MaskRCNNConfig.from_dict(self.model)
 
     def open_splits(self) -> Splits:
@@ -162,7 +181,7 @@ class Coco(InstanceSegmentation):
         )
 
     def _open(self, split: str, *, training: bool = False) -> CocoInstances:
-        root = Path(self.root)
+        root = Path(self.root).expanduser()
         opened = CocoInstances(root / "annotations" / f"instances_{split}.json", root / split, training=training)
         if len(opened.category_ids) != self.classes:
             raise ValueError(
@@ -197,6 +216,8 @@ class DigitScenesTask(InstanceSegmentation):
     name: ClassVar[str] = "digit-scenes"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.root, str | None):
+            raise TypeError(f"root must be the path of a folder, or None; got {self.root!r}")
         MaskRCNNConfig.from_dict(self.model)
         self._scenes()
 
@@ -211,7 +232,8 @@ class DigitScenesTask(InstanceSegmentation):
             split: CocoInstances(path, root / "images", training=split == "train") for split, path in files.items()
         }
         for split, path in files.items():
-            _check_same(scenes, opened[split].api.dataset.get("info", {}).get("options"), path)
+            info = opened[split].api.dataset.get("info")
+            _check_same(scenes, info.get("options") if isinstance(info, dict) else None, path)
         return Splits(opened["train"], opened["val"], opened["test"], collate_examples)
 
     def _scenes(self) -> DigitScenes:
@@ -225,7 +247,7 @@ class DigitScenesTask(InstanceSegmentation):
 
     def _folder(self, scenes: DigitScenes) -> Path:
         if self.root is not None:
-            return Path(self.root)
+            return Path(self.root).expanduser()
         values = dataclasses.asdict(scenes)
         return SCENES_ROOT / "-".join(["digit-scenes", *(f"{name}{value}" for name, value in values.items())])
 
@@ -240,7 +262,7 @@ def _write_unless_there(root: Path, scenes: DigitScenes) -> None:
             raise
 
 
-def _check_same(scenes: DigitScenes, written: dict[str, Any] | None, path: Path) -> None:
+def _check_same(scenes: DigitScenes, written: object, path: Path) -> None:
     wanted = dataclasses.asdict(scenes)
     if written != wanted:
         raise ValueError(

@@ -18,8 +18,11 @@ from torch.utils.data import default_collate
 from ..._checks import check_integer, check_known, check_number
 from ..._extras import require
 from ...config import check_choice
-from ..data.digits import DigitImages, load_digits
+from ..data.digits import DigitImages, check_split_seed, load_digits
+from ..data.image_files import one_line
 from ..data.images import LabeledImages, TransformedImages, check_same_classes, open_images
+from ..data.limits import check_memory
+from ..models.weights_size import build_on_meta, check_depth
 from ..reporting import Picture
 from .classification_pictures import draw_pictures, spread
 from .optimizer import OptimizerSettings
@@ -38,6 +41,9 @@ _OWN_MIXING = {"num_classes", "label_smoothing", "multi_label"}
 TOP = 5
 PREPROCESSING = ("timm", "none")
 DIGIT_SIZE = 8  # pixels of an unprocessed image
+HALVES = (0.5, 0.5, 0.5)  # what brings an unprocessed image from [-1, 1] to [0, 1]
+MIXING_MODES = ("batch", "pair", "elem")
+BYTES_PER_PIXEL = 3 * 4  # three channels in float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +56,7 @@ class ImageClassification(Task):
         pretrained: True loads timm's weights for this model from the hub or its cache; a path loads that file.
         dataset: ``"digits"`` (comes with scikit-learn), ``""`` for folders or tars in ``root``, or a name of timm's
             with the prefix ``torch/`` or ``hfds/``; see :func:`preconditioned_attention.lab.data.images.open_images`.
-        root: the folder that holds the data.
+        root: the folder that holds the data; None for ``"digits"``.
         train_split, validation_split: the names of the splits.
         holdout: so many images are taken from the training split for validation, and the validation split becomes
             the test split. With 0 the validation split is both, so what is selected on it is tested on it.
@@ -104,27 +110,74 @@ class ImageClassification(Task):
     higher_is_better: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        self._check_types()
         check_known("model of timm:", [self.model.split(".")[0]], require("timm", extra="vision").list_models())
-        for name, minimum in (("holdout", 0), ("split_seed", 0), ("image_size", 1), ("repeated_augmentation", 1)):
+        for name, minimum in (("holdout", 0), ("image_size", 1), ("repeated_augmentation", 1)):
             check_integer(name, getattr(self, name), minimum=minimum)
+        check_split_seed(self.split_seed)
         if self.num_classes is not None:
             check_integer("num_classes", self.num_classes, minimum=2)
         check_number("label_smoothing", self.label_smoothing, below=1.0)
         check_number("crop_pct", self.crop_pct, above=0.0)
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, _three_numbers(name, getattr(self, name)))
-        for name in ("model_options", "augmentation", "mixing", "schedule"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise TypeError(f"{name} must be a mapping of options; got {getattr(self, name)!r}")
+        side = self.image_size / self.crop_pct
+        check_memory(
+            f"image_size={self.image_size} and crop_pct={self.crop_pct}: one image",
+            max(self.image_size * self.image_size, side * side) * BYTES_PER_PIXEL,
+        )
+        object.__setattr__(self, "mean", _three_numbers("mean", self.mean, minimum=0.0))
+        object.__setattr__(self, "std", _three_numbers("std", self.std, above=0.0))
         data = require("timm.data", extra="vision")
         _check_options("augmentation", self.augmentation, data.create_transform, _OWN_TRANSFORM)
         _check_options("mixing", self.mixing, data.Mixup.__init__, _OWN_MIXING | {"self"})
+        _check_mixing(self.mixing)
         check_schedule(self.schedule)
         if self.optimizer is not None:
             check_optimizer(self.optimizer)
         elif self.schedule:
             raise ValueError("schedule is for timm's optimizers; name one in optimizer, or leave schedule out")
+        self._check_source()
         self._check_preprocessing()
+
+    def _check_types(self) -> None:
+        for name in ("model", "dataset", "train_split", "validation_split", "interpolation"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a string; got {getattr(self, name)!r}")
+        for name in ("root", "optimizer"):
+            if not isinstance(getattr(self, name), str | None):
+                raise TypeError(f"{name} must be a string or None; got {getattr(self, name)!r}")
+        if not isinstance(self.pretrained, bool | str):
+            raise TypeError(f"pretrained must be true, false or the path of a file; got {self.pretrained!r}")
+        for name in ("model_options", "augmentation", "mixing", "schedule"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise TypeError(f"{name} must be a mapping of options; got {getattr(self, name)!r}")
+
+    def _check_source(self) -> None:
+        """Raise if an option would be ignored, or contradicts another one, by where the images come from."""
+        if "num_classes" in self.model_options:
+            raise ValueError(
+                f"num_classes is an option of the task, not in model_options; got {dict(self.model_options)!r}"
+            )
+        if self.dataset != "digits":
+            if self.split_seed and not self.holdout:
+                raise ValueError(
+                    f"split_seed decides which images holdout takes, and holdout is 0; got split_seed={self.split_seed}"
+                )
+            return
+        ignored = {
+            name: getattr(self, name)
+            for name in ("root", "train_split", "validation_split")
+            if getattr(self, name) != self.__dataclass_fields__[name].default
+        }
+        if ignored:
+            given = ", ".join(f"{name}={value!r}" for name, value in ignored.items())
+            raise ValueError(
+                f"{given} would be ignored: dataset is 'digits', its default, whose images come with scikit-learn; for "
+                "a folder of images give dataset='' too"
+            )
+        if self.num_classes not in (None, len(DigitImages.classes)):
+            raise ValueError(
+                f"num_classes must be the 10 classes of dataset='digits', or be left out; got {self.num_classes}"
+            )
 
     def _check_preprocessing(self) -> None:
         check_choice("preprocessing", self.preprocessing, PREPROCESSING)
@@ -135,7 +188,22 @@ class ImageClassification(Task):
                 "preprocessing='none' is for dataset='digits' without holdout and augmentation; got "
                 f"dataset={self.dataset!r}, holdout={self.holdout}, augmentation={dict(self.augmentation)!r}"
             )
-        elif DIGIT_SIZE % self.model_options.get("patch_size", 1):  # timm would ignore the last rows and columns
+        else:
+            self._check_unprocessed()
+
+    def _check_unprocessed(self) -> None:
+        """Raise if an option is given that has no effect without preprocessing."""
+        fields = self.__dataclass_fields__
+        allowed = {"image_size": (DIGIT_SIZE,), "mean": (IMAGENET_MEAN, HALVES), "std": (IMAGENET_STD, HALVES)}
+        allowed |= {name: (fields[name].default,) for name in ("crop_pct", "interpolation")}
+        ignored = [name for name, values in allowed.items() if getattr(self, name) not in values]
+        if ignored:
+            raise ValueError(
+                f"preprocessing='none' gives the model images of {DIGIT_SIZE} x {DIGIT_SIZE} pixels as they are; "
+                + ", ".join(f"{name} must be {allowed[name][-1]!r}, not {getattr(self, name)!r}" for name in ignored)
+            )
+        patch = self.model_options.get("patch_size", 1)
+        if check_integer("patch_size", patch, minimum=1) and DIGIT_SIZE % patch:  # timm would ignore the last rows
             raise ValueError(f"patch_size must divide the image size, {DIGIT_SIZE}; got {self.model_options!r}")
 
     def build_model(self) -> nn.Module:
@@ -143,13 +211,15 @@ class ImageClassification(Task):
 
         Raises:
             OSError: pretrained weights cannot be loaded.
-            ValueError, TypeError: the model has no such options.
+            ValueError: the model has no such options, does not take images of this size, or its weights are larger than
+                the memory.
         """
         timm = require("timm", extra="vision")
         options = {"num_classes": self._class_count, **self.model_options}
         fixed = getattr(timm.get_pretrained_cfg(self.model), "fixed_input_size", False)
         if fixed and "img_size" not in options:
             options["img_size"] = self.image_size
+        self._check_model(options)
         if not self.pretrained:
             return self._create_model(options)
         overlay = {"file": self.pretrained} if isinstance(self.pretrained, str) else None
@@ -164,10 +234,26 @@ class ImageClassification(Task):
     def _create_model(self, options: Mapping[str, Any]) -> nn.Module:
         try:
             return require("timm", extra="vision").create_model(self.model, **options)
-        except (AssertionError, ValueError) as error:  # timm checks some sizes by assertions
+        except Exception as error:  # timm checks sizes by assertions, or lets Python and torch do it
             raise ValueError(
-                f"timm makes no model {self.model!r} of model_options={dict(options)!r}: {error}"
+                f"timm makes no model {self.model!r} of model_options={dict(options)!r}: {one_line(error)}"
             ) from error
+
+    def _check_model(self, options: Mapping[str, Any]) -> None:
+        """Make the model and run it without memory for it, as a trial of its options."""
+        check_depth(options)
+        what = f"model={self.model!r} with the options {dict(options)!r}"
+        model = build_on_meta(lambda: self._create_model(options), what).eval()
+        channels = 3 if self.preprocessing == "timm" else 1
+        try:
+            with torch.no_grad():
+                model(torch.zeros(1, channels, self.image_size, self.image_size, device="meta"))
+        except NotImplementedError:  # a model that looks at values, which the meta device does not have
+            return
+        except Exception as error:  # timm checks sizes by assertions, or lets torch do it
+            if "meta" not in str(error):
+                size = f"{channels} x {self.image_size} x {self.image_size}"
+                raise ValueError(f"{what} does not take images of {size}: {one_line(error)}") from error
 
     def datasets(self) -> Splits:
         """Images ``(3, image_size, image_size)``, or ``(1, 8, 8)`` unprocessed, and labels; training is augmented.
@@ -236,7 +322,8 @@ class ImageClassification(Task):
 
     def pictures(self, model: nn.Module) -> dict[str, Picture]:
         """A confusion matrix, and test images with predictions."""
-        return draw_pictures(model, self.datasets().test, self._images[0].classes, mean=self.mean, std=self.std)
+        mean, std = (self.mean, self.std) if self.preprocessing == "timm" else (HALVES, HALVES)
+        return draw_pictures(model, self.datasets().test, self._images[0].classes, mean=mean, std=std)
 
     @cached_property
     def _images(self) -> tuple[LabeledImages, LabeledImages, LabeledImages]:
@@ -269,6 +356,10 @@ class ImageClassification(Task):
         classes = self._images[0].classes
         if not classes:
             raise ValueError(f"dataset {self.dataset!r} does not name its classes; give num_classes")
+        if len(classes) < 2:
+            raise ValueError(
+                f"the training split in root={self.root!r} has one class, {classes[0]!r}; at least two are needed"
+            )
         return len(classes)
 
     @cached_property
@@ -295,7 +386,16 @@ def _check_options(name: str, options: Mapping[str, Any], function: Callable[...
     check_known(f"option in {name}:", options, known)
 
 
-def _three_numbers(name: str, values: object) -> tuple[float, ...]:
+def _check_mixing(options: Mapping[str, Any]) -> None:
+    """Raise for values that timm would take for others, or find at the first step."""
+    check_choice("mixing: mode", options.get("mode", "batch"), MIXING_MODES)
+    for name in ("mixup_alpha", "cutmix_alpha", "prob", "switch_prob"):
+        check_number(f"mixing: {name}", options.get(name, 0.0))
+    if options and not (options.get("mixup_alpha", 1.0) or options.get("cutmix_alpha") or options.get("cutmix_minmax")):
+        raise ValueError(f"mixing must have a mixup_alpha or a cutmix_alpha of more than 0; got {dict(options)!r}")
+
+
+def _three_numbers(name: str, values: object, **limits: float) -> tuple[float, ...]:
     if not isinstance(values, list | tuple) or len(values) != 3:
         raise TypeError(f"{name} must be three numbers, one per channel; got {values!r}")
-    return tuple(check_number(name, value) for value in values)
+    return tuple(check_number(name, value, **limits) for value in values)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,6 +21,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from ..._checks import check_integer
 from ..data.sequences import collate_sequences
 from ..models.long_range import Attention, LongRangeEncoder
+from ..models.weights_size import build_on_meta, check_depth
 from .one_cycle import make_one_cycle
 from .optimizer import OptimizerSettings
 from .task import Splits, Task
@@ -59,8 +59,8 @@ class LongRangeTask(Task):
         if self.data is not None and not isinstance(self.data, str):
             raise TypeError(f"data must be the path of a folder, or None; got {self.data!r}")
         check_integer("positions", self.positions, minimum=1)
-        with torch.device("meta"):
-            self.build_model()
+        check_depth({"depth": self.depth})
+        build_on_meta(self.build_model, f"task {self.name!r} with positions={self.positions}, dim={self.dim}")
 
     def build_model(self) -> nn.Module:
         """A new encoder."""

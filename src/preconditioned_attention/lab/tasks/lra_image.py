@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+from ..._checks import check_integer
 from ..data.cifar10 import PIXELS, read_cifar10
 from ..data.sequences import Sequences, collate_sequences
 from .lra import LongRangeTask
@@ -30,6 +31,10 @@ class Image(LongRangeTask):
     name: ClassVar[str] = "lra-image"
     vocabulary: ClassVar[int] = 512
     classes: ClassVar[int] = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer("positions", self.positions, minimum=PIXELS)
 
     def datasets(self) -> Splits:
         """Gray values and the class."""

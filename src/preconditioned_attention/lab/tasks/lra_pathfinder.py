@@ -13,7 +13,9 @@ from typing import ClassVar
 
 from ..._checks import check_integer
 from ...config import check_choice
+from ..data.digits import check_split_seed
 from ..data.pathfinder import FOLDERS, PathfinderImages, read_pathfinder, split_pathfinder
+from ..data.pathfinder_drawing import SIZE
 from ..data.sequences import collate_sequences
 from .lra import LongRangeTask
 from .task import Splits
@@ -40,14 +42,18 @@ class Pathfinder(LongRangeTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_integer("positions", self.positions, minimum=SIZE * SIZE)
         check_choice("difficulty", self.difficulty, tuple(FOLDERS))
-        check_integer("split_seed", self.split_seed, minimum=0)
+        check_split_seed(self.split_seed)
 
     def datasets(self) -> Splits:
         """Gray values, and 1 if the discs lie on the same path."""
         name = FOLDERS[self.difficulty]
         folder = self.folder(f"the folder with {name}/, which precond data pathfinder writes")
-        train, validation, test = split_pathfinder(_read(folder / name), split_seed=self.split_seed)
+        try:
+            train, validation, test = split_pathfinder(_read(folder / name), split_seed=self.split_seed)
+        except ValueError as error:
+            raise ValueError(f"{folder / name}: {error}") from error
         return Splits(train, validation, test, collate_sequences)
 
 

@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..._checks import check_known
@@ -33,6 +34,14 @@ def check_schedule(options: Mapping[str, Any]) -> None:
     check_known("option in schedule:", options, known)
     if options.get("sched") in ("plateau", "none"):
         raise ValueError(f"schedule: sched must be a function of the step; got {options['sched']!r}")
+    optimizer = SGD([torch.zeros(1)], lr=1.0)
+    try:
+        made, _ = scheduler.create_scheduler_v2(optimizer, num_epochs=2, updates_per_epoch=1, **options)
+        if made is None:
+            raise ValueError("timm knows no such sched")
+        made.step(1)
+    except Exception as error:  # timm checks none of these values
+        raise ValueError(f"timm makes no schedule of {dict(options)!r}: {type(error).__name__}: {error}") from error
 
 
 def create_optimizer(name: str, model: nn.Module, settings: OptimizerSettings) -> Optimizer:
