@@ -79,7 +79,6 @@ def test_errors_are_one_line(recipe: str, tmp_path: Path, capsys: pytest.Capture
         ([recipe, "--output", output], "already holds a run"),
         ([recipe, "--output", output, "--resume", "--arm", "row"], "precondition.gradient was None, is 'full'"),
         ([recipe, "--output", recipe], "cannot be written to"),
-        ([recipe, "--output", str(tmp_path / "new"), "--resume"], "nothing to resume"),
         ([recipe, "--arm", "row-full"], "unknown arm 'row-full'; known: plain, row, row-stopgrad"),
         ([recipe, "--learning-rate", "-1"], "learning_rate must be more than 0"),
         (["nothing"], "unknown recipe 'nothing'"),
@@ -93,6 +92,14 @@ def test_errors_are_one_line(recipe: str, tmp_path: Path, capsys: pytest.Capture
         assert err.count("\n") == 1
     assert main(["train", recipe, "--output", output, "--resume"]) == 0
     assert main(["train", recipe, "--output", output, "--overwrite", "--arm", "row"]) == 0
+
+
+def test_resume_starts_or_goes_on(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", recipe, "--output", str(tmp_path / "new"), "--resume"]
+    assert main(command) == 0
+    first = capsys.readouterr().out
+    assert main(command) == 0
+    assert capsys.readouterr().out == first
 
 
 def test_two_processes_by_torchrun(recipe: str, tmp_path: Path) -> None:

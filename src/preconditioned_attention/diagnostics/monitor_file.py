@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import math
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO, get_type_hints
@@ -45,9 +47,21 @@ class RecordFile:
                 error.errno, f"the monitor's records could not be written: {error.strerror}", str(self.path)
             ) from error
 
+    def synchronize(self) -> None:
+        """Flush the records to the disk (``fsync``).
+
+        Raises:
+            OSError: the disk does not take them.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file. What a full disk did not take was an error of :meth:`add`, and is none again here."""
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def read_records(path: Path | str) -> list[Record]:

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from preconditioned_attention.lab.training import train
+from preconditioned_attention.lab.training.checkpoint import complete_checkpoints
 from preconditioned_attention.lab.training.claim import CLAIM, ClaimedError, ClaimLostError, RunClaim
+from tests.helpers.toy_task import toy_config
+from tests.helpers.training_worker import run_on_two
 
 HOLD = """
 import sys, time
 from pathlib import Path
+from preconditioned_attention.lab.training import train
+from preconditioned_attention.lab.training.checkpoint import complete_checkpoints
 from preconditioned_attention.lab.training.claim import RunClaim
 claim = RunClaim(Path(sys.argv[1]))
 claim.acquire()
@@ -88,3 +94,38 @@ def test_the_claim_of_a_silent_machine_is_taken_over_after_the_lease_and_its_pro
         time.sleep(0.05)
     assert time.monotonic() - started >= 0.5
     second.release()
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
+def test_a_live_run_is_neither_resumed_nor_replaced(tmp_path, holder, options):
+    with pytest.raises(ClaimedError, match=f"the run in {tmp_path} is being written by process {holder.pid}"):
+        train(toy_config(), tmp_path, progress=False, **options)
+    assert [path.name for path in tmp_path.iterdir()] == [CLAIM]
+
+
+def test_every_process_of_a_run_is_told_of_a_claim(tmp_path):
+    with RunClaim(tmp_path / "run"):
+        for run in run_on_two(toy_config(), tmp_path / "run"):
+            assert not run.ended_well
+            assert "ClaimedError: the run in" in run.errors
+
+
+def test_a_run_within_a_claim_of_its_process_keeps_it(tmp_path):
+    with RunClaim(tmp_path):
+        train(toy_config(), tmp_path, progress=False)
+        assert (tmp_path / CLAIM).exists()
+    assert not (tmp_path / CLAIM).exists()
+
+
+def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path, monkeypatch):
+    calls = iter(range(100))
+
+    def taken_over(self: RunClaim) -> None:
+        if next(calls) == 5:
+            raise ClaimLostError("taken over")
+
+    monkeypatch.setattr(RunClaim, "check", taken_over)
+    with pytest.raises(ClaimLostError):
+        train(toy_config(checkpoint_every=2), tmp_path, progress=False)
+    assert list(complete_checkpoints(tmp_path / "checkpoints")) == [2, 4]
+    assert not (tmp_path / "result.json").exists()

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from preconditioned_attention import is_preconditioned
+from preconditioned_attention.diagnostics import MonitorConfig
 from preconditioned_attention.lab.tasks import TASKS, OptimizerSettings
 from preconditioned_attention.lab.training import ARMS, NonFiniteError, TrainConfig, WriteError, train
 from preconditioned_attention.lab.training import loop as loop_module
@@ -103,6 +105,79 @@ def test_resuming_a_finished_run_gives_its_result(tmp_path: Path) -> None:
     assert (again.test, again.validation, again.losses) == (first.test, first.validation, first.losses)
     assert (again.evaluations, again.seconds_per_step) == (first.evaluations, first.seconds_per_step)
     torch.testing.assert_close(again.model.state_dict(), first.model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("keep_best", [False, True])
+def test_a_finished_run_without_checkpoints_is_read_and_not_trained(tmp_path: Path, keep_best: bool) -> None:
+    config = toy_config(**DIGITS, precondition=ARMS["row"], precision="float64", monitor=MonitorConfig(every=1))
+    config = dataclasses.replace(config, keep_best=keep_best, ema_decay=0.5, evaluate_every=1)
+    first = train(config, tmp_path, progress=False)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = train(config, tmp_path, resume=True, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    torch.testing.assert_close(again.model.state_dict(), first.model.state_dict(), rtol=0, atol=0)
+    for name in (field.name for field in dataclasses.fields(first)):
+        if name not in ("model", "conditioning"):
+            assert getattr(again, name) == getattr(first, name), name
+    assert repr(again.conditioning) == repr(first.conditioning)
+    assert len(again.conditioning) == 2
+
+
+def test_the_rest_of_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    train(toy_config(), tmp_path, progress=False)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"result\.json, but neither its weights, model\.safetensors, nor"):
+        train(toy_config(), tmp_path, resume=True, progress=False)
+
+
+def test_resume_starts_what_has_not_begun(tmp_path: Path) -> None:
+    whole = train(toy_config(), tmp_path / "whole", progress=False)
+    for name in ("missing", "empty", "begun"):
+        folder = tmp_path / name
+        if name != "missing":
+            folder.mkdir()
+        if name == "begun":  # killed between config.yaml and metrics.jsonl
+            (folder / "config.yaml").write_text(toy_config().to_yaml())
+        assert train(toy_config(), folder, resume=True, progress=False).losses == whole.losses
+
+
+def test_an_evaluation_that_is_missing_is_repeated(tmp_path: Path) -> None:
+    options = {"evaluate_every": 4, "checkpoint_every": 4, "keep_checkpoints": 9, "keep_best": True}
+    config, output = toy_config(**options, learning_rate=0.1), tmp_path / "run"
+    whole = train(config, output, progress=False)
+    checkpoints = complete_checkpoints(output / "checkpoints")
+    for step in (8, 12):
+        shutil.rmtree(checkpoints[step])
+    (checkpoints[4] / "best.safetensors").unlink()  # as if the state had been saved before the evaluation
+    for step in (4, 0):
+        lines = (output / "metrics.jsonl").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if f'"evaluation", "step": {step}' not in line]
+        (output / "metrics.jsonl").write_text("".join(kept))
+        again = train(config, output, resume=True, progress=False)
+        assert (again.evaluations, again.losses, again.test) == (whole.evaluations, whole.losses, whole.test)
+        for step in (8, 12):
+            shutil.rmtree(checkpoints[step])
+
+
+class Unmeasurable(Toy):
+    """Its metric is not a number on the test split, the last batch of which has 4 examples."""
+
+    name = "unmeasurable"
+
+    def evaluate(self, model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> dict[str, torch.Tensor]:
+        values = super().evaluate(model, batch)
+        return values | {"accuracy": values["accuracy"] / (float("nan") if len(batch[0]) == 4 else 1.0)}
+
+
+def test_a_test_metric_that_is_not_finite_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "unmeasurable", Unmeasurable)
+    config = toy_config(task="unmeasurable", batch_size=13)
+    for resume in (False, True):
+        with pytest.raises(NonFiniteError, match=r"step 12: test metrics .*nan.*step-00000012"):
+            train(config, tmp_path, resume=resume, progress=False)
+        assert not (tmp_path / "result.json").exists()
 
 
 def test_the_arm_is_applied(tmp_path: Path) -> None:

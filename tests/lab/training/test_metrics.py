@@ -11,7 +11,7 @@ from preconditioned_attention.lab.training.metrics import MetricsLog, read_metri
 def write_steps(path: Path, count: int) -> MetricsLog:
     log = MetricsLog(path, [], write=True)
     for step in range(1, count + 1):
-        log.add("step", {"step": step, "loss": 1 / (3 * step)})
+        log.add("step", {"step": step, "loss": 1 / (3 * step), "gradient_norm": 0.5, "seconds": 0.1})
     log.add("evaluation", {"step": count, "loss": 0.5})
     log.close()
     return log
@@ -20,7 +20,7 @@ def write_steps(path: Path, count: int) -> MetricsLog:
 def test_numbers_come_back_exactly(tmp_path: Path) -> None:
     log = write_steps(tmp_path / "metrics.jsonl", 5)
     assert read_metrics(tmp_path / "metrics.jsonl", last_step=5) == log.records
-    assert log.of_kind("step")[2] == {"step": 3, "loss": 1 / 9}
+    assert log.of_kind("step")[2] == {"step": 3, "loss": 1 / 9, "gradient_norm": 0.5, "seconds": 0.1}
     assert log.of_kind("evaluation") == [{"step": 5, "loss": 0.5}]
 
 

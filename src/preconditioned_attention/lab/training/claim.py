@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..._extras import require
+from .folder import RunFolder
+from .processes import raise_on_all_ranks
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 CLAIM = ".claim"
 LEASE_SECONDS = 60.0
@@ -97,3 +104,27 @@ class RunClaim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+@contextlib.contextmanager
+def claimed(folder: RunFolder, accelerator: Accelerator) -> Iterator[Callable[[], None]]:
+    """Make and claim a run's folder for all processes of the run; yields a check that nobody took it over.
+
+    Raises:
+        ClaimedError: a living process of another run has it. OSError: the folder cannot be written to.
+    """
+    claim: RunClaim | None = None
+    with raise_on_all_ranks(accelerator):
+        if accelerator.is_main_process:
+            folder.make()
+            claim = RunClaim(folder.path)
+            claim.acquire()
+    try:
+        yield _nothing if claim is None else claim.check
+    finally:
+        if claim is not None:
+            claim.release()
+
+
+def _nothing() -> None:
+    """The check on processes that hold no claim."""

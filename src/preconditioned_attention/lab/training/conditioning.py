@@ -11,9 +11,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch import nn
+
 from ...diagnostics import ConditionMonitor, Record, read_records
 from ...diagnostics.monitor_file import RecordFile
 from ...diagnostics.monitor_records import summarize
+from .config import TrainConfig
 from .errors import WriteError
 from .processes import raise_on_all_ranks
 from .state import TrainState
@@ -44,19 +47,18 @@ class ConditioningLog:
             self._monitor = ConditionMonitor(state.unwrapped, **dataclasses.asdict(state.config.monitor)).attach()
             self._monitor.step = state.step + 1
 
-    def begin(self, *, resume: bool) -> None:
+    def begin(self) -> None:
         """Start the file, or keep its records up to the step that the run resumes after.
 
         Raises:
-            ValueError: the existing file is not one of the monitor's.
-            OSError: it cannot be written.
+            ValueError: the existing file is not that of this run.
+            OSError: it cannot be read or written.
         """
         if self._monitor is None:
             return
-        accelerator = self._state.accelerator
+        state, accelerator = self._state, self._state.accelerator
         with raise_on_all_ranks(accelerator):
-            read = read_records(self._path) if resume and self._path.exists() else []
-            kept = [record for record in read if record.step <= self._state.step]
+            kept = read_conditioning(self._path, state.config, state.unwrapped, last_step=state.step)
         self._remember(kept)
         with raise_on_all_ranks(accelerator):
             if accelerator.is_main_process:
@@ -76,6 +78,19 @@ class ConditioningLog:
             self._monitor.close()
         if self._file is not None:
             self._file.close()
+            self._file = None
+
+    def synchronize(self) -> None:
+        """Flush the records to the disk (``fsync``).
+
+        Raises:
+            WriteError: the disk does not take them.
+        """
+        if self._file is not None:
+            try:
+                self._file.synchronize()
+            except OSError as error:
+                raise WriteError(str(error)) from error
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -111,11 +126,45 @@ class ConditioningLog:
         self._state.accelerator.log(finite, self._state.step)
 
     def _remember(self, records: Sequence[Record]) -> list[dict[str, Any]]:
-        rows = []
-        for step, of_step in groupby(sorted(records, key=lambda r: r.step), key=lambda r: r.step):
-            by_layer: dict[str, list[Record]] = {}
-            for record in of_step:
-                by_layer.setdefault(record.layer, []).append(record)
-            rows += [{"step": step, **summarize(layer, own)} for layer, own in by_layer.items()]
+        rows = summarize_records(records)
         self.history += rows
         return rows
+
+
+def read_conditioning(path: Path, config: TrainConfig, model: nn.Module, *, last_step: int) -> list[Record]:
+    """The records of a run up to and including ``last_step``; none if the run has no monitor.
+
+    Raises:
+        ValueError: the file is not one of the monitor's, or not that of a run of ``config`` up to this step.
+        OSError: it cannot be read.
+    """
+    if config.monitor is None or not last_step:
+        return []
+    try:
+        records = [record for record in read_records(path) if record.step <= last_step]
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} must hold the records up to step {last_step}, and is missing") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    due = range(1, last_step + 1, config.monitor.for_run().every or 1)
+    wrong = {record.step for record in records} ^ set(due)
+    if wrong:
+        raise ValueError(f"{path} must hold records of each recorded step up to {last_step}; step {min(wrong)} differs")
+    unknown = {record.layer for record in records} - {name for name, _ in model.named_modules()}
+    if unknown:
+        raise ValueError(f"{path} holds records of {min(unknown)!r}, which is no layer of the run's model")
+    matrices = [record[: Record._fields.index("rows")] for record in records]
+    if len(set(matrices)) < len(matrices):
+        raise ValueError(f"{path} holds a matrix twice; it is not as the run has written it")
+    return records
+
+
+def summarize_records(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Per recorded step and layer, the medians that ``ConditionMonitor.summary()`` gives."""
+    rows = []
+    for step, of_step in groupby(sorted(records, key=lambda r: r.step), key=lambda r: r.step):
+        by_layer: dict[str, list[Record]] = {}
+        for record in of_step:
+            by_layer.setdefault(record.layer, []).append(record)
+        rows += [{"step": step, **summarize(layer, own)} for layer, own in by_layer.items()]
+    return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,24 +14,26 @@ from torch import nn
 
 from ..._environment import describe_environment
 from ..._extras import require
-from ..._files import write_atomically
 from ...conversion import is_preconditioned
 from ..tasks import Splits, make_task
 from .best import better
-from .checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint, save_weights
+from .checkpoint import save_checkpoint, save_weights
+from .claim import claimed
 from .conditioning import ConditioningLog
 from .config import TrainConfig
 from .errors import NonFiniteError, WriteError
 from .evaluation import evaluate, is_finite
 from .examples import load_batches
+from .finished import is_finished, read_finished
 from .folder import RunFolder
 from .initial_state import HashedPrepare, preserve_random_state
-from .metrics import MetricsLog, read_metrics
+from .metrics import MetricsLog
 from .order import BatchOrder
-from .processes import make_accelerator, raise_on_all_ranks
+from .processes import make_accelerator, on_main, raise_on_all_ranks
 from .progress import ProgressLine
 from .report import write_report
-from .result import TrainResult
+from .result import TrainResult, write_result
+from .resuming import evaluation_is_due, is_due, resume_state
 from .state import Prepare, TrainState, build_state
 from .step import optimizer_step
 
@@ -56,7 +59,8 @@ def train(
     Args:
         config: the run.
         output: the folder for its configuration, metrics, checkpoints, weights and result.
-        resume: continue the run in ``output`` from its newest complete checkpoint.
+        resume: continue the run in ``output`` from its newest complete checkpoint, or start it if there is none; of a
+            finished run, return the result.
         overwrite: replace the run in ``output``.
         prepare: called once with the new model before the optimizer exists; returns the model. The default applies
             ``config.precondition``.
@@ -76,29 +80,35 @@ def train(
     require("accelerate", extra="train")
     task = make_task(config.task, config.task_options)
     folder = RunFolder(Path(output))
-    accelerator = make_accelerator(config, folder.path)
-    with raise_on_all_ranks(accelerator):
-        if accelerator.is_main_process:
-            folder.check(config, resume=resume, overwrite=overwrite)
-    splits = task.datasets()
-    order = _batch_order(config, accelerator, splits)
     initial = HashedPrepare(prepare or partial(_precondition, config=config))
-    state = build_state(config, task, accelerator, initial)
-    enabled = progress and accelerator.is_main_process
-    _warn_of_plain_weights(state)
-    progress_line = ProgressLine(task.name, total=config.steps, batch_size_at=order.batch_size_at, enabled=enabled)
-    with ConditioningLog(state, folder.conditioning) as conditioning, progress_line as line:
-        log = _begin(state, folder, line, resume=resume)
-        try:
-            conditioning.begin(resume=resume)
-            _run(state, splits, order, folder, log, conditioning, line)
-            conditioning.close()
-            return _finish(state, splits, folder, log, conditioning, initial)
-        finally:
-            log.close()
-            for tracker in accelerator.trackers:
-                tracker.finish()
-            accelerator.free_memory()
+    accelerator = make_accelerator(config, folder.path)
+    with claimed(folder, accelerator) as claim:
+        with raise_on_all_ranks(accelerator):
+            if accelerator.is_main_process:
+                folder.check(config, resume=resume, overwrite=overwrite)
+        if resume and on_main(accelerator, lambda: is_finished(folder)):
+            with raise_on_all_ranks(accelerator):
+                return read_finished(config, task, folder, accelerator, initial)
+        splits = task.datasets()
+        order = _batch_order(config, accelerator, splits)
+        state = build_state(config, task, accelerator, initial)
+        _warn_of_plain_weights(state)
+        enabled = progress and accelerator.is_main_process
+        progress_line = ProgressLine(task.name, total=config.steps, batch_size_at=order.batch_size_at, enabled=enabled)
+        with ConditioningLog(state, folder.conditioning) as conditioning, progress_line as line:
+            log = _begin(state, folder, line, resume=resume)
+            try:
+                conditioning.begin()
+                _run(state, splits, order, folder, log, conditioning, line, claim)
+                conditioning.close()
+                return _finish(state, splits, folder, log, conditioning, initial, claim)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{error}. {_save_last(state, folder, log, conditioning)}") from error
+            finally:
+                log.close()
+                for tracker in accelerator.trackers:
+                    tracker.finish()
+                accelerator.free_memory()
 
 
 def _precondition(model: nn.Module, *, config: TrainConfig) -> nn.Module:
@@ -137,15 +147,11 @@ def _batch_order(config: TrainConfig, accelerator: Accelerator, splits: Splits) 
 def _begin(state: TrainState, folder: RunFolder, line: ProgressLine, *, resume: bool) -> MetricsLog:
     """Start the run's files, or restore the state and cut the files to the newest complete checkpoint."""
     accelerator = state.accelerator
-    checkpoints = complete_checkpoints(folder.checkpoints) if resume else {}
-    if checkpoints:
-        load_checkpoint(state, checkpoints[max(checkpoints)])
+    records = resume_state(state, folder) if resume else []
     if resume:
         line.note(f"resuming {folder.path} after step {state.step}")
     with raise_on_all_ranks(accelerator):
-        records = read_metrics(folder.metrics, last_step=state.step) if resume else []
-    with raise_on_all_ranks(accelerator):
-        if accelerator.is_main_process and not resume:
+        if accelerator.is_main_process and not state.step:
             folder.begin(state.config)
         log = MetricsLog(folder.metrics, records, write=accelerator.is_main_process)
     accelerator.init_trackers(folder.tensorboard.name, init_kwargs={"tensorboard": {"purge_step": state.step + 1}})
@@ -160,25 +166,26 @@ def _run(
     log: MetricsLog,
     conditioning: ConditioningLog,
     line: ProgressLine,
+    claim: Callable[[], None],
 ) -> None:
-    """Take the remaining steps."""
+    """Take the remaining steps, after the evaluation that a stopped run did not finish."""
     config = state.config
     order = dataclasses.replace(order, first_step=state.step)
     batches = load_batches(splits.train, order, collate=splits.collate, workers=config.workers)
     state.model.train()
+    if state.step and evaluation_is_due(config, state.step) and not log.has_evaluation(state.step):
+        _evaluate(state, splits, log)
     while state.step < config.steps:
-        try:
-            with conditioning.step():
-                record = optimizer_step(state, batches)
-            log.add("step", record)
-            state.accelerator.log({f"train/{name}": record[name] for name in record if name != "step"}, state.step)
-            line.step(record)
-            if _due(state, config.evaluate_every):
-                _evaluate(state, splits, log)
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{error}. {_save_last(state, folder, log)}") from error
-        if _due(state, config.checkpoint_every):
-            _save(state, folder, log)
+        claim()
+        with conditioning.step():
+            record = optimizer_step(state, batches)
+        log.add("step", record)
+        state.accelerator.log({f"train/{name}": record[name] for name in record if name != "step"}, state.step)
+        line.step(record)
+        if evaluation_is_due(config, state.step):
+            _evaluate(state, splits, log)
+        if is_due(config, config.checkpoint_every, state.step):
+            _save(state, folder, log, conditioning)
 
 
 def _finish(
@@ -188,12 +195,13 @@ def _finish(
     log: MetricsLog,
     conditioning: ConditioningLog,
     initial: HashedPrepare,
+    claim: Callable[[], None],
 ) -> TrainResult:
     """Evaluate on the test split and write the result."""
     if state.best is not None:
         state.evaluated.load_state_dict(state.best.weights)
     tested = state.step if state.best is None else state.best.step
-    test = evaluate(state, splits.test, split="test", collate=splits.collate)
+    test = _finite(state, evaluate(state, splits.test, split="test", collate=splits.collate), "test")
     evaluations, steps = log.of_kind("evaluation"), log.of_kind("step")
     (validation,) = (record for record in evaluations if record["step"] == tested)
     result = TrainResult(
@@ -213,22 +221,18 @@ def _finish(
     )
     with raise_on_all_ranks(state.accelerator):
         if state.accelerator.is_main_process:
+            claim()
             save_weights(state, folder.weights)
             result.pictures.update(state.task.pictures(result.model))
             result.samples.update(state.task.samples(result.model))
             write_report(result, folder)
-            write_atomically(folder.result, result.to_json())
+            write_result(result, folder.result)
     return result
-
-
-def _due(state: TrainState, interval: int | None) -> bool:
-    return state.step == state.config.steps or (interval is not None and state.step % interval == 0)
 
 
 def _evaluate(state: TrainState, splits: Splits, log: MetricsLog) -> None:
     metrics = evaluate(state, splits.validation, split="validation", collate=splits.collate)
-    if not is_finite(metrics):
-        raise NonFiniteError(f"step {state.step}: validation metrics {metrics}. Try a lower learning rate")
+    metrics = _finite(state, metrics, "validation")
     log.add("evaluation", {"step": state.step, **metrics})
     if state.config.keep_best:
         metric, higher = metrics[state.task.metric], state.task.higher_is_better
@@ -236,13 +240,26 @@ def _evaluate(state: TrainState, splits: Splits, log: MetricsLog) -> None:
     state.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, state.step)
 
 
-def _save(state: TrainState, folder: RunFolder, log: MetricsLog) -> Path:
-    log.synchronize()  # so that the metrics have every step of a checkpoint
+def _finite(state: TrainState, metrics: dict[str, float], split: str) -> dict[str, float]:
+    """The metrics as Python's floats.
+
+    Raises:
+        NonFiniteError: one of them is infinite or not a number.
+    """
+    metrics = {name: float(value) for name, value in metrics.items()}
+    if not is_finite(metrics):
+        raise NonFiniteError(f"step {state.step}: {split} metrics {metrics}. Try a lower learning rate")
+    return metrics
+
+
+def _save(state: TrainState, folder: RunFolder, log: MetricsLog, conditioning: ConditioningLog) -> Path:
+    log.synchronize()  # so that the files have every step of a checkpoint
+    conditioning.synchronize()
     return save_checkpoint(state, folder.checkpoints)
 
 
-def _save_last(state: TrainState, folder: RunFolder, log: MetricsLog) -> str:
+def _save_last(state: TrainState, folder: RunFolder, log: MetricsLog, conditioning: ConditioningLog) -> str:
     try:
-        return f"The state after step {state.step} is saved in {_save(state, folder, log)}"
+        return f"The state after step {state.step} is saved in {_save(state, folder, log, conditioning)}"
     except WriteError as error:
         return f"The state after step {state.step} could not be saved: {error}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,6 +100,14 @@ def raise_on_all_ranks(accelerator: Accelerator) -> Iterator[None]:
     errors = [other for other in gather_object([_sendable(error)]) if other is not None]
     if errors:
         raise error or errors[0]
+
+
+def on_main(accelerator: Accelerator, function: Callable[[], bool]) -> bool:
+    """What ``function`` returns on the main process, which alone calls it, on every process."""
+    from accelerate.utils import broadcast_object_list
+
+    values = [function() if accelerator.is_main_process else False]
+    return broadcast_object_list(values)[0]
 
 
 def _sendable(error: Exception | None) -> Exception | None:

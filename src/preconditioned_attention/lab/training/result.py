@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ..._files import write_atomically
 from ..reporting import Picture
 from .config import TrainConfig
+from .errors import WriteError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,4 +69,18 @@ class TrainResult:
             "environment": self.environment,
             **{name: value for name, value in (("data", self.data), ("samples", self.samples)) if value},
         }
-        return json.dumps(content, indent=2) + "\n"
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def write_result(result: TrainResult, path: Path) -> None:
+    """Write ``result.json``.
+
+    Raises:
+        WriteError: it cannot be written. ValueError: a value is not finite.
+    """
+    try:
+        write_atomically(path, result.to_json())
+    except OSError as error:
+        raise WriteError(f"{path} could not be written: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} cannot hold the result: {error}") from error
