@@ -4,7 +4,7 @@ import pytest
 
 from preconditioned_attention.cli import main
 
-QUICK = ["--steps", "2", "--seeds", "0", "1", "--learning-rates", "1e-3", "--arms", "plain", "row"]
+QUICK = ["--workers", "1", "--steps", "2", "--seeds", "0", "1", "--learning-rates", "1e-3", "--arms", "plain", "row"]
 
 
 def test_compare_writes_a_report_and_resumes(tmp_path, capsys):
@@ -21,7 +21,18 @@ def test_compare_writes_a_report_and_resumes(tmp_path, capsys):
 
 
 def test_a_preset_brings_its_arms_and_baselines(tmp_path, capsys):
-    options = ["--steps", "2", "--seeds", "0", "--learning-rates", "1e-3", "--output", str(tmp_path / "out")]
+    options = [
+        "--workers",
+        "1",
+        "--steps",
+        "2",
+        "--seeds",
+        "0",
+        "--learning-rates",
+        "1e-3",
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert main(["compare", "listops", "--preset", "cpu", "--task-options", "count=150", "held_out=40", *options]) == 0
     results = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert list(results["arms"]) == ["plain", "pre-skip", "post-skip", "softmax"]

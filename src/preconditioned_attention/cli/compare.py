@@ -21,6 +21,7 @@ def compare(
     steps: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    workers: int | None = None,
 ) -> None:
     """Train with and without preconditioning from identical weights and batches, and report the differences.
 
@@ -36,6 +37,7 @@ def compare(
         steps: Replaces the recipe's number of steps; warm-up and intervals scale with it.
         resume: Keep the finished runs in the output folder and do the others.
         overwrite: Replace the results in the output folder.
+        workers: How many processes share the runs on this machine, by default one per GPU, or one per core.
     """
     from ..lab.comparison import compare as run_comparison
     from ..lab.comparison import task_run, task_settings
@@ -60,4 +62,5 @@ def compare(
         baselines=task.baselines(),
         resume=resume,
         overwrite=overwrite,
+        workers=workers,
     )

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..._extras import require
 from ...config import PreconditionConfig
 from ..training.arms import ARMS, Arm
-from .job import Job, Run, do_run
-from .plan import Plan, RunKey
+from .job import Job, Run
+from .plan import Plan
 from .report import Comparison, build_comparison, print_comparison, write_report
-from .store import POLL_SECONDS, RunStore
+from .scheduling.capacity import choose_workers
+from .scheduling.choice import do_all
+from .scheduling.processes import is_worker
+from .store import RunStore
 
 
 def compare(
@@ -32,6 +34,7 @@ def compare(
     baselines: Mapping[str, float] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    workers: int | None = 1,
     verbose: bool = True,
 ) -> Comparison:
     """Train with every arm, seed and learning rate, and report each arm's difference to ``"plain"`` in the test metric.
@@ -60,6 +63,9 @@ def compare(
         resume: keep the finished runs of an earlier call of the same comparison, or of one that goes on at the same
             time; failed ones are repeated.
         overwrite: remove the results in ``output``.
+        workers: how many processes share the runs; 1 is this process alone, None chooses from the cores, the memory
+            and the GPUs of this machine. For more than one, ``run`` must be at the top level of a module, and a script
+            must call this function under ``if __name__ == "__main__":``.
         verbose: show progress, then the table and the path of the report.
 
     Raises:
@@ -73,10 +79,9 @@ def compare(
         _as_arms(arms), seeds, learning_rates, metric, higher_is_better, settings or {}, variants or {}, baselines or {}
     )
     _check_environment(run)
+    workers = choose_workers(workers)
     job = Job.begin(run, RunStore(Path(output), plan, title=title), resume=resume, overwrite=overwrite)
-    for key in _with_progress(job, verbose=verbose):
-        while do_run(job, key) is None:  # another process does it
-            time.sleep(POLL_SECONDS)
+    do_all(job, list(plan.run_keys()), workers=workers, verbose=verbose)
     return _report(job, verbose=verbose)
 
 
@@ -84,6 +89,11 @@ def _check_environment(run: object) -> None:
     """Check before the first run that ``run`` is a function, in one process, with the extra ``train`` installed."""
     if not callable(run):
         raise TypeError(f"run must be a function run(prepare, seed, learning_rate); got {type(run).__name__}")
+    if is_worker():
+        raise RuntimeError(
+            "compare was called by a script that a worker process of another call imports; "
+            'call it under `if __name__ == "__main__":`'
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("compare runs in one process, because it writes one folder; start it without torchrun")
     for module in ("scipy.stats", "matplotlib.figure", "jinja2", "rich.progress"):
@@ -102,27 +112,6 @@ def _report(job: Job, *, verbose: bool) -> Comparison:
     if len(failures) == len(records):
         raise RuntimeError(f"every run failed, the first with: {failures[0].reason}. See {comparison.report}")
     return comparison
-
-
-def _with_progress(job: Job, *, verbose: bool) -> Iterator[RunKey]:
-    """The remaining runs in the plan's order, with a progress bar and the estimated time left."""
-    to_do = [key for key in job.plan.run_keys() if job.record(key) is None]
-    rich_progress = require("rich.progress", extra="train")
-    columns = (
-        rich_progress.TextColumn("{task.description}"),
-        rich_progress.BarColumn(),
-        rich_progress.MofNCompleteColumn(),
-        rich_progress.TimeElapsedColumn(),
-        rich_progress.TextColumn("left:"),
-        rich_progress.TimeRemainingColumn(),
-    )
-    # Runs may take hours, so the speed is estimated over all of them.
-    with rich_progress.Progress(*columns, disable=not verbose, speed_estimate_period=float("inf")) as progress:
-        bar = progress.add_task("runs", total=len(to_do))
-        for key in to_do:
-            progress.update(bar, description=key.stem)
-            yield key
-            progress.advance(bar)
 
 
 def _as_arms(arms: Any) -> Any:

@@ -20,6 +20,7 @@ from ..training.folder import RunFolder
 from ..training.randomness import Stream, derive_seed, seed_all
 from .metrics import CONDITIONING_KEYS, DURING, SAMPLES, RunMetrics
 from .preparation import Prepare
+from .threads import one_thread
 
 MONITORED_STEPS = 20  # per run, unless its configuration has a monitor
 
@@ -34,7 +35,8 @@ class TaskRun:
 
     Seed, learning rate and preconditioning come from the comparison. The conditioning of attention is measured before
     the first step and after the last on a fixed batch of validation examples, and in between on the training batches.
-    The folder is one of :func:`train`. Its checkpoints are removed when the run has finished.
+    On a CPU it computes with one thread, whatever the number of workers, so that results do not depend on it. The
+    folder is one of :func:`train`. Its checkpoints are removed when the run has finished.
     """
 
     config: TrainConfig
@@ -61,7 +63,11 @@ class TaskRun:
         """
         if prepare.folder is None:
             raise ValueError("prepare.folder must be the run's folder: the run of a recipe writes its files there")
-        config, folder = self._configure(prepare, seed, learning_rate), RunFolder(prepare.folder)
+        with one_thread():
+            return self._train(prepare, seed, learning_rate, RunFolder(prepare.folder))
+
+    def _train(self, prepare: Prepare, seed: int, learning_rate: float, folder: RunFolder) -> RunMetrics:
+        config = self._configure(prepare, seed, learning_rate)
         at_initialization = self._measure_initialization(config, prepare)
         try:
             result = train(config, folder.path, resume=folder.config.exists(), progress=False)
