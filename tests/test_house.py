@@ -228,6 +228,7 @@ def test_every_test_file_has_its_source() -> None:
         "test_packaging",
         "test_together",
         "test_converted_beside_plain",
+        "test_bad_input",
     }
     for path in TESTS.rglob("test_*.py"):
         if path.stem in own or path.parent.name == "deployment":  # one file there for each kind of tool

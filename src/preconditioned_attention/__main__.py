@@ -1,5 +1,10 @@
 """``python -m preconditioned_attention`` is ``precond``."""
 
-from .cli import main
+import sys
+
+try:
+    from .cli import main
+except KeyboardInterrupt:
+    sys.exit(130)
 
 raise SystemExit(main())

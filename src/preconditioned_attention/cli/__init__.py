@@ -14,6 +14,8 @@ from pathlib import Path
 from .._checks import check_known
 from .._extras import require
 from .._version import __version__
+from ._interrupts import INTERRUPTED, MESSAGE, interruptible
+from ._streams import output_failure, say, usable_streams
 
 COMMANDS = {
     "train": "train one arm of a recipe; can be stopped and resumed",
@@ -31,34 +33,62 @@ COMMANDS = {
 dictionary of functions if the command has commands of its own."""
 
 USER_ERROR = 2
-INTERRUPTED = 130
+CLOSED = 141  # as the shell reports a process that ended by SIGPIPE
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``precond`` with these arguments (default: the command line's) and return the exit code.
 
-    0 on success, 2 for an error that the user can correct, printed as one line. Any other error keeps its traceback.
+    0 on success, 2 for an error that the user can correct, printed as one line, 130 after Ctrl-C, 141 if the reader of
+    standard output has closed it, as `head` does. Any other error keeps its traceback.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    with usable_streams(), interruptible():
+        try:
+            return _run_and_flush(given)
+        except KeyboardInterrupt:
+            say(MESSAGE)
+            return INTERRUPTED
+        except SystemExit as ended:  # rich ends the process so
+            if isinstance(ended.__context__, BrokenPipeError):
+                return CLOSED
+            raise
+        except Exception as error:
+            return _report(error)
+
+
+def _run_and_flush(given: list[str]) -> int:
+    try:
+        return _run(given)
+    finally:
+        sys.stdout.flush()  # not when Python ends, where an error would be a traceback
+
+
+def _run(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_usage())
         return 0 if given else USER_ERROR
     if given[0] == "--version":
         print(f"precond {__version__}")
         return 0
-    try:
-        check_known("command", given[:1], COMMANDS)
-        _call(given[0], given[1:])
-    except KeyboardInterrupt:
-        print("precond: interrupted; what was complete is on the disk", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        if not _is_for_user(error):
-            raise
-        print(f"precond: {error}", file=sys.stderr)
-        return USER_ERROR
+    check_known("command", given[:1], COMMANDS)
+    _call(given[0], given[1:])
     return 0
+
+
+def _report(error: Exception) -> int:
+    """Print an error for the user in one line; the exit code. Raises any other error."""
+    failure = output_failure()
+    if isinstance(failure or error, BrokenPipeError) and getattr(error, "filename", None) is None:
+        return CLOSED
+    if failure is not None:
+        say(f"precond: standard output could not be written: {failure.strerror or failure}")
+        return USER_ERROR
+    if not _is_for_user(error):
+        raise error
+    say(f"precond: {' '.join(_words(error).split())}")
+    return USER_ERROR
 
 
 def _call(command: str, arguments: list[str]) -> None:
@@ -79,11 +109,29 @@ def _usage() -> str:
 
 
 def _is_for_user(error: Exception) -> bool:
-    """Whether the user can correct it: errors of files and disks, and those that this package raises on purpose.
+    """Whether the user can correct it: errors of files, disks and memory, and what this package raises on purpose.
 
     An error that another library raises is a defect of this package, and its traceback is needed.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_here = PACKAGE in Path(frames[-1][0].f_code.co_filename).resolve().parents
     on_purpose = isinstance(error, ValueError | TypeError | ImportError | RuntimeError)
-    return isinstance(error, OSError) or (raised_here and on_purpose)
+    return isinstance(error, OSError) or _is_out_of_memory(error) or (raised_here and on_purpose)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's and NumPy's error, or PyTorch's on a GPU (a class of its own) or on the CPU (none)."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and (type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error))
+    )
+
+
+def _words(error: Exception) -> str:
+    if _is_out_of_memory(error):
+        return (
+            f"the memory of this machine does not suffice; choose smaller sizes or batches ({error or 'MemoryError'})"
+        )
+    if isinstance(error, OSError) and error.errno and error.strerror and not error.filename:
+        return f"standard output, or a file that the system does not name, failed: {error.strerror}"
+    return str(error) or type(error).__name__

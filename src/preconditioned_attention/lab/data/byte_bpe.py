@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..._checks import check_integer
 from ..._extras import require
+from ..._files import read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,23 +60,37 @@ def load_byte_bpe(source: str) -> Tokenizer:
     Raises:
         OSError: it is missing, or cannot be read. ValueError: it is another kind of tokenizer.
     """
-    library = require("tokenizers", extra="language")
-    try:
-        if source.endswith(".json"):
-            tokenizer = library.Tokenizer.from_file(source)
-        else:
-            tokenizer = library.Tokenizer.from_pretrained(source)
-    except Exception as error:  # the library raises bare exceptions
-        raise OSError(
-            f"tokenizer {source!r} cannot be loaded ({error}); give the path of a tokenizer.json, or the name of a "
-            "model that the hub or its cache has"
-        ) from error
+    tokenizer = read_tokenizer(Path(source)) if source.endswith(".json") else _from_hub(source)
     if tokenizer.token_to_id(END) is None:
         raise ValueError(f"tokenizer {source!r} must have the token {END}")
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a ``tokenizer.json``.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it holds something else.
+    """
+    library = require("tokenizers", extra="language")
+    text = read_text(path, kind="tokenizer")
+    try:
+        return library.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare exceptions
+        raise ValueError(f"tokenizer {path} is not a tokenizer.json that can be read: {error}") from error
+
+
+def _from_hub(name: str) -> Tokenizer:
+    try:
+        return require("tokenizers", extra="language").Tokenizer.from_pretrained(name)
+    except Exception as error:  # the library raises bare exceptions
+        raise OSError(
+            f"tokenizer {name!r} cannot be loaded ({error}); give the path of a tokenizer.json, or the name of a "
+            "model that the hub or its cache has"
+        ) from error
 
 
 def bytes_of_tokens(tokenizer: Tokenizer) -> Tensor:

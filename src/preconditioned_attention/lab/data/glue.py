@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..._checks import check_known
-from .hub import read_parquet
+from ..._files import open_file
+from .hub import read_parquet, text_in
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ def _read_tsv(path: Path, task: GlueTask) -> Iterator[GlueExample]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for number, raw in enumerate(file, start=1):
             try:
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -190,9 +191,11 @@ def _positions(path: Path, task: GlueTask, lines: Iterator[tuple[int, str]]) -> 
         return first, None, label
     _, header = next(lines, (1, ""))
     names = header.split("\t")
-    missing = [str(name) for name in (first, second, label) if name is not None and name not in names]
-    if missing:
-        raise ValueError(f"{path}, line 1: column {', '.join(map(repr, missing))} is missing; got {', '.join(names)}")
+    wanted = [str(name) for name in (first, second, label) if name is not None]
+    for words, times in (("is missing", 0), ("stands there twice", 2)):
+        wrong = [name for name in wanted if min(names.count(name), 2) == times]
+        if wrong:
+            raise ValueError(f"{path}, line 1: column {', '.join(map(repr, wrong))} {words}; got {', '.join(names)}")
     places = [None if name is None else names.index(str(name)) for name in (first, second, label)]
     return places[0] or 0, places[1], places[2] or 0
 
@@ -215,11 +218,13 @@ def _read_parquet(paths: list[Path], task: GlueTask) -> Iterator[GlueExample]:
     first, second = task.hub_columns
     columns = [name for name in (first, second, "label") if name is not None]
     for where, row in read_parquet(paths, columns):
-        yield GlueExample(row[first], "" if second is None else row[second], _number(row["label"], task, where))
+        texts = [text_in(row, name, where) for name in (first, second) if name is not None]
+        yield GlueExample(texts[0], "" if second is None else texts[1], _number(row["label"], task, where))
 
 
 def _number(label: Any, task: GlueTask, where: str) -> float:
     highest = len(task.classes) - 1 if task.classes else LARGEST_SCORE
-    if not 0 <= label <= highest or (task.classes and label != int(label)):
+    is_number = isinstance(label, int | float) and not isinstance(label, bool)
+    if not is_number or not 0 <= label <= highest or (task.classes and label != int(label)):
         raise ValueError(f"{where}: the label must be from 0 to {highest:g}; got {label!r}")
     return float(label)

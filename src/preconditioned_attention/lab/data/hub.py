@@ -47,6 +47,34 @@ def read_parquet(files: Sequence[Path], columns: Sequence[str]) -> Iterator[tupl
             raise ValueError(f"{path} holds no rows")
 
 
+def open_saved(folder: Path) -> Any:
+    """The rows of a folder that ``save_to_disk`` of ``datasets`` wrote.
+
+    Raises:
+        OSError: it cannot be read. ImportError: the extra ``language`` is missing.
+    """
+    library = require("datasets", extra="language")
+    try:
+        return library.load_from_disk(str(folder))
+    except Exception as error:  # pyarrow and datasets raise errors of many kinds
+        raise OSError(f"{folder} cannot be read as a saved data set: {one_line(error)}") from error
+
+
+def text_in(row: dict[str, Any], name: str, where: str) -> str:
+    """The text in a row's column ``name``.
+
+    Raises:
+        ValueError: it holds something else, such as numbers; the message begins with ``where``.
+    """
+    text = row.get(name)
+    if not isinstance(text, str):
+        raise ValueError(
+            f"{where}: the column {name!r} must hold text; got {text!r:.80} of type {type(text).__name__} "
+            f"(columns: {', '.join(row)})"
+        )
+    return text
+
+
 def _rows(path: Path, library: Any) -> Iterator[dict[str, Any]]:
     try:
         check_regular(path)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from .hub import find_parquet, read_parquet
+from ..._files import read_bytes
+from .hub import find_parquet, read_parquet, text_in
 from .sequences import BYTE_OFFSET, Sequences
 
 LABELS = {"neg": 0, "pos": 1}
@@ -47,15 +48,18 @@ def _of_release(folder: Path, split: str) -> Iterator[tuple[bytes, int]]:
 
 def _of_hub(files: list[Path]) -> Iterator[tuple[bytes, int]]:
     for where, row in read_parquet(files, ("text", "label")):
-        if row["label"] not in LABELS.values():
-            raise ValueError(f"{where}: the label must be 0 or 1; got {row['label']!r}")
-        if not row["text"]:
+        label, text = row["label"], text_in(row, "text", where)
+        if type(label) is not int or label not in LABELS.values():
+            raise ValueError(f"{where}: the label must be 0 or 1; got {label!r}")
+        if not text:
             raise ValueError(f"{where}: the text is empty; it must hold a review")
-        yield row["text"].encode("utf-8"), row["label"]
+        yield text.encode("utf-8"), label
 
 
 def _read(path: Path) -> bytes:
-    content = path.read_bytes()
+    content = read_bytes(path)
+    if b"\0" in content:
+        raise ValueError(f"{path} holds NUL characters, as a file that was not written in full does; write it again")
     if not content:
         raise ValueError(f"{path} is empty; it must hold a review")
     try:

@@ -14,11 +14,8 @@ same, the expressions are not.
 
 from __future__ import annotations
 
-import multiprocessing
 import random
-import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -26,9 +23,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..._checks import check_integer
-from ..._files import publish
+from .limits import check_disk, check_processes
+from .new_folder import write_folder
 from .sequences import Sequences
 from .tables import read_table
+from .worker_pool import worker_pool
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("Source", "Target")
@@ -42,6 +41,8 @@ MOST_ARGUMENTS = 10
 MAX_DEPTH = 10
 CHUNK = 200  # expressions that share a random stream: the unit of work of a process
 MOST_ATTEMPTS = 1_000_000
+MOST_EXPRESSIONS = 10**8
+LONGEST = 10**6  # tokens
 
 _DIGITS = "0123456789"
 _OPERATOR_BYTES = (b"\xf8", b"\xf9", b"\xfa", b"\xfb")  # stand for the operators; in UTF-8 they never occur
@@ -71,9 +72,10 @@ class ListOpsOptions:
     max_length: int = 1999
 
     def __post_init__(self) -> None:
-        for name, minimum in (("count", 1), ("held_out", 1), ("seed", 0), ("min_length", 1)):
-            check_integer(name, getattr(self, name), minimum=minimum)
-        check_integer("max_length", self.max_length, minimum=max(4, self.min_length))
+        check_integer("seed", self.seed, minimum=0)
+        for name, maximum in (("count", MOST_EXPRESSIONS), ("held_out", MOST_EXPRESSIONS), ("min_length", LONGEST)):
+            check_integer(name, getattr(self, name), minimum=1, maximum=maximum)
+        check_integer("max_length", self.max_length, minimum=max(4, self.min_length), maximum=LONGEST)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -109,10 +111,8 @@ def make_listops(options: ListOpsOptions, *, workers: int = 1) -> Iterator[Expre
     Raises:
         ValueError: there are not so many expressions of such lengths, or hardly any.
     """
-    check_integer("workers", workers, minimum=1)
-    pool = nullcontext(None) if workers == 1 else multiprocessing.get_context("spawn").Pool(workers)
-    with pool as processes:
-        yield from _make_all(options, map if processes is None else processes.imap)
+    with worker_pool(workers) as run:
+        yield from _make_all(options, run)
 
 
 def _make_all(
@@ -229,13 +229,9 @@ def write_listops(
         ValueError: ``output`` exists, or there are not so many expressions.
         OSError: it cannot be written.
     """
-    if output.exists():
-        raise ValueError(f"output {output} exists already; remove it or choose another folder")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    check_processes("workers", workers)
+    check_disk(f"count={options.count}: the expressions", sum(options.sizes) * options.min_length, output)
+    with write_folder(output) as temporary:
         expressions = make_listops(options, workers=workers)
         for split, size in zip(SPLITS, options.sizes, strict=True):
             with (temporary / f"basic_{split}.tsv").open("w", encoding="utf-8", newline="") as file:
@@ -243,10 +239,6 @@ def write_listops(
                 for expression in islice(expressions, size):
                     file.write(f"{expression.source}\t{expression.target}{END_OF_LINE}")
                     on_progress()
-        publish(temporary, output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def read_listops(folder: Path, split: str) -> Sequences:

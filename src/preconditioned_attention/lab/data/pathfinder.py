@@ -10,10 +10,8 @@ from __future__ import annotations
 import io
 import logging
 import math
-import multiprocessing
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from .new_folder import check_new, write_folder
 from .pathfinder_drawing import SIZE, Drawing, draw_pathfinder
 from .sequences import as_ids
 from .tables import read_table
+from .worker_pool import worker_pool
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +81,9 @@ def make_pathfinder(options: PathfinderOptions, *, workers: int = 1) -> Iterator
         workers: processes that share the work. With more than one the calling script needs the usual
             ``if __name__ == "__main__":``.
     """
-    check_processes("workers", workers)
-    pool = nullcontext(None) if workers == 1 else multiprocessing.get_context("spawn").Pool(workers)
     jobs = ((options, start) for start in range(0, options.count, CHUNK))
-    with pool as processes:
-        for drawings in map(_make_chunk, jobs) if processes is None else processes.imap(_make_chunk, jobs):
+    with worker_pool(workers) as run:
+        for drawings in run(_make_chunk, jobs):
             yield from drawings
 
 

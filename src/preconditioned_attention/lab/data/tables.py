@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..._files import open_file
+
 _NAMES = {b"\t": "tabs", b" ": "blanks"}
 
 
@@ -25,7 +27,7 @@ def read_table(
         OSError: the file cannot be read.
     """
     line = 0
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for line, content in enumerate(file, start=1):
             fields = content.rstrip(b"\r\n").split(separator)
             _check(fields, columns, content, f"{path}, line {line}", _NAMES[separator])

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..._extras import require
+from ..._files import open_file
 from .byte_bpe import END
-from .hub import read_parquet
+from .hub import open_saved, read_parquet, text_in
 
 VERSIONS = {"V1": "TinyStories-{}.txt", "V2": "TinyStoriesV2-GPT4-{}.txt"}
 FILE_SPLITS = {"train": "train", "validation": "valid"}
@@ -66,7 +66,7 @@ def read_separated(path: Path, *, separator: str = END) -> Iterator[str]:
     """
     lines: list[str] = []
     number = 0
-    with path.open("rb") as file:
+    with open_file(path) as file:
         for number, raw in enumerate(file, start=1):
             line = _decode(raw, path, number)
             if line.strip() == separator:
@@ -82,8 +82,12 @@ def read_separated(path: Path, *, separator: str = END) -> Iterator[str]:
 
 
 def _decode(raw: bytes, path: Path, number: int) -> str:
+    if b"\0" in raw:
+        raise ValueError(
+            f"{path}, line {number} holds NUL characters, as a file that was not written in full does; write it again"
+        )
     try:
-        return raw.decode("utf-8")
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}, line {number}: byte {error.start + 1} of the line, 0x{raw[error.start]:02x}, is not UTF-8 "
@@ -112,17 +116,13 @@ def _read_parquet(files: list[Path]) -> Iterator[str]:
 
 
 def _read_saved(folder: Path) -> Iterator[str]:
-    rows = require("datasets", extra="language").load_from_disk(str(folder))
+    rows = open_saved(folder)
     return _texts((f"{folder}, row {number}", row) for number, row in enumerate(rows, start=1))
 
 
 def _texts(rows: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[str]:
     for where, row in rows:
-        if not isinstance(row.get(COLUMN), str):
-            raise ValueError(
-                f"{where}: the column {COLUMN!r} must hold text; got {row.get(COLUMN)!r} (columns: {', '.join(row)})"
-            )
-        yield row[COLUMN].strip()
+        yield text_in(row, COLUMN, where).strip()
 
 
 def _sizes(paths: list[Path]) -> dict[str, int]:

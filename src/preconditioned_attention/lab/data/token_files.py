@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from filelock import FileLock  # torch brings it
 
 from ..._extras import require
-from ..._files import publish, write_atomically
+from ..._files import naming_file, open_file, publish, read_json, write_atomically
 from .byte_bpe import END, bytes_of_tokens, tokenizer_hash
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 DOCUMENTS_AT_ONCE = 1000
+ITEM_SIZES = {"uint16": 2, "uint32": 4}  # bytes of a token, by dtype
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,8 @@ def write_token_file(
         OSError: the source cannot be read, or the file not be written; what was written is kept for the next call.
     """
     making = _making(tokenizer, ends, source)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming_file(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.with_suffix(".json").exists():
             _write(documents, tokenizer, path, ends, making)
@@ -92,16 +94,30 @@ def open_token_file(path: Path, *, making: Mapping[str, Any] | None = None) -> T
     Raises:
         ValueError: it differs, or ``making`` differs from the file's. OSError: it cannot be read.
     """
-    header = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     remedy = f"remove {path.with_suffix('.json')} to write it again, or choose another folder for it"
+    header = _read_header(path.with_suffix(".json"), remedy)
     if making is not None and header["making"] != making:
         changed = [name for name in making if header["making"].get(name) != making[name]]
         raise ValueError(f"{path} was made from another {' and another '.join(changed)}; {remedy}")
     if _sha256(path) != header["sha256"]:
         raise ValueError(f"{path} has changed since it was written (its SHA-256 differs); {remedy}")
+    if path.stat().st_size != header["tokens"] * _item_size(header["making"]):
+        raise ValueError(f"{path} must hold {header['tokens']} tokens of {header['making']['dtype']}; {remedy}")
     tokens = require("numpy", extra="train").memmap(path, dtype=header["making"]["dtype"], mode="r")
     counts = {name: header[name] for name in ("documents", "empty", "bytes")}
     return TokenFile(path=path, tokens=tokens, **counts)
+
+
+def _read_header(path: Path, remedy: str) -> dict[str, Any]:
+    """What a complete file of tokens says of itself, checked."""
+    header = read_json(path)
+    making = header.get("making")
+    counts = [header.get(field.name) for field in dataclasses.fields(_Progress)]
+    is_counted = all(type(count) is int and count >= 0 for count in counts)
+    is_made = isinstance(making, dict) and making.get("dtype") in ITEM_SIZES
+    if not (is_counted and is_made and isinstance(header.get("sha256"), str)):
+        raise ValueError(f"{path} does not describe a file of tokens: counts, sha256 and making are expected; {remedy}")
+    return header
 
 
 def _making(tokenizer: Tokenizer, ends: bool, source: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,7 +129,7 @@ def _making(tokenizer: Tokenizer, ends: bool, source: Mapping[str, Any]) -> dict
 def _write(documents: Iterable[str], tokenizer: Tokenizer, path: Path, ends: bool, making: dict[str, Any]) -> None:
     part, state = path.with_suffix(".part"), path.with_suffix(".part.json")
     progress = _resume(part, state, making)
-    with part.open("r+b" if part.exists() else "w+b") as file:
+    with naming_file(path), part.open("r+b" if part.exists() else "w+b") as file:
         file.truncate(progress.tokens * _item_size(making))
         file.seek(0, os.SEEK_END)
         _append(documents, tokenizer, file, progress, ends, making, state)
@@ -129,8 +145,13 @@ def _write(documents: Iterable[str], tokenizer: Tokenizer, path: Path, ends: boo
 def _resume(part: Path, state: Path, making: dict[str, Any]) -> _Progress:
     if not (part.exists() and state.exists()):
         return _Progress()
-    saved = json.loads(state.read_text(encoding="utf-8"))
-    return _Progress(**saved["progress"]) if saved["making"] == making else _Progress()
+    saved = read_json(state)
+    progress, names = saved.get("progress"), {field.name for field in dataclasses.fields(_Progress)}
+    if saved.get("making") != making:
+        return _Progress()
+    if not isinstance(progress, dict) or set(progress) != names or any(type(n) is not int for n in progress.values()):
+        raise ValueError(f"{state} does not say how much of {part} is written; remove it to begin again")
+    return _Progress(**progress)
 
 
 def _append(
@@ -168,9 +189,9 @@ def _append(
 
 
 def _item_size(making: Mapping[str, Any]) -> int:
-    return {"uint16": 2, "uint32": 4}[making["dtype"]]
+    return ITEM_SIZES[making["dtype"]]
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

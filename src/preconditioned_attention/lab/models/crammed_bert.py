@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..._checks import check_integer, check_known, check_number
+from ..._checks import check_integer, check_known, check_number, naming_source
 from ..._extras import require
-from ..._files import publish, write_atomically
+from ..._files import open_file, publish, read_json, write_atomically
 from ...config import PreconditionConfig
 from ...layers import MultiheadAttention, Preconditioner
 from ...selection import split_options
@@ -185,14 +185,12 @@ def load_crammed_bert(folder: Path, *, dropout: float = 0.0) -> CrammedBert:
             were trained plain where config.json says preconditioned.
     """
     path = folder / CONFIG_FILE
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if content.get("model_type") != MODEL_TYPE:
-        raise ValueError(f"{path} must describe a crammed BERT (model_type {MODEL_TYPE!r}), as its export writes it")
-    sizes, options = content["sizes"], content["preconditioned_attention"]
-    check_known(f"size in {path}:", sizes, [field.name for field in dataclasses.fields(CrammedBertConfig)])
-    precondition = None if options is None else split_options(options)[0]
-    model = CrammedBert(CrammedBertConfig(**{**sizes, "dropout": dropout}), precondition=precondition)
-    weights = require("safetensors.torch", extra="train").load_file(str(folder / WEIGHTS_FILE))
+    content = _read_config(path)
+    options = content["preconditioned_attention"]
+    with naming_source(str(path)):
+        precondition = None if options is None else split_options(options)[0]
+        model = CrammedBert(CrammedBertConfig(**{**content["sizes"], "dropout": dropout}), precondition=precondition)
+    weights = _read_weights(folder / WEIGHTS_FILE)
     if options is not None and content.get("marker", True) and not any(key.endswith(_MARK) for key in weights):
         raise ValueError(
             f"{path} says that the model is preconditioned, and the weights beside it have no mark of it, so they were "
@@ -206,3 +204,23 @@ def load_crammed_bert(folder: Path, *, dropout: float = 0.0) -> CrammedBert:
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit the sizes in {path}: {error}") from error
     return model
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The sizes and the options of the preconditioning that :func:`save_crammed_bert` wrote."""
+    content = read_json(path)
+    if content.get("model_type") != MODEL_TYPE:
+        raise ValueError(f"{path} must describe a crammed BERT (model_type {MODEL_TYPE!r}), as its export writes it")
+    sizes, options = content.get("sizes"), content.get("preconditioned_attention", ())
+    if not isinstance(sizes, dict) or not (options is None or isinstance(options, dict)):
+        raise ValueError(f"{path} must hold sizes, and preconditioned_attention with its options or null")
+    check_known(f"size in {path}:", sizes, [field.name for field in dataclasses.fields(CrammedBertConfig)])
+    return content
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    open_file(path).close()  # a message of its own if it is missing, a folder or a pipe
+    try:
+        return require("safetensors.torch", extra="train").load_file(str(path))
+    except Exception as error:  # safetensors has an error of its own
+        raise OSError(f"{path} cannot be read as weights: {error}; export the run again") from error

@@ -9,9 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..._checks import check_integer, check_known, check_number
+from ..._checks import check_integer, check_known, check_number, naming_source
+from ..._files import read_text
 from ..._yaml import parse_yaml
-from ..training.arms import ARMS, Arm
+from ..training.arms import ARM_NAME, ARMS, Arm
 from ..training.config import TrainConfig
 
 __all__ = ["CompareSection", "Recipe", "load_recipe", "recipe_names"]
@@ -45,8 +46,10 @@ class CompareSection:
             self, "learning_rates", tuple(check_number("learning_rates", rate, above=0.0) for rate in rates)
         )
         for key in ("arms", "variants"):
-            if not isinstance(getattr(self, key), Mapping):
-                raise TypeError(f"{key} must map names of arms to their options; got {getattr(self, key)!r}")
+            _check_arm_names(key, getattr(self, key))
+        for name, options in self.variants.items():
+            if not isinstance(options, Mapping):
+                raise TypeError(f"variants: {name!r} must have options of the task; got {options!r}")
         object.__setattr__(
             self, "arms", {**self.arms, **{name: None for name in self.variants if name not in self.arms}}
         )
@@ -85,7 +88,7 @@ def load_recipe(name: str | Path) -> Recipe:
     """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        return _parse(path.stem, _read(path), source=str(path))
+        return _parse(path.stem, read_text(path, kind="recipe file"), source=str(path))
     meant = [known for known in recipe_names() if known.endswith(f"/{name}") or known.replace("/", "-") == str(name)]
     if str(name) not in recipe_names() and len(meant) == 1:
         (name,) = meant
@@ -97,13 +100,6 @@ def load_recipe(name: str | Path) -> Recipe:
     return _parse(str(name), text, source=f"recipe {name!r}")
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise OSError(f"recipe file {path} cannot be read: {error.strerror or error}") from error
-
-
 def _parse(name: str, text: str, *, source: str) -> Recipe:
     sections = parse_yaml(text, source=source)
     check_known(f"section of {source}:", sections, ["train", "compare"])
@@ -113,10 +109,22 @@ def _parse(name: str, text: str, *, source: str) -> Recipe:
     missing = [key for key in ("seeds", "learning_rates") if key not in compare]
     if missing:
         raise ValueError(f"section 'compare' of {source} lacks {', '.join(missing)}")
-    if isinstance(compare.get("arms"), dict):
-        arms = {arm: options and Arm.from_dict(options) for arm, options in compare["arms"].items()}
-        compare = {**compare, "arms": arms}
-    return Recipe(name=name, train=TrainConfig.from_dict(train), compare=CompareSection(**compare))
+    with naming_source(source):
+        return Recipe(name=name, train=TrainConfig.from_dict(train), compare=CompareSection(**_with_arms(compare)))
+
+
+def _with_arms(compare: dict[str, Any]) -> dict[str, Any]:
+    """The section with an :class:`Arm` for the options of each arm."""
+    arms = compare.get("arms")
+    if not isinstance(arms, dict):
+        return compare
+    for arm, options in arms.items():
+        if not (options is None or isinstance(options, dict)):
+            raise TypeError(f"arms: {arm!r} must have options, such as {{gradient: full}}, or null; got {options!r}")
+    return {
+        **compare,
+        "arms": {arm: None if options is None else Arm.from_dict(options) for arm, options in arms.items()},
+    }
 
 
 def _section(sections: dict[str, Any], key: str, source: str) -> dict[str, Any]:
@@ -126,9 +134,18 @@ def _section(sections: dict[str, Any], key: str, source: str) -> dict[str, Any]:
     return section
 
 
+def _check_arm_names(key: str, arms: object) -> None:
+    """Raise if ``arms`` is no mapping, or a name could not be a part of the name of a file."""
+    if not isinstance(arms, Mapping):
+        raise TypeError(f"{key} must map names of arms to their options; got {arms!r}")
+    for name in arms:
+        if not isinstance(name, str) or not ARM_NAME.fullmatch(name):
+            raise ValueError(f"{key}: a name is made of letters, digits and '_.+-'; got {name!r}")
+
+
 def _distinct(name: str, values: object) -> list[Any]:
     if not isinstance(values, list | tuple) or not values:
         raise TypeError(f"{name} must be a list with at least one value; got {values!r}")
-    if len(set(values)) != len(values):
+    if any(values[index] in values[:index] for index in range(len(values))):
         raise ValueError(f"{name} must not hold a value twice; got {list(values)!r}")
     return list(values)

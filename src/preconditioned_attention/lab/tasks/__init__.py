@@ -67,7 +67,12 @@ def make_task(name: str, options: Mapping[str, Any]) -> Task:
     """
     check_known("task", [name], TASKS)
     factory = TASKS[name]
-    check_known(f"option of task {name!r}:", options, inspect.signature(factory).parameters)
+    parameters = inspect.signature(factory).parameters
+    check_known(f"option of task {name!r}:", options, parameters)
+    named = {key: one for key, one in parameters.items() if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+    missing = [key for key, one in named.items() if one.default is one.empty and key not in options]
+    if missing:
+        raise ValueError(f"task {name!r} needs the option {', '.join(missing)}")
     task = factory(**options)
     if not isinstance(task, Task):
         raise TypeError(f"TASKS[{name!r}] must make a Task (preconditioned_attention.lab.tasks.Task); got {task!r}")

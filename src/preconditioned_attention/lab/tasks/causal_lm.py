@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..._checks import check_integer, check_number
+from ..._checks import check_integer, check_number, check_path, naming_source
 from ..._extras import require
 from ...config import check_choice
 from ..data.byte_bpe import END, bytes_of_tokens, save_tokenizer
@@ -22,7 +22,9 @@ from ..data.ngram import KneserNey
 from ..data.python_reference import load_python_reference
 from ..data.windows import NOT_SCORED, RandomWindows, ScoredWindows
 from .corpora import TokenCorpus, open_python_reference, open_tiny_stories
+from .sizes import LARGEST_SIZE, MOST_LAYERS
 from .task import Splits, Task
+from .unused_options import check_unused
 
 CORPORA = ("python-reference", "tiny-stories")
 SAMPLE_TOKENS = 120
@@ -68,13 +70,25 @@ class CausalLM(Task):
 
     def __post_init__(self) -> None:
         check_choice("corpus", self.corpus, CORPORA)
-        for name, minimum in (("vocab_size", 257), ("context", 2), ("n_layer", 1), ("n_head", 1), ("n_embd", 1)):
-            check_integer(name, getattr(self, name), minimum=minimum)
+        for name, minimum in (("vocab_size", 257), ("context", 2), ("n_head", 1), ("n_embd", 1)):
+            check_integer(name, getattr(self, name), minimum=minimum, maximum=LARGEST_SIZE)
+        check_integer("n_layer", self.n_layer, minimum=1, maximum=MOST_LAYERS)
         check_number("dropout", self.dropout, below=1.0)
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd must be a multiple of n_head; got n_embd={self.n_embd}, n_head={self.n_head}")
+        self._check_corpus()
+
+    def _check_corpus(self) -> None:
+        """Raise if an option is missing, or would be ignored."""
+        check_path("root", self.root, "the folder with TinyStories")
+        check_path("cache", self.cache, "a folder")
+        check_path("tokenizer", self.tokenizer, "a tokenizer.json, or a name on the hub")
         if self.corpus == "tiny-stories" and self.tokenizer is None:
             raise ValueError("tokenizer must be given for corpus='tiny-stories': its published runs use GPT-2's")
+        if self.corpus == "python-reference":
+            check_unused(self, "root", "cache", reason="corpus='python-reference' comes with Python")
+        if self.tokenizer is not None:
+            check_unused(self, "vocab_size", reason="it is the size of a tokenizer that is trained, and one is given")
 
     def build_model(self) -> nn.Module:
         """A new ``GPT2LMHeadModel``."""
@@ -97,11 +111,12 @@ class CausalLM(Task):
     def datasets(self) -> Splits:
         """Windows of ``context`` tokens and the tokens that follow: random ones for training, each once otherwise."""
         data = self._data
-        return Splits(
-            train=RandomWindows(data.train, self.context),
-            validation=ScoredWindows(data.validation, self.context),
-            test=ScoredWindows(data.test, self.context),
-        )
+        with naming_source(f"corpus {self.corpus!r}" + (f" in {self.root}" if self.root else "")):
+            return Splits(
+                train=RandomWindows(data.train, self.context),
+                validation=ScoredWindows(data.validation, self.context),
+                test=ScoredWindows(data.test, self.context),
+            )
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy per token, in nats."""

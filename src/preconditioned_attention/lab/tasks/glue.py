@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from ..._checks import check_integer, check_known, check_number
-from ..._extras import require
+from ..._checks import check_integer, check_known, check_number, check_path
+from ..data.byte_bpe import read_tokenizer
 from ..data.glue import GLUE, GlueExample, GlueTask, read_glue
 from ..models.crammed_bert import CrammedBert, load_crammed_bert
 from .glue_metrics import METRICS
+from .sizes import LARGEST_SIZE
 from .task import Splits, Task
 
 HEAD_WIDTH = 1024
@@ -56,7 +57,10 @@ class Glue(Task):
 
     def __post_init__(self) -> None:
         check_known("task of GLUE", [self.task], GLUE)
-        check_integer("context", self.context, minimum=8)
+        check_path("root", self.root, "the folder that holds GLUE")
+        if not isinstance(self.pretrained, str):
+            raise TypeError(f"pretrained must be the path of a folder; got {self.pretrained!r}")
+        check_integer("context", self.context, minimum=8, maximum=LARGEST_SIZE)
         check_number("dropout", self.dropout, below=1.0)
 
     @property
@@ -120,7 +124,7 @@ class Glue(Task):
     @cached_property
     def _tokenizer(self) -> Any:
         path = Path(self.pretrained) / "tokenizer.json"
-        tokenizer = require("tokenizers", extra="language").Tokenizer.from_file(str(path))
+        tokenizer = read_tokenizer(path)
         missing = [token for token in ("<cls>", "<sep>", "<pad>") if tokenizer.token_to_id(token) is None]
         if missing:
             raise ValueError(f"{path} must have the tokens {', '.join(missing)}")

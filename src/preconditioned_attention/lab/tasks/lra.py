@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import OneCycleLR
 
-from ..._checks import check_integer
+from ..._checks import check_integer, check_path
 from ..data.sequences import collate_sequences
 from ..models.long_range import Attention, LongRangeEncoder
 from ..models.weights_size import build_on_meta, check_depth
 from .one_cycle import make_one_cycle
 from .optimizer import OptimizerSettings
+from .sizes import LARGEST_SIZE
 from .task import Splits, Task
 
 
@@ -56,10 +57,10 @@ class LongRangeTask(Task):
     decay_vectors: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.data is not None and not isinstance(self.data, str):
-            raise TypeError(f"data must be the path of a folder, or None; got {self.data!r}")
-        check_integer("positions", self.positions, minimum=1)
-        check_depth({"depth": self.depth})
+        check_path("data", self.data, "a folder")
+        for name in ("positions", "dim", "num_heads", "mlp_dim", "num_landmarks", "conv_kernel_size"):
+            check_integer(name, getattr(self, name), minimum=1, maximum=LARGEST_SIZE)
+        check_depth({"depth": check_integer("depth", self.depth, minimum=1)})
         build_on_meta(self.build_model, f"task {self.name!r} with positions={self.positions}, dim={self.dim}")
 
     def build_model(self) -> nn.Module:

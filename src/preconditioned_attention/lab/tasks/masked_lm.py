@@ -16,10 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 
-from ..._checks import check_integer
-from ..._extras import require
+from ..._checks import check_integer, check_path
 from ...config import check_choice
-from ..data.byte_bpe import END, tokenizer_hash, train_byte_bpe
+from ..data.byte_bpe import END, read_tokenizer, tokenizer_hash, train_byte_bpe
 from ..data.masking import SHARE, MaskedWindows
 from ..data.python_reference import load_python_reference
 from ..data.tokenized import TokenizedRows, open_tokenized
@@ -27,8 +26,10 @@ from ..data.windows import RandomWindows, ScoredWindows
 from ..models.crammed_bert import CrammedBert, CrammedBertConfig, save_crammed_bert
 from .corpora import tokenize
 from .optimizer import OptimizerSettings
+from .sizes import LARGEST_SIZE, MOST_LAYERS
 from .task import Splits, Task
 from .triangle import make_triangle
+from .unused_options import check_unused
 
 CORPORA = ("python-reference", "tokenized")
 SPECIALS = (END, "<cls>", "<sep>", "<mask>", "<pad>")
@@ -73,9 +74,16 @@ class MaskedLM(Task):
 
     def __post_init__(self) -> None:
         check_choice("corpus", self.corpus, CORPORA)
-        check_integer("context", self.context, minimum=2)
+        check_integer("context", self.context, minimum=2, maximum=LARGEST_SIZE)
+        check_integer("layers", self.layers, minimum=1, maximum=MOST_LAYERS)
+        for name in ("width", "num_heads", "feed_forward"):
+            check_integer(name, getattr(self, name), minimum=1, maximum=LARGEST_SIZE)
+        fewest = 256 + len(SPECIALS) if self.corpus == "python-reference" else 1
+        check_integer("vocab_size", self.vocab_size, minimum=fewest, maximum=LARGEST_SIZE)
+        check_path("root", self.root, "the folder of the tokenized data set")
+        check_path("tokenizer", self.tokenizer, "a tokenizer.json")
         if self.corpus == "python-reference":
-            check_integer("vocab_size", self.vocab_size, minimum=256 + len(SPECIALS))
+            check_unused(self, "root", "tokenizer", reason="corpus='python-reference' comes with Python")
         self._sizes()
 
     def build_model(self) -> nn.Module:
@@ -149,9 +157,14 @@ class MaskedLM(Task):
             return train_byte_bpe(load_python_reference().train, vocab_size=self.vocab_size, specials=SPECIALS)
         if self.tokenizer is None:
             raise ValueError("tokenizer must be the tokenizer.json of the tokenized data set; got None")
-        tokenizer = require("tokenizers", extra="language").Tokenizer.from_file(self.tokenizer)
+        tokenizer = read_tokenizer(Path(self.tokenizer))
         if tokenizer.token_to_id(MASK) is None:
             raise ValueError(f"tokenizer {self.tokenizer!r} must have the token {MASK}")
+        if tokenizer.get_vocab_size() > self.vocab_size:
+            raise ValueError(
+                f"vocab_size must be at least the {tokenizer.get_vocab_size()} tokens of {self.tokenizer}; "
+                f"got {self.vocab_size}"
+            )
         return tokenizer
 
     @cached_property
@@ -168,4 +181,8 @@ class MaskedLM(Task):
         if self.root is None:
             raise ValueError("root must be the folder of the tokenized data set; got None (--task-options root=FOLDER)")
         rows = open_tokenized(Path(self.root))
-        return {part: TokenizedRows(rows, part, length=self.context) for part in ("train", "validation", "test")}
+        parts = ("train", "validation", "test")
+        return {
+            part: TokenizedRows(rows, part, length=self.context, vocab_size=self.vocab_size, name=self.root)
+            for part in parts
+        }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,9 @@ class Arm:
         """The inverse of :meth:`to_dict`; also reads what was saved when `PreconditionConfig` held the selection."""
         return cls(*split_options(options))
 
+
+ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+"""What an arm may be called: the name becomes a part of the names of files."""
 
 ARMS: dict[str, Arm | None] = {
     "plain": None,

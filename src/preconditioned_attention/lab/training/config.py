@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from ..._checks import check_integer, check_known, check_number
+from ..._checks import check_integer, check_known, check_number, naming_source
 from ..._yaml import format_yaml, parse_yaml
 from ...config import check_choice
 from ...diagnostics import MonitorConfig
@@ -17,6 +17,12 @@ from .former_options import update_options
 
 Precision = Literal["float32", "float64", "bfloat16", "float16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+# Limits that no run reaches: what is beyond them is a slip, which would end in a loop without end or in a million
+# processes.
+MOST_STEPS = 10**9
+MOST_WORKERS = 256
+LARGEST_LEARNING_RATE = 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +109,10 @@ class TrainConfig:
 
     def _check_counts(self) -> None:
         check_integer("seed", self.seed, minimum=0)
-        for name in ("workers", "batch_ramp_steps"):
-            check_integer(name, getattr(self, name), minimum=0)
+        check_integer("workers", self.workers, minimum=0, maximum=MOST_WORKERS)
+        check_integer("batch_ramp_steps", self.batch_ramp_steps, minimum=0, maximum=MOST_STEPS)
         for name in ("steps", "batch_size", "accumulation_steps", "keep_checkpoints"):
-            check_integer(name, getattr(self, name), minimum=1)
+            check_integer(name, getattr(self, name), minimum=1, maximum=MOST_STEPS)
         for name in ("evaluate_every", "checkpoint_every"):
             if getattr(self, name) is not None:
                 check_integer(name, getattr(self, name), minimum=1)
@@ -115,19 +121,18 @@ class TrainConfig:
                 f"warmup_steps must be less than steps, or the learning rate is never reached; got "
                 f"warmup_steps={self.warmup_steps}, steps={self.steps} (with_steps() scales both)"
             )
-        milestones = tuple(check_integer("milestones", step, minimum=1) for step in self._listed_milestones())
-        object.__setattr__(self, "milestones", milestones)
-
-    def _listed_milestones(self) -> list[int]:
         if not isinstance(self.milestones, list | tuple):
             raise TypeError(f"milestones must be a list of steps; got {self.milestones!r}")
-        return sorted(self.milestones)
+        milestones = sorted(check_integer("milestones", step, minimum=1) for step in self.milestones)
+        object.__setattr__(self, "milestones", tuple(milestones))
 
     def _check_numbers(self) -> None:
-        if isinstance(self.betas, str) or not hasattr(self.betas, "__len__") or len(self.betas) != 2:
+        if not isinstance(self.betas, list | tuple) or len(self.betas) != 2:
             raise TypeError(f"betas must be two numbers; got {self.betas!r}")
         numbers = {
-            "learning_rate": check_number("learning_rate", self.learning_rate, above=0.0),
+            "learning_rate": check_number(
+                "learning_rate", self.learning_rate, above=0.0, maximum=LARGEST_LEARNING_RATE
+            ),
             "weight_decay": check_number("weight_decay", self.weight_decay),
             "betas": tuple(check_number("betas", beta, below=1.0) for beta in self.betas),
             "final_learning_rate": check_number("final_learning_rate", self.final_learning_rate),
@@ -194,9 +199,11 @@ class TrainConfig:
             raise ValueError(f"training option(s) missing: {', '.join(missing)}")
         values = update_options(options)
         if isinstance(values.get("precondition"), Mapping):
-            values["precondition"] = Arm.from_dict(values["precondition"])
+            with naming_source("precondition"):
+                values["precondition"] = Arm.from_dict(values["precondition"])
         if isinstance(values.get("monitor"), Mapping):
-            values["monitor"] = MonitorConfig.from_dict(values["monitor"])
+            with naming_source("monitor"):
+                values["monitor"] = MonitorConfig.from_dict(values["monitor"])
         return cls(**values)
 
     def to_yaml(self) -> str:
@@ -205,5 +212,10 @@ class TrainConfig:
 
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "the training configuration") -> TrainConfig:
-        """The inverse of :meth:`to_yaml`; ``source`` names the text in errors."""
-        return cls.from_dict(parse_yaml(text, source=source))
+        """The inverse of :meth:`to_yaml`; ``source`` names the text in errors.
+
+        Raises:
+            ValueError, TypeError: as :func:`parse_yaml` and :meth:`from_dict`; the message names ``source``.
+        """
+        with naming_source(source):
+            return cls.from_dict(parse_yaml(text, source=source))
