@@ -26,17 +26,25 @@ SERVER.set_forkserver_preload([__name__, "accelerate", "timm", "sklearn.datasets
 
 
 class Run:
-    """A run in a new process. ``rank`` and ``port`` connect two of them."""
+    """A run in a new process. ``rank`` and ``port`` connect ``world`` of them."""
 
     def __init__(
-        self, config: TrainConfig, output: Path, *, rank: int | None = None, port: int = 0, **options: Any
+        self,
+        config: TrainConfig,
+        output: Path,
+        *,
+        rank: int | None = None,
+        port: int = 0,
+        world: int = 2,
+        **options: Any,
     ) -> None:
         self.output = output
         self.errors_file = output.with_name(f"{output.name}-errors-{rank}.txt")
         # One thread: the same arithmetic in every run, and tests beside tests do not slow each other.
         environment = {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
         if rank is not None:
-            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environment |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
         arguments = (config.to_yaml(), output, environment, self.errors_file, options)
         self.process: ForkServerProcess = SERVER.Process(target=_work, args=arguments)
@@ -73,9 +81,18 @@ def run_alone(config: TrainConfig, output: Path, **options: Any) -> Run:
 
 
 def run_on_two(config: TrainConfig, output: Path, **options: Any) -> list[Run]:
+    return [run.end() for run in start_on(2, config, output, **options)]
+
+
+def run_on(world: int, config: TrainConfig, output: Path, **options: Any) -> None:
+    """Train on so many processes, and fail if one of them does."""
+    for run in start_on(world, config, output, **options):
+        assert run.end().ended_well, run.errors
+
+
+def start_on(world: int, config: TrainConfig, output: Path, **options: Any) -> list[Run]:
     port = free_port()
-    runs = [Run(config, output, rank=rank, port=port, **options) for rank in (0, 1)]
-    return [run.end() for run in runs]
+    return [Run(config, output, rank=rank, port=port, world=world, **options) for rank in range(world)]
 
 
 def free_port() -> int:
@@ -104,6 +121,9 @@ def _work(config: str, output: Path, environment: dict[str, str], errors: Path, 
     with errors.open("w") as file:
         os.dup2(file.fileno(), 2)
     os.environ.update(environment)
+    os.environ.update(options.pop("environment", {}))
+    if options.pop("present_as_accelerator", False):
+        present_as_accelerator()
     torch.set_num_threads(1)
     limit = options.pop("file_size_limit", None)
     if limit is not None:  # what a full disk does, for one file
@@ -112,6 +132,23 @@ def _work(config: str, output: Path, environment: dict[str, str], errors: Path, 
     if gradients is not None:
         register_optimizer_step_pre_hook(_saving_gradients(gradients))
     train(TrainConfig.from_yaml(config), output, progress=False, **options)
+
+
+def present_as_accelerator() -> None:
+    """Make Accelerate take this process, connected by gloo, for one that has a GPU: its FSDP is for GPUs only.
+
+    Everything after that choice is Accelerate's own code. On a GPU the backend would be NCCL and the parts lie in its
+    memory; nothing else of what a run does depends on the device.
+    """
+    from accelerate.state import DistributedType, PartialState
+
+    def prepare_backend(self: Any, *args: Any) -> tuple[str, DistributedType]:
+        if not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("gloo")
+        return "gloo", DistributedType.MULTI_GPU
+
+    PartialState._prepare_backend = prepare_backend
+    PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 
 
 def _saving_gradients(path: Path):

@@ -22,6 +22,7 @@ def train(
     steps: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    fsdp: bool = False,
 ) -> None:
     """Train one arm of a recipe and evaluate it on the validation and the test split.
 
@@ -37,6 +38,7 @@ def train(
         steps: Replaces the recipe's number of steps; warm-up and intervals scale with it.
         resume: Continue the run in the output folder from its newest checkpoint.
         overwrite: Replace the run in the output folder.
+        fsdp: Divide parameters, gradients and optimizer state among the processes of torchrun or accelerate launch.
     """
     import torch
 
@@ -47,7 +49,7 @@ def train(
     loaded = choose_recipe(recipe, model=model, preset=preset, task_options=task_options)
     config = configure(loaded, arm=arm, seed=seed, learning_rate=learning_rate, steps=steps)
     folder = Path("runs") / f"{folder_name(loaded)}-{arm}-seed{config.seed}" if output is None else output
-    result = run_training(config, folder, resume=resume, overwrite=overwrite)
+    result = run_training(config, folder, resume=resume, overwrite=overwrite, fsdp=fsdp)
     if int(os.environ.get("RANK", "0")) == 0:
         print(describe(result, arm, folder))
     if torch.distributed.is_initialized():

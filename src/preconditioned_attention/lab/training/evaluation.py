@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from ..tasks import Batch
 from .randomness import Stream, derive_seed, seed_all
+from .sharding import free_gathered
 from .state import TrainState
 
 Values = Mapping[str, Tensor | list[Any]]
@@ -51,6 +52,11 @@ def evaluate(
                     sums[name] += values.cpu().double().sum().item()
                 else:
                     lists[name].extend(values)
+        if state.sharded and len(loader) < math.ceil(math.ceil(size / accelerator.num_processes) / _batch_size(state)):
+            # Others have one more batch, and this process's parts of the weights take part in every pass.
+            state.task.evaluate(model, state.place(collate([dataset[0]])))
+    if state.sharded:
+        free_gathered(model)
     model.train()
     return _with_metric(state, {**_means(sums, size), **_scores(state, dataset, lists)})
 

@@ -34,6 +34,7 @@ from .progress import ProgressLine
 from .report import write_report
 from .result import TrainResult, write_result
 from .resuming import evaluation_is_due, is_due, resume_state
+from .sharding import process_group
 from .state import Prepare, TrainState, build_state
 from .step import optimizer_step
 
@@ -49,6 +50,7 @@ def train(
     overwrite: bool = False,
     prepare: Prepare | None = None,
     progress: bool = True,
+    fsdp: bool = False,
 ) -> TrainResult:
     """Train a task's model and evaluate it on the validation and the test split.
 
@@ -65,6 +67,9 @@ def train(
         prepare: called once with the new model before the optimizer exists; returns the model. The default applies
             ``config.precondition``.
         progress: show a live line on standard error.
+        fsdp: divide parameters, gradients and optimizer state among the processes (FSDP2), on GPUs or CPUs. It changes
+            no number but by rounding, so it is no part of ``config``: a run may be resumed with or without. On GPUs
+            Accelerate's own configuration of FSDP2 (``accelerate launch``) does the same.
 
     Raises:
         ValueError, TypeError: an argument, an option of the task or the state of the folder does not allow the run.
@@ -82,7 +87,8 @@ def train(
     folder = RunFolder(Path(output))
     initial = HashedPrepare(prepare or partial(_precondition, config=config))
     accelerator = make_accelerator(config, folder.path)
-    with claimed(folder, accelerator) as claim:
+    alone = fsdp and accelerator.num_processes == 1
+    with process_group(alone=alone), claimed(folder, accelerator) as claim:
         with raise_on_all_ranks(accelerator):
             if accelerator.is_main_process:
                 folder.check(config, resume=resume, overwrite=overwrite)
@@ -91,7 +97,7 @@ def train(
                 return read_finished(config, task, folder, accelerator, initial)
         splits = task.datasets()
         order = _batch_order(config, accelerator, splits)
-        state = build_state(config, task, accelerator, initial)
+        state = build_state(config, task, accelerator, initial, fsdp=fsdp)
         _warn_of_plain_weights(state)
         enabled = progress and accelerator.is_main_process
         progress_line = ProgressLine(task.name, total=config.steps, batch_size_at=order.batch_size_at, enabled=enabled)
@@ -222,7 +228,7 @@ def _finish(
     with raise_on_all_ranks(state.accelerator):
         if state.accelerator.is_main_process:
             claim()
-            save_weights(state, folder.weights)
+            save_weights(result.model, folder.weights)
             result.pictures.update(state.task.pictures(result.model))
             result.samples.update(state.task.samples(result.model))
             write_report(result, folder)

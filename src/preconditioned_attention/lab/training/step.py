@@ -14,6 +14,7 @@ from ..tasks import Batch
 from .errors import NonFiniteError
 from .metrics import Record
 from .randomness import Stream, derive_seed, seed_all
+from .sharding import share_buffers
 from .state import TrainState
 
 
@@ -28,7 +29,7 @@ def optimizer_step(state: TrainState, batches: Iterator[Batch]) -> Record:
     buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
     loss = _backward(state, batches)
     clip_norm = math.inf if state.config.clip_norm is None else state.config.clip_norm
-    norm = float(state.accelerator.clip_grad_norm_(state.model.parameters(), clip_norm))
+    norm = float(state.accelerator.clip_grad_norm_(state.model.parameters(), clip_norm))  # of a DTensor: the whole one
     learning_rate = state.scheduler.get_last_lr()[0]
     if not math.isfinite(loss) or not (math.isfinite(norm) or _scaler_adapts(state)):
         for buffer, before in buffers:  # a forward pass changes running statistics
@@ -40,6 +41,8 @@ def optimizer_step(state: TrainState, batches: Iterator[Batch]) -> Record:
     state.optimizer.step()
     state.scheduler.step()
     state.optimizer.zero_grad()
+    if state.accelerator.num_processes > 1:  # so that every process evaluates, and a resumed run continues, with these
+        share_buffers(state.unwrapped)
     if state.average is not None:
         state.average.update_parameters(state.unwrapped)
     state.step += 1
