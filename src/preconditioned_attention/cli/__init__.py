@@ -20,6 +20,7 @@ from ._streams import output_failure, say, usable_streams
 COMMANDS = {
     "train": "train one arm of a recipe; can be stopped and resumed",
     "compare": "train with and without preconditioning, several seeds, and report the differences",
+    "report": "report the runs in folders from any number of machines",
     "data": "write datasets that need no download",
     "export": "write the model of a finished run in the format of another library",
     "glue": "fine-tune a pretrained model on GLUE, several trials, and report the medians",

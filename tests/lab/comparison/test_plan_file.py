@@ -50,7 +50,9 @@ def test_another_comparison_is_named_before_the_first_run(tmp_path):
     other = RunStore(tmp_path, dataclasses.replace(PLAN, settings={"steps": 6, "betas": [0.9, 0.99]}))
     with pytest.raises(FileExistsError, match=r"comparison\.json belongs to another comparison.*steps was 5, is 6"):
         other.begin(resume=True, overwrite=False)
-    assert read_plan(tmp_path / "comparison.json") == dataclasses.replace(PLAN, settings=PLAN.plain_settings)
+    plan, title = read_plan(tmp_path / "comparison.json")
+    assert plan == dataclasses.replace(PLAN, settings=PLAN.plain_settings)
+    assert title == "Comparison"
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"arms": 3}', b"[" * 100_000])

@@ -247,7 +247,11 @@ def test_a_run_that_failed_under_a_former_name_and_was_repeated_is_the_new_one(t
     write_earlier(tmp_path, status="failed", reason="no memory", metrics=None)
     store = open_store(tmp_path, resume=True)
     (failed,) = store.refresh().values()
-    store.write(dataclasses.replace(failed, status="finished", reason=None, seconds=7.0))
+    store.write(
+        dataclasses.replace(
+            failed, status="finished", reason=None, metrics=some_record().metrics, weights=["ab"], seconds=7.0
+        )
+    )
     (record,) = open_store(tmp_path, resume=True).refresh().values()
     assert (record.status, record.seconds) == ("finished", 7.0)
 

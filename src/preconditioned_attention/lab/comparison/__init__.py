@@ -1,5 +1,6 @@
 """Comparisons: train with and without preconditioning over seeds and learning rates, and report the differences."""
 
+from .combine import report_runs
 from .engine import compare
 from .metrics import RunMetrics
 from .plan import Plan, RunKey
@@ -20,6 +21,7 @@ __all__ = [
     "RunMetrics",
     "Verdict",
     "compare",
+    "report_runs",
     "task_run",
     "task_settings",
 ]

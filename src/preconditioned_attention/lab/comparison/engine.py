@@ -16,7 +16,7 @@ from .report import Comparison, build_comparison, print_comparison, write_report
 from .scheduling.capacity import choose_workers
 from .scheduling.choice import do_all
 from .scheduling.processes import is_worker
-from .store import RunStore
+from .store import RunStore, claimed
 
 
 def compare(
@@ -104,7 +104,7 @@ def _report(job: Job, *, verbose: bool) -> Comparison:
     store = job.store
     records = store.refresh()
     comparison = build_comparison(job.plan, records, title=store.title, output=store.output)
-    with store.claimed():
+    with claimed(store.output):
         write_report(comparison)
     if verbose:
         print_comparison(comparison)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import logging
 import time
 import traceback
@@ -10,9 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..._environment import describe_environment
 from ..training.claim import ClaimLostError, RunClaim
 from ..training.randomness import seed_all
+from .fairness import StartedRun, check_starts
+from .machines import describe_machine
 from .metrics import RunMetrics
 from .plan import Plan, RunKey
 from .preparation import FairnessError, Prepare
@@ -50,6 +52,11 @@ class Job:
         """What is compared."""
         return self.store.plan
 
+    def started(self, record: RunRecord) -> StartedRun:
+        """A finished run as the check of fairness takes it."""
+        variant = json.dumps(self.plan.variants.get(record.key.arm), sort_keys=True)
+        return StartedRun(self.store.folder(record.key), record, variant)
+
     def record(self, key: RunKey) -> RunRecord | None:
         """The run's record if nothing is left to do: it is finished, or has failed since the job began."""
         record = self.store.read(key)
@@ -71,9 +78,9 @@ def do_run(job: Job, key: RunKey) -> RunRecord | None:
         ValueError, TypeError: what ``run`` returned is invalid, or a file of a run is.
         OSError: the run's folder cannot be written to.
     """
-    claim = RunClaim(job.store.folder(key))
     if (record := job.record(key)) is not None:
         return record
+    claim = RunClaim(job.store.folder(key))
     if not claim.try_acquire():
         return None
     try:
@@ -95,7 +102,7 @@ def _run_once(job: Job, key: RunKey) -> RunRecord:
     plan = job.plan
     prepare = Prepare(plan.arms[key.arm], plan.variants.get(key.arm, {}), job.store.folder(key))
     seed_all(key.seed)
-    started, start = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), time.perf_counter()
+    started, start = datetime.datetime.now(datetime.UTC).isoformat(), time.perf_counter()
     values: dict[str, Any]
     try:
         returned = job.run(prepare, key.seed, key.learning_rate)
@@ -116,35 +123,13 @@ def _run_once(job: Job, key: RunKey) -> RunRecord:
         random_states=prepare.random_states,
         seconds=time.perf_counter() - start,
         started=started,
-        environment=describe_environment(),
+        environment=describe_machine(),
         **values,
     )
 
 
 def _check_fairness(record: RunRecord, job: Job) -> None:
     """Raise unless a finished run had the initial state of the other finished runs with its seed and variant."""
-    if not record.finished:
-        return
-    if not record.weights:
-        raise FairnessError(
-            f"run {record.key.stem} never called prepare(model), so no arm was applied. "
-            "Call it on every new model, before the optimizer is created"
-        )
-    variants, folder = job.plan.variants, job.store.folder
-    for other in job.store.refresh().values():
-        if not other.finished or other.key.seed != record.key.seed:
-            continue
-        if variants.get(other.key.arm) != variants.get(record.key.arm):
-            continue
-        pair = f"seed {record.key.seed}: runs {other.key.stem} and {record.key.stem}"
-        places = f" (folders {folder(other.key)} and {folder(record.key)})"
-        if other.weights != record.weights:
-            raise FairnessError(
-                f"{pair} had different initial weights{places}. Build the model inside run, from torch's global "
-                "generator, which compare seeds before each run"
-            )
-        if other.random_states != record.random_states:
-            raise FairnessError(
-                f"{pair} had different random states after prepare(model){places}. Draw the same random numbers in "
-                "every run before that call (building the model, splitting the data), whatever the arm or learning rate"
-            )
+    others = (other for other in job.store.refresh().values() if other.finished and other.key.seed == record.key.seed)
+    if record.finished:
+        check_starts(job.started(one) for one in (*others, record))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..._checks import check_known
 from ..reporting import Picture
 
 # Per attention layer: condition number and spread of row norms, before and after C.
@@ -49,7 +50,7 @@ class RunMetrics:
     pictures: Mapping[str, Picture] = field(default_factory=dict)
 
     @classmethod
-    def from_returned(cls, returned: object, *, metric: str) -> RunMetrics:
+    def from_returned(cls, returned: object, *, metric: str | None) -> RunMetrics:
         """Check and convert what ``run`` returned; unknown keys of a mapping go to ``extra``.
 
         Raises:
@@ -62,7 +63,10 @@ class RunMetrics:
         else:
             raise TypeError(f"run must return RunMetrics or a mapping; got {type(returned).__name__}")
         known = {entry.name for entry in dataclasses.fields(cls)}
-        extra = {**values.pop("extra", {}), **{key: values.pop(key) for key in [*values] if key not in known}}
+        given = values.pop("extra", {})
+        if not isinstance(given, Mapping):
+            raise TypeError(f"extra must be a mapping; got {type(given).__name__}")
+        extra = {**given, **{key: values.pop(key) for key in [*values] if key not in known}}
         missing = [name for name in ("validation", "test") if name not in values]
         if missing:
             raise ValueError(f"run must return 'validation' and 'test'; missing: {', '.join(missing)}")
@@ -97,16 +101,50 @@ class RunMetrics:
         return {**dataclasses.asdict(dataclasses.replace(self, pictures={})), "pictures": pictures}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> RunMetrics:
-        """The inverse of :meth:`to_dict`; also of what earlier versions wrote."""
-        pictures = {name: Picture.from_dict(picture) for name, picture in values.get("pictures", {}).items()}
-        conditioning = [_update_moment(row) for row in values.get("conditioning", ())]
-        return cls(**{**values, "conditioning": conditioning, "pictures": pictures})
+    def from_dict(cls, values: Mapping[str, Any], *, metric: str | None = None) -> RunMetrics:
+        """The inverse of :meth:`to_dict`; also of what earlier versions wrote.
+
+        Args:
+            values: the plain values.
+            metric: what each of the evaluations must hold; None: whatever they hold.
+
+        Raises:
+            TypeError, ValueError: a value is missing, unknown or invalid; the message names it.
+        """
+        check_known("metric of a run", values, [entry.name for entry in dataclasses.fields(cls)])
+        pictures = values.get("pictures", {})
+        if not isinstance(pictures, Mapping):
+            raise TypeError(f"pictures must map names to pictures; got {pictures!r}")
+        conditioning = [_update_moment(row) for row in _sequence("conditioning", values.get("conditioning", ()))]
+        restored = {
+            "pictures": {name: _restore_picture(name, picture) for name, picture in pictures.items()},
+            "conditioning": [_restore_numbers(row) for row in conditioning],
+            "losses": [_restore_number(loss) for loss in _sequence("losses", values.get("losses", ()))],
+        }
+        return cls.from_returned({**_restore_numbers(values), **restored}, metric=metric)
 
 
-def _update_moment(row: Mapping[str, Any]) -> dict[str, Any]:
+def _restore_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _restore_number(value) for name, value in values.items()}
+
+
+def _restore_number(value: Any) -> Any:
+    """A number that is not finite from the text that stands for it in JSON; anything else as it is."""
+    return float(value) if isinstance(value, str) and value in ("inf", "-inf", "nan") else value
+
+
+def _restore_picture(name: str, values: object) -> Picture:
+    try:
+        return Picture.from_dict(values)  # type: ignore[arg-type]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"picture {name!r} is not one that was written here ({error!r})") from error
+
+
+def _update_moment(row: object) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise TypeError(f"each of conditioning must be a mapping; got {row!r}")
     moment = row.get("moment", "end")
-    return {**row, "moment": FORMER_MOMENTS.get(moment, moment)}
+    return {**row, "moment": FORMER_MOMENTS.get(moment, moment) if isinstance(moment, str) else moment}
 
 
 def _number(name: str, value: object) -> float:
@@ -121,12 +159,16 @@ def _sequence(name: str, value: object) -> Sequence[Any]:
     return value
 
 
-def _check_evaluations(evaluations: object, metric: str) -> list[dict[str, Any]]:
+def _check_evaluations(evaluations: object, metric: str | None) -> list[dict[str, Any]]:
     rows = []
+    names = ["step"] if metric is None else ["step", metric]
     for row in _sequence("evaluations", evaluations):
-        if not isinstance(row, Mapping) or "step" not in row or metric not in row:
-            raise ValueError(f"each of evaluations must be a mapping with 'step' and {metric!r}; got {row!r}")
-        rows.append({**_check_json("evaluations", row), metric: _number(f"evaluations[{metric!r}]", row[metric])})
+        if not isinstance(row, Mapping) or any(name not in row for name in names):
+            raise ValueError(
+                f"each of evaluations must be a mapping with {' and '.join(map(repr, names))}; got {row!r}"
+            )
+        numbers = {name: _number(f"evaluations[{name!r}]", row[name]) for name in names[1:]}
+        rows.append({**_check_json("evaluations", row), **numbers})
     return rows
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..reporting import Callout, Figures, Listing, Page, Picture, Section, Text
 from ..reporting.html import Block, Tone
 from .folder import RUNS, SUMMARY, picture_file
+from .machines import Machine
 from .metrics import MOMENTS, SAMPLES, RunMetrics
 from .plan import REFERENCE, Plan
 from .statistics import LEVEL
@@ -17,6 +18,8 @@ from .tables import (
     arms_table,
     conditioning_table,
     failures_table,
+    machines_table,
+    missing_table,
     rates_table,
     results_table,
     seeds_table,
@@ -31,6 +34,7 @@ TONES: dict[Outcome, Tone] = {
     Outcome.INCONCLUSIVE: "open",
     Outcome.NO_INTERVAL: "warning",
     Outcome.FAILED: "warning",
+    Outcome.INCOMPLETE: "warning",
 }
 
 INTRODUCTION = (
@@ -62,6 +66,7 @@ def build_page(
     *,
     title: str,
     environment: Mapping[str, Any],
+    machines: Sequence[Machine] = (),
 ) -> Page:
     """The page with its sections in order; a section without content is left out."""
     beside = baseline_sentences(plan, summaries)
@@ -71,26 +76,38 @@ def build_page(
     plots = [_figures(pictures, *(f"{quantity}-{moment}" for moment in MOMENTS)) for quantity in ("kappa", "spread")]
     plots.append(_figures(pictures, "kappa-training", "kappa-training-layers"))
     settings = [arms_table(plan), settings_table("Settings of the runs", plan.settings)]
+    settings += [machines_table(machines)] if _shared(machines) else []
     sections = [
         _section("Findings", Text(_introduction(plan)), *_callouts(verdicts)),
         _section("Results", *results),
         _section("Failed runs", failures_table(summaries)),
+        _section("Missing runs", missing_table(summaries)),
         _section("Curves", _figures(pictures, "training-loss", "validation")),
         _section("Model outputs", *_arm_pictures(runs), _arm_samples(runs)),
         _section("Choice of the learning rate", rates_table(plan, summaries)),
         _section("Condition numbers", Text((CONDITIONING,)), *plots) if any(conditioning) else None,
-        _section("How to read this", how_to_read(plan)),
+        _section("How to read this", how_to_read(plan, machines)),
         _section("Every seed", seeds_table(plan, summaries, runs), folded=True),
         _section("Every layer", *conditioning, folded=True),
         _section("Settings", *settings, settings_table("Where it ran", environment), folded=True),
     ]
-    counts = (len(plan.arms), len(plan.seeds), len(plan.learning_rates))
     return Page(
         title=title,
-        subtitle="arms × seeds × learning rates: {} × {} × {} = {} runs".format(*counts, math.prod(counts)),
+        subtitle=_subtitle(plan, sum(len(summary.missing) for summary in summaries.values())),
         sections=tuple(section for section in sections if section is not None),
         footer=FOOTER,
     )
+
+
+def _subtitle(plan: Plan, missing: int) -> str:
+    counts = (len(plan.arms), len(plan.seeds), len(plan.learning_rates))
+    words = "arms × seeds × learning rates: {} × {} × {} = {} runs".format(*counts, math.prod(counts))
+    return f"{words}, {missing} of them not ended yet" if missing else words
+
+
+def _shared(machines: Sequence[Machine]) -> bool:
+    """Whether there were several machines, or several runs on one at a time."""
+    return len(machines) > 1 or any(machine.at_a_time > 1 for machine in machines)
 
 
 def _introduction(plan: Plan) -> tuple[str, ...]:
@@ -141,7 +158,7 @@ def _callouts(verdicts: Mapping[str, Verdict]) -> list[Block]:
     return [Callout(TONES[one.outcome], f"{one.arm}: {one.outcome.value}", one.sentences) for one in verdicts.values()]
 
 
-def how_to_read(plan: Plan) -> Text:
+def how_to_read(plan: Plan, machines: Sequence[Machine] = ()) -> Text:
     """The definitions of the quantities on the page."""
     better = "higher" if plan.higher_is_better else "lower"
     terms = (
@@ -173,7 +190,7 @@ def how_to_read(plan: Plan) -> Text:
         (
             "Time per step",
             f"The geometric mean of the ratio to {REFERENCE}, paired by seed and learning rate, with its interval. "
-            "It holds for the machine named below only.",
+            + (_SHARED if _shared(machines) else "It holds for the machine named below only."),
         ),
         (
             "Limits",
@@ -181,6 +198,12 @@ def how_to_read(plan: Plan) -> Text:
         ),
     )
     return Text(terms=terms)
+
+
+_SHARED = (
+    "It holds for the machines named below only, of pairs that one machine measured. Runs that went on at the same "
+    "time slowed each other."
+)
 
 
 def _tested_weights(plan: Plan) -> tuple[tuple[str, str], ...]:

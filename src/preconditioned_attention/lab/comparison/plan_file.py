@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..._checks import check_known
 from ..training.arms import Arm
 from .plan import Plan
-
-FORMAT = 1
-"""Of ``comparison.json`` and ``run.json``; a version that changes their meaning counts it up."""
+from .read_json import FORMAT, check_entry, read_object
 
 
 def plan_to_dict(plan: Plan, title: str) -> dict[str, Any]:
@@ -30,29 +28,48 @@ def plan_to_dict(plan: Plan, title: str) -> dict[str, Any]:
     }
 
 
-def plan_from_dict(values: Mapping[str, Any]) -> Plan:
+def plan_from_dict(values: dict[str, Any]) -> Plan:
     """The inverse of :func:`plan_to_dict`, without the title.
 
     Raises:
-        ValueError, TypeError, KeyError: the values are not those of a plan.
+        ValueError, TypeError: an entry is missing or cannot be one of a plan; the message names it.
     """
+    for name, kinds in _KINDS.items():
+        check_entry(values, name, kinds)
+    check_known("entry", values, [*_KINDS, "format"])
+    for name in ("variants", "baselines"):
+        for entry in values[name]:
+            check_entry(values[name], entry, dict if name == "variants" else (float, int))
     arms = {name: None if options is None else Arm.from_dict(options) for name, options in values["arms"].items()}
     names = ("metric", "higher_is_better", "settings", "variants", "baselines", "seeds", "learning_rates")
     return Plan(arms=arms, **{name: values[name] for name in names})
 
 
-def read_plan(path: Path) -> Plan:
-    """The plan in a ``comparison.json``.
+_KINDS: dict[str, type] = {
+    "title": str,
+    "metric": str,
+    "higher_is_better": bool,
+    "seeds": list,
+    "learning_rates": list,
+    "arms": dict,
+    "settings": dict,
+    "variants": dict,
+    "baselines": dict,
+}
+
+
+def read_plan(path: Path) -> tuple[Plan, str]:
+    """The plan in a ``comparison.json``, and the title.
 
     Raises:
         ValueError: the file is not one that :func:`plan_to_dict` describes. OSError: it cannot be read.
     """
+    what = "the plan of a comparison"
+    values = read_object(path, what)
     try:
-        return plan_from_dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not the plan of a comparison ({error}); remove it, and it is written anew"
-        ) from error
+        return plan_from_dict(values), values["title"]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is not {what} ({error}); remove it, and it is written anew") from error
 
 
 def differences(former: Plan, plan: Plan) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 import tempfile
@@ -13,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from ..._files import write_atomically
+from ..._version import __version__
 from ..training.arms import FORMER_NAMES, Arm
 from ..training.claim import RunClaim
 from ..training.former_options import update_options
 from .folder import PLAN, RUN, written_files
+from .machines import PACKAGE
 from .plan import Plan, RunKey
-from .plan_file import FORMAT, differences, plan_to_dict, read_plan
+from .plan_file import differences, plan_to_dict, read_plan
+from .read_json import check_entry
 from .records import RunRecord, to_json
+from .run_file import read_run, write_run
 
 RUN_FOLDER = re.compile(r".+-seed\d+-lr.+")
 POLL_SECONDS = 0.2
@@ -71,7 +74,7 @@ class RunStore:
         if resume and overwrite:
             raise ValueError("resume keeps what the folder holds and overwrite removes it: give one of them")
         self._check_writable()
-        with self.claimed():
+        with claimed(self.output):
             found = self._found()
             if found and not (resume or overwrite):
                 raise FileExistsError(
@@ -84,17 +87,6 @@ class RunStore:
             self.refresh()
             self._check_records()
             write_atomically(self.output / PLAN, to_json(plan_to_dict(self.plan, self.title)))
-
-    @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Alone in writing the comparison's own files, beside the runs'; waits for a process that does."""
-        claim = RunClaim(self.output)
-        while not claim.try_acquire():
-            time.sleep(POLL_SECONDS)
-        try:
-            yield
-        finally:
-            claim.release()
 
     def read(self, key: RunKey) -> RunRecord | None:
         """The record of a run, as it is on the disk now; None if it has not ended.
@@ -111,7 +103,7 @@ class RunStore:
                 del self.stamps[key], self._records[key]
         else:
             if self.stamps.get(key) != stamp:
-                self._keep(_read(path, self.plan), stamp)
+                self._keep(self._read(path), stamp)
         return self._records.get(key)
 
     def refresh(self) -> dict[RunKey, RunRecord]:
@@ -121,15 +113,28 @@ class RunStore:
         for path in sorted(self.runs.glob(f"*/{RUN}")):
             stamp = (str(path), path.stat().st_mtime_ns)
             if stamp not in known:
-                self._keep(_read(path, self.plan), stamp)
+                self._keep(self._read(path), stamp)
         return {key: self._records[key] for key in self.plan.run_keys() if key in self._records}
 
     def write(self, record: RunRecord) -> None:
         """Write ``record`` into its run's folder."""
         folder = self.folder(record.key)
         folder.mkdir(parents=True, exist_ok=True)
-        comparison = {name: value for name, value in plan_to_dict(self.plan, self.title).items() if name in _ALONE}
-        write_atomically(folder / RUN, to_json({**record.to_dict(), "format": FORMAT, "comparison": comparison}))
+        write_run(folder, record, self.plan, self.title)
+
+    def _read(self, path: Path) -> RunRecord:
+        """The record in a file.
+
+        Raises:
+            ValueError: it is not one, or that of the run of another folder. OSError: it cannot be read.
+        """
+        record, _ = read_run(path, update=lambda description: _update_description(description, self.plan))
+        if path.name == RUN and path.parent.name != record.key.stem:
+            raise ValueError(
+                f"{path} is the record of run {record.key.stem}, in a folder of another name; rename the folder to "
+                f"{record.key.stem}, or remove it if it is a copy"
+            )
+        return record
 
     def _keep(self, record: RunRecord, stamp: tuple[str, int]) -> None:
         self._records[record.key] = record
@@ -138,7 +143,7 @@ class RunStore:
     def _read_former(self) -> None:
         """Read the files that earlier versions wrote, one per run in ``runs/``, which do not change any more."""
         for path in () if self._former_are_read else sorted(self.runs.glob("*.json")):
-            record = _read(path, self.plan)
+            record = self._read(path)
             # Of a failed run under the former name of its arm, the other file is the repetition.
             if (record.key not in self._records or path.stem == record.key.stem) and not (
                 self.folder(record.key) / RUN
@@ -163,20 +168,37 @@ class RunStore:
 
     def _check_plan(self) -> None:
         path = self.output / PLAN
-        words = differences(read_plan(path), self.plan) if path.exists() else []
+        words = differences(read_plan(path)[0], self.plan) if path.exists() else []
         if words:
             raise FileExistsError(_another(path, "; ".join(words)))
 
     def _check_records(self) -> None:
+        """Raise unless the runs in the folder are runs of the plan, by this version of the method."""
         keys = set(self.plan.run_keys())
         for key, record in self._records.items():
             if key not in keys or record.description != self.plan.describe(key):
-                raise FileExistsError(
-                    _another(Path(self.stamps[key][0]), "other arms, seeds, learning rates or settings")
-                )
+                words = "other arms, seeds, learning rates or settings"
+                raise FileExistsError(_another(Path(self.stamps[key][0]), words))
+            version = record.environment.get("packages", {}).get(PACKAGE, __version__)
+            if version != __version__:
+                words = f"version of {PACKAGE} was {version}, is {__version__}"
+                raise FileExistsError(_another(Path(self.stamps[key][0]), words))
 
 
-_ALONE = ("title", "metric", "higher_is_better", "baselines")  # what the report of a run's folder alone needs besides
+@contextlib.contextmanager
+def claimed(output: Path) -> Iterator[None]:
+    """Alone in writing a comparison's own files in ``output``, beside the runs'; waits for a process that does.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    claim = RunClaim(output)
+    while not claim.try_acquire():
+        time.sleep(POLL_SECONDS)
+    try:
+        yield
+    finally:
+        claim.release()
 
 
 def _another(path: Path, words: str) -> str:
@@ -199,22 +221,13 @@ def _remove(found: list[Path]) -> None:
         shutil.rmtree(claim.folder)
 
 
-def _read(path: Path, plan: Plan) -> RunRecord:
-    try:
-        values = json.loads(path.read_bytes())
-        names = [name for name in values if name not in ("format", "comparison")]
-        description = _update_description(values["description"], plan)
-        return RunRecord.from_dict({**{name: values[name] for name in names}, "description": description})
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"output: {path} is not a run of a comparison ({error!r}); remove it") from error
-
-
 def _update_description(description: dict[str, Any], plan: Plan) -> dict[str, Any]:
     """The description of a run that an earlier version wrote, with today's names and options.
 
     Arms and settings that ``plan`` has as they are stay as they are.
     """
-    arm, config, settings = (description[name] for name in ("arm", "config", "settings"))
+    arm, settings = check_entry(description, "arm", str), check_entry(description, "settings", dict)
+    config = check_entry(description, "config", (dict, type(None)))
     return {
         **description,
         "arm": arm if arm in plan.arms else FORMER_NAMES.get(arm, arm),

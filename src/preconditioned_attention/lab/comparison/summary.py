@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..training.arms import Arm
+from .machines import machine_of
 from .metrics import RunMetrics
 from .plan import REFERENCE, Plan, RunKey
 from .records import RunRecord
@@ -15,16 +18,28 @@ from .statistics import Interval, paired_difference, paired_ratio, smooth, smoot
 
 @dataclass(frozen=True)
 class RateSummary:
-    """One learning rate of one arm: the validation metric of the seeds that finished, and the seeds that failed."""
+    """One learning rate of one arm: the validation metric of the seeds that finished, and the other seeds."""
 
     learning_rate: float
     validation: tuple[float, ...]
     failed_seeds: tuple[int, ...]
+    missing_seeds: tuple[int, ...] = ()
+    """Those whose run has not ended yet."""
 
     @property
     def mean(self) -> float | None:
-        """The mean over seeds; None if a seed failed, because a mean over the others would favor rates that diverge."""
-        return None if self.failed_seeds else math.fsum(self.validation) / len(self.validation)
+        """The mean over seeds; None if a seed failed or is missing.
+
+        A mean over the others would favor rates that diverge.
+        """
+        if self.failed_seeds or self.missing_seeds:
+            return None
+        return math.fsum(self.validation) / len(self.validation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; without the missing seeds where there are none."""
+        values = {**dataclasses.asdict(self), "mean": self.mean}
+        return {name: value for name, value in values.items() if name != "missing_seeds" or value}
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class ArmSummary:
         arm: None for the reference.
         rates: every learning rate, ascending.
         failures: the runs that failed, at any learning rate.
+        missing: the runs that have not ended yet, at any learning rate.
         learning_rate: the rate with the best mean validation metric (in a tie the smaller).
         bracketed: whether rates that finished lie on both sides of it.
         validation: per seed, at that rate.
@@ -59,6 +75,7 @@ class ArmSummary:
     arm: Arm | None
     rates: tuple[RateSummary, ...]
     failures: tuple[Failure, ...]
+    missing: tuple[RunKey, ...] = ()
     learning_rate: float | None = None
     bracketed: bool | None = None
     validation: tuple[float, ...] = ()
@@ -71,7 +88,7 @@ class ArmSummary:
 
 
 def summarize(plan: Plan, records: Mapping[RunKey, RunRecord]) -> dict[str, ArmSummary]:
-    """The results of each arm of ``plan``, in the plan's order. ``records`` holds every run of the plan."""
+    """The results of each arm of ``plan``, in the plan's order. ``records`` holds the runs that have ended."""
     chosen = {name: chosen_runs(plan, records, name) for name in plan.arms}
     return {name: _summarize_arm(plan, records, name, chosen[name], chosen[REFERENCE]) for name in plan.arms}
 
@@ -80,14 +97,16 @@ def rate_summaries(plan: Plan, records: Mapping[RunKey, RunRecord], arm: str) ->
     """The validation metric of ``arm`` at every learning rate."""
     summaries = []
     for rate in plan.learning_rates:
-        runs = {seed: records[RunKey(seed, rate, arm)] for seed in plan.seeds}
-        metrics = tuple(run.metrics.validation for run in runs.values() if run.finished and run.metrics is not None)
-        summaries.append(RateSummary(rate, metrics, tuple(seed for seed, run in runs.items() if not run.finished)))
+        runs = {seed: records.get(RunKey(seed, rate, arm)) for seed in plan.seeds}
+        ended = {seed: run for seed, run in runs.items() if run is not None}
+        metrics = tuple(run.metrics.validation for run in ended.values() if run.finished and run.metrics is not None)
+        failed = tuple(seed for seed, run in ended.items() if not run.finished)
+        summaries.append(RateSummary(rate, metrics, failed, tuple(seed for seed in runs if seed not in ended)))
     return tuple(summaries)
 
 
 def choose_rate(rates: Sequence[RateSummary], *, higher_is_better: bool) -> RateSummary | None:
-    """The rate with the best mean validation metric, in a tie the smaller; None if a seed failed at every rate."""
+    """The rate with the best mean validation metric, in a tie the smaller; None if no rate has all its seeds."""
     sign = -1 if higher_is_better else 1
     usable = [(sign * rate.mean, rate.learning_rate, rate) for rate in rates if rate.mean is not None]
     return min(usable)[2] if usable else None
@@ -110,11 +129,13 @@ def _summarize_arm(
     reference: Sequence[RunMetrics],
 ) -> ArmSummary:
     rates = rate_summaries(plan, records, name)
-    mine = [records[key] for key in plan.run_keys() if key.arm == name]
+    keys = [key for key in plan.run_keys() if key.arm == name]
+    missing = tuple(key for key in keys if key not in records)
+    mine = [records[key] for key in keys if key in records]
     failures = tuple(Failure(record.key, record.reason or "") for record in mine if not record.finished)
     chosen = choose_rate(rates, higher_is_better=plan.higher_is_better)
     if chosen is None:
-        return ArmSummary(name=name, arm=plan.arms[name], rates=rates, failures=failures)
+        return ArmSummary(name=name, arm=plan.arms[name], rates=rates, failures=failures, missing=missing)
     usable = [rate.learning_rate for rate in rates if rate.mean is not None]
     test = tuple(run.test for run in runs)
     comparable = bool(reference) and name != REFERENCE
@@ -124,6 +145,7 @@ def _summarize_arm(
         arm=plan.arms[name],
         rates=rates,
         failures=failures,
+        missing=missing,
         learning_rate=chosen.learning_rate,
         bracketed=min(usable) < chosen.learning_rate < max(usable),
         validation=chosen.validation,
@@ -148,16 +170,23 @@ def _steps_to_reference(runs: Sequence[RunMetrics], reference: Sequence[RunMetri
 
 
 def _time_ratio(plan: Plan, records: Mapping[RunKey, RunRecord], arm: str) -> Interval | None:
-    """Time per step over the reference's, from every seed and learning rate at which both were measured."""
+    """Time per step over the reference's, from every seed and rate at which one machine measured both."""
     mine, reference = [], []
     for seed in plan.seeds:
         for rate in plan.learning_rates:
-            times = [_seconds_per_step(records[RunKey(seed, rate, name)]) for name in (arm, REFERENCE)]
-            if times[0] is not None and times[1] is not None:
+            pair = [records.get(RunKey(seed, rate, name)) for name in (arm, REFERENCE)]
+            times = [_seconds_per_step(record) for record in pair]
+            if times[0] is not None and times[1] is not None and _same_machine(pair):
                 mine.append(times[0])
                 reference.append(times[1])
     return paired_ratio(mine, reference) if mine else None
 
 
-def _seconds_per_step(record: RunRecord) -> float | None:
-    return record.metrics.seconds_per_step if record.finished and record.metrics is not None else None
+def _seconds_per_step(record: RunRecord | None) -> float | None:
+    if record is None or not record.finished or record.metrics is None:
+        return None
+    return record.metrics.seconds_per_step
+
+
+def _same_machine(records: Sequence[RunRecord | None]) -> bool:
+    return len({None if record is None else machine_of(record) for record in records}) == 1

@@ -9,10 +9,11 @@ from typing import Any
 
 from ..reporting import Table, decimals_for, format_number
 from .figures import MOMENT_WORDS, conditioning_by_layer
+from .machines import Machine
 from .metrics import RunMetrics
 from .plan import REFERENCE, Plan
 from .statistics import LEVEL, Interval
-from .summary import ArmSummary
+from .summary import ArmSummary, RateSummary
 from .verdict import difference_decimals
 
 Summaries = Mapping[str, ArmSummary]
@@ -24,7 +25,7 @@ def results_table(plan: Plan, summaries: Summaries) -> Table:
     rows = [
         (
             name,
-            "failed" if summary.learning_rate is None else f"{summary.learning_rate:g}",
+            _chosen_rate(summary),
             _mean(summary.validation, decimals),
             _mean(summary.test, decimals),
             format_number(summary.difference.mean, decimals, sign=True) if summary.difference else format_number(None),
@@ -98,8 +99,8 @@ def rates_table(plan: Plan, summaries: Summaries) -> Table:
             rate = summary.rates[index]
             spread = statistics.stdev(rate.validation) if len(rate.validation) > 1 else None
             cell = format_number(rate.mean, decimals)
-            if rate.failed_seeds:
-                cell = f"failed ({len(rate.failed_seeds)} of {len(plan.seeds)} seeds)"
+            if rate.failed_seeds or rate.missing_seeds:
+                cell = _why_no_mean(rate, len(plan.seeds))
             elif spread is not None:
                 cell += f" ± {format_number(spread, decimals)}"
             cells.append(cell + (" ◂" if learning_rate == summary.learning_rate else ""))
@@ -145,6 +146,32 @@ def failures_table(summaries: Summaries) -> Table | None:
     return Table(title="Runs that failed", columns=columns, rows=rows, text_columns=4)
 
 
+def missing_table(summaries: Summaries) -> Table | None:
+    """Every run that has not ended; None if there is none."""
+    keys = [key for summary in summaries.values() for key in summary.missing]
+    if not keys:
+        return None
+    rows = tuple((key.arm, str(key.seed), f"{key.learning_rate:g}") for key in keys)
+    note = "A rate at which a run is missing is not chosen. precond compare --resume does them."
+    columns = ("arm", "seed", "learning rate")
+    return Table(title="Runs that have not ended yet", columns=columns, rows=rows, text_columns=3, note=note)
+
+
+def machines_table(machines: Sequence[Machine]) -> Table:
+    """One row per machine."""
+    rows = tuple(_machine_row(machine) for machine in machines)
+    columns = ("machine", "CPU", "GPU", "torch", "runs", "at a time")
+    note = "At a time: the largest number of these runs that went on at once, which makes each of them slower."
+    return Table(title="Machines", columns=columns, rows=rows, text_columns=4, note=note)
+
+
+def _machine_row(machine: Machine) -> tuple[str, ...]:
+    found = machine.environment
+    cpu = f"{found.get('cpu')}, {found.get('cpu_count')} cores, {found.get('threads')} per run"
+    torch = str(found.get("packages", {}).get("torch"))
+    return (machine.host, cpu, str(found.get("gpu") or "none"), torch, str(machine.runs), str(machine.at_a_time))
+
+
 def arms_table(plan: Plan) -> Table:
     """The options of each arm."""
     rows = []
@@ -167,6 +194,18 @@ def format_interval(interval: Interval | None, decimals: int) -> str:
         return format_number(None)
     low, high = (format_number(bound, decimals, sign=True) for bound in (interval.low, interval.high))
     return f"{low} to {high}"
+
+
+def _chosen_rate(summary: ArmSummary) -> str:
+    if summary.learning_rate is not None:
+        return f"{summary.learning_rate:g}"
+    return "not ended yet" if summary.missing else "failed"
+
+
+def _why_no_mean(rate: RateSummary, seeds: int) -> str:
+    """How many seeds failed and how many have not ended."""
+    counts = {"failed": len(rate.failed_seeds), "not ended": len(rate.missing_seeds)}
+    return ", ".join(f"{words} ({count} of {seeds} seeds)" for words, count in counts.items() if count)
 
 
 def _mean(values: Sequence[float], decimals: int) -> str:

@@ -21,12 +21,11 @@ from ..training.randomness import Stream, derive_seed, seed_all
 from .metrics import CONDITIONING_KEYS, DURING, SAMPLES, RunMetrics
 from .preparation import Prepare
 from .threads import one_thread
+from .train_folder import plain_settings
 
 MONITORED_STEPS = 20  # per run, unless its configuration has a monitor
-
-# Set by the comparison, or without effect on the results.
-_NOT_SETTINGS = ("seed", "learning_rate", "precondition", "checkpoint_every", "keep_checkpoints", "monitor", "workers")
 CHECKPOINTS = 10  # per run, unless its configuration says how often
+CHANGING_NO_NUMBER = ("checkpoint_every", "keep_checkpoints", "workers")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class TaskRun:
         config = self._configure(prepare, seed, learning_rate)
         at_initialization = self._measure_initialization(config, prepare)
         try:
-            result = train(config, folder.path, resume=folder.config.exists(), progress=False)
+            result = train(_as_begun(config, folder), folder.path, resume=True, progress=False)
         except NonFiniteError as error:
             # The message names a checkpoint in the folder; the cause is the error itself.
             raise error.__cause__ or error from None
@@ -128,15 +127,21 @@ def task_run(config: TrainConfig) -> TaskRun:
     return run
 
 
+def _as_begun(config: TrainConfig, folder: RunFolder) -> TrainConfig:
+    """``config``, with what changes no number as the run has it that was begun in the folder."""
+    if not folder.config.exists():
+        return config
+    begun = folder.read_config()
+    return dataclasses.replace(config, **{name: getattr(begun, name) for name in CHANGING_NO_NUMBER})
+
+
 def _reported(row: dict[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("step", *CONDITIONING_KEYS)}
 
 
 def task_settings(config: TrainConfig) -> dict[str, Any]:
     """The options of ``config``, and the task's data, that determine the results, as plain values."""
-    settings = {name: value for name, value in config.to_dict().items() if name not in _NOT_SETTINGS}
-    data = make_task(config.task, config.task_options).describe_data()
-    return {**settings, "data": data} if data else settings
+    return plain_settings(config, make_task(config.task, config.task_options).describe_data())
 
 
 def measure_conditioning(model: nn.Module, batch: tuple[Tensor, ...]) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ class Outcome(Enum):
     INCONCLUSIVE = "inconclusive"
     NO_INTERVAL = "no interval"
     FAILED = "failed"
+    INCOMPLETE = "incomplete"
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def baseline_sentences(plan: Plan, summaries: Mapping[str, ArmSummary]) -> tuple
 def classify(summary: ArmSummary, *, higher_is_better: bool) -> Outcome:
     """The outcome of one arm: better or worse only if the whole interval of the difference lies on one side of 0."""
     if summary.learning_rate is None:
-        return Outcome.FAILED
+        return Outcome.INCOMPLETE if summary.missing else Outcome.FAILED
     if summary.name == REFERENCE:
         return Outcome.REFERENCE
     difference = summary.difference
@@ -77,29 +78,36 @@ def classify(summary: ArmSummary, *, higher_is_better: bool) -> Outcome:
 def make_verdicts(plan: Plan, summaries: Mapping[str, ArmSummary]) -> dict[str, Verdict]:
     """One verdict per arm, in the plan's order."""
     decimals = difference_decimals(summaries)
+    reference = classify(summaries[REFERENCE], higher_is_better=plan.higher_is_better)
     verdicts = {}
     for name, summary in summaries.items():
         outcome = classify(summary, higher_is_better=plan.higher_is_better)
         sentences = [
-            _main_sentence(outcome, summary, plan, decimals),
+            _main_sentence(outcome, summary, plan, decimals, reference),
             *_seed_sentences(outcome, summary),
             *_rate_sentences(summary),
+            *_missing_sentences(summary),
             *_failure_sentences(summary),
         ]
         verdicts[name] = Verdict(name, outcome, tuple(sentences))
     return verdicts
 
 
-def _main_sentence(outcome: Outcome, summary: ArmSummary, plan: Plan, decimals: int) -> str:
+_REASONS = {Outcome.FAILED: "failed", Outcome.INCOMPLETE: "has no result yet"}
+
+
+def _main_sentence(outcome: Outcome, summary: ArmSummary, plan: Plan, decimals: int, reference: Outcome) -> str:
     if outcome is Outcome.FAILED:
         return "At every learning rate a seed failed, so there is no result to compare."
+    if outcome is Outcome.INCOMPLETE:
+        return "At no learning rate has every seed finished, so there is no result yet."
     if outcome is Outcome.REFERENCE:
         mean = format_number(sum(summary.test) / len(summary.test), decimals)
         seeds = _count(len(summary.test), "seed")
         return f"Test {plan.metric} {mean}, the mean of {seeds}. Differences of the other arms are relative to it."
     difference = summary.difference
     if difference is None:
-        return f"The reference {REFERENCE} failed, so there is no difference to compute."
+        return f"The reference {REFERENCE} {_REASONS[reference]}, so there is no difference to compute."
     return _difference_sentence(outcome, difference, plan, decimals)
 
 
@@ -123,7 +131,8 @@ def _difference_sentence(outcome: Outcome, difference: Interval, plan: Plan, dec
 
 def _seed_sentences(outcome: Outcome, summary: ArmSummary) -> list[str]:
     count = len(summary.test)
-    if outcome in (Outcome.FAILED, Outcome.REFERENCE, Outcome.NO_INTERVAL) or count >= FEW_SEEDS:
+    without = (Outcome.FAILED, Outcome.INCOMPLETE, Outcome.REFERENCE, Outcome.NO_INTERVAL)
+    if outcome in without or count >= FEW_SEEDS:
         return []
     return [f"With {count} seeds the interval is unreliable; run more."]
 
@@ -139,11 +148,23 @@ def _rate_sentences(summary: ArmSummary) -> list[str]:
     ]
 
 
+def _missing_sentences(summary: ArmSummary) -> list[str]:
+    if not summary.missing:
+        return []
+    words = "has" if len(summary.missing) == 1 else "have"
+    changes = "" if summary.learning_rate is None else "; with them another learning rate may be chosen"
+    return [f"{len(summary.missing)} of {_count(_total(summary), 'run')} {words} not ended yet{changes}."]
+
+
+def _total(summary: ArmSummary) -> int:
+    rates = summary.rates
+    return sum(len(rate.validation) + len(rate.failed_seeds) + len(rate.missing_seeds) for rate in rates)
+
+
 def _failure_sentences(summary: ArmSummary) -> list[str]:
     if not summary.failures:
         return []
-    first = summary.failures[0]
-    total = sum(len(rate.validation) + len(rate.failed_seeds) for rate in summary.rates)
+    first, total = summary.failures[0], _total(summary)
     return [
         f"{len(summary.failures)} of {_count(total, 'run')} failed, the first with "
         f"seed {first.key.seed}, learning rate {first.key.learning_rate:g}: {first.reason}."
