@@ -3,6 +3,7 @@
 They are forked from a server that has imported everything, so that starting one costs no more than the run.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -65,13 +66,18 @@ class Run:
     def ended_well(self) -> bool:
         return self.process.exitcode == 0
 
-    def kill_at(self, step: int) -> None:
-        """SIGKILL as soon as the metrics hold ``step``; fail if the run ended before."""
+    def signal_at(self, step: int, number: int) -> None:
+        """Send a signal as soon as the metrics hold ``step``."""
         deadline = time.monotonic() + LIMIT_S
         while self.process.is_alive() and _steps_written(self.output) < step:
             assert time.monotonic() < deadline, f"step {step} did not come within {LIMIT_S} s"
             time.sleep(0.002)
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(self.process.pid, number)
+
+    def kill_at(self, step: int) -> None:
+        """SIGKILL as soon as the metrics hold ``step``; fail if the run ended before."""
+        self.signal_at(step, signal.SIGKILL)
         self.process.join()
         assert self.process.exitcode == -signal.SIGKILL, self.errors
 

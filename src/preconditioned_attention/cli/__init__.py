@@ -6,6 +6,8 @@ Each command's module holds its options, which `tyro` parses, and imports torch 
 from __future__ import annotations
 
 import importlib
+import os
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,6 +35,9 @@ COMMANDS = {
 """Command name -> its line in the help. The module of the same name here holds a function of the same name, or a
 dictionary of functions if the command has commands of its own."""
 
+RESUMABLE = ("train", "compare")
+"""The commands that continue what they began with ``--resume``."""
+
 USER_ERROR = 2
 CLOSED = 141  # as the shell reports a process that ended by SIGPIPE
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -41,16 +46,15 @@ PACKAGE = Path(__file__).resolve().parents[1]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``precond`` with these arguments (default: the command line's) and return the exit code.
 
-    0 on success, 2 for an error that the user can correct, printed as one line, 130 after Ctrl-C, 141 if the reader of
-    standard output has closed it, as `head` does. Any other error keeps its traceback.
+    0 on success, 2 for an error that the user can correct, printed as one line, 130 after Ctrl-C, 143 after SIGTERM in
+    a run, 141 if the reader of standard output has closed it, as `head` does. Any other error keeps its traceback.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     with usable_streams(), interruptible():
         try:
             return _run_and_flush(given)
-        except KeyboardInterrupt:
-            say(MESSAGE)
-            return INTERRUPTED
+        except KeyboardInterrupt as error:
+            return _report_interruption(error, given)
         except SystemExit as ended:  # rich ends the process so
             if isinstance(ended.__context__, BrokenPipeError):
                 return CLOSED
@@ -100,6 +104,23 @@ def _call(command: str, arguments: list[str]) -> None:
         tyro.extras.subcommand_cli_from_dict(function, **options)
     else:
         tyro.cli(function, **options)
+
+
+def _report_interruption(error: KeyboardInterrupt, given: Sequence[str]) -> int:
+    """Say how to go on, on the main process; the exit code is that of the signal."""
+    if os.environ.get("RANK", "0") == "0":
+        stopped = f"precond: {error}" if str(error) else MESSAGE
+        go_on = f". Go on with: {_continuing(given)}" if given[:1] and given[0] in RESUMABLE else ""
+        say(f"{stopped}{go_on}")
+    return getattr(error, "exit_code", INTERRUPTED)
+
+
+def _continuing(given: Sequence[str]) -> str:
+    """The command line that continues the run of this one."""
+    options = [*(argument for argument in given[1:] if argument not in ("--overwrite", "--resume")), "--resume"]
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    program = "torchrun ... -m preconditioned_attention" if launched else "precond"
+    return f"{program} {shlex.join([given[0], *options])}"
 
 
 def _usage() -> str:

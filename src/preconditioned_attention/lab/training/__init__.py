@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..._environment import describe_environment
 from .arms import ARMS, Arm
 from .config import TrainConfig
-from .errors import NonFiniteError, WriteError
+from .errors import Interrupted, NonFiniteError, WriteError
 from .loop import train
 from .result import TrainResult
 from .trained import load_trained
@@ -13,6 +13,7 @@ from .trained import load_trained
 __all__ = [
     "ARMS",
     "Arm",
+    "Interrupted",
     "NonFiniteError",
     "TrainConfig",
     "TrainResult",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from ..tasks import Batch
+from .interruption import ignore_signals
 from .randomness import Stream, derive_seed, seed_all
 from .sharding import free_gathered
 from .state import TrainState
@@ -25,11 +26,19 @@ def evaluate(
     *,
     split: str,
     collate: Callable[[list[Any]], Batch] = default_collate,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Means of the tensors of the task's ``evaluate``, and what its ``score`` computes from the lists.
 
     Each process takes its share of the examples without padding, so every example counts once, and the metrics are
     the same for any number of processes (means: up to rounding).
+
+    Args:
+        state: the run.
+        dataset: the split.
+        split: its name, for errors.
+        collate: makes a batch of examples.
+        check: called before every batch, equally often on every process; what it raises ends the evaluation.
 
     Raises:
         ValueError: the split is empty, or the task returns something else than one value per example, or its metric
@@ -40,25 +49,49 @@ def evaluate(
     if size == 0:
         raise ValueError(f"the {split} split of task {state.task.name!r} is empty; it must hold examples")
     share = Subset(dataset, range(accelerator.process_index, size, accelerator.num_processes))
-    loader = DataLoader(share, batch_size=_batch_size(state), collate_fn=collate, num_workers=state.config.workers)
+    loader = DataLoader(
+        share,
+        batch_size=_batch_size(state),
+        collate_fn=collate,
+        num_workers=state.config.workers,
+        worker_init_fn=ignore_signals,
+    )
     seed_all(derive_seed(state.config.seed, Stream.EVALUATION, state.step, accelerator.process_index))
     sums: defaultdict[str, float] = defaultdict(float)
     lists: defaultdict[str, list[Any]] = defaultdict(list)
     model.eval()
+    try:
+        for values in _evaluate_batches(state, loader, dataset, collate, check):
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    sums[name] += value.cpu().double().sum().item()
+                else:
+                    lists[name].extend(value)
+    finally:
+        if state.sharded:
+            free_gathered(model)
+        model.train()
+    return _with_metric(state, {**_means(sums, size), **_scores(state, dataset, lists)})
+
+
+def _evaluate_batches(
+    state: TrainState,
+    loader: DataLoader[Any],
+    dataset: Dataset[Any],
+    collate: Callable[[list[Any]], Batch],
+    check: Callable[[], None],
+) -> Iterator[Values]:
+    """What the task returns for each batch of this process's share, after ``check``, without gradients."""
+    model, accelerator = state.evaluated, state.accelerator
+    share = math.ceil(len(dataset) / accelerator.num_processes)  # type: ignore[arg-type]
     with torch.no_grad(), accelerator.autocast():
         for batch in loader:
-            for name, values in _checked(state, state.task.evaluate(model, state.place(batch))).items():
-                if isinstance(values, Tensor):
-                    sums[name] += values.cpu().double().sum().item()
-                else:
-                    lists[name].extend(values)
-        if state.sharded and len(loader) < math.ceil(math.ceil(size / accelerator.num_processes) / _batch_size(state)):
-            # Others have one more batch, and this process's parts of the weights take part in every pass.
-            state.task.evaluate(model, state.place(collate([dataset[0]])))
-    if state.sharded:
-        free_gathered(model)
-    model.train()
-    return _with_metric(state, {**_means(sums, size), **_scores(state, dataset, lists)})
+            check()
+            yield _checked(state, state.task.evaluate(model, state.place(batch)))
+        if len(loader) < math.ceil(share / _batch_size(state)):  # others have one more batch
+            check()
+            if state.sharded:  # and this process's parts of the weights take part in every pass
+                state.task.evaluate(model, state.place(collate([dataset[0]])))
 
 
 def is_finite(metrics: dict[str, float]) -> bool:

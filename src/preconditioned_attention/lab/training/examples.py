@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from ..tasks import Batch
+from .interruption import ignore_signals
 from .order import BatchOrder
 from .randomness import Stream, derive_seed, seed_all
 
@@ -41,7 +42,15 @@ def load_batches(
 ) -> Iterator[Batch]:
     """The micro-batches of ``order``, without end; ``workers`` processes load them ahead."""
     examples = SeededExamples(dataset, seed=order.seed, process=order.process)
-    return iter(DataLoader(examples, batch_sampler=_keys(order), collate_fn=collate, num_workers=workers))
+    return iter(
+        DataLoader(
+            examples,
+            batch_sampler=_keys(order),
+            collate_fn=collate,
+            num_workers=workers,
+            worker_init_fn=ignore_signals,
+        )
+    )
 
 
 def _keys(order: BatchOrder) -> Iterator[list[Key]]:

@@ -6,9 +6,10 @@ import dataclasses
 import statistics
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
@@ -21,12 +22,13 @@ from .checkpoint import save_checkpoint, save_weights
 from .claim import claimed
 from .conditioning import ConditioningLog
 from .config import TrainConfig
-from .errors import NonFiniteError, WriteError
+from .errors import Interrupted, NonFiniteError, WriteError
 from .evaluation import evaluate, is_finite
 from .examples import load_batches
 from .finished import is_finished, read_finished
 from .folder import RunFolder
 from .initial_state import HashedPrepare, preserve_random_state
+from .interruption import StopCheck, StopRequested, StopSignals, stoppable
 from .metrics import MetricsLog
 from .order import BatchOrder
 from .processes import make_accelerator, on_main, raise_on_all_ranks
@@ -77,6 +79,8 @@ def train(
         NonFiniteError: the loss or its gradient is not finite; the last good state is saved as a checkpoint.
         WriteError: a file could not be written, as on a full disk; complete files are intact.
         ImportError: an extra is missing.
+        Interrupted: a signal, Ctrl-C or SIGTERM, stopped the run; its state is saved as a checkpoint.
+        ClaimedError, ClaimLostError: another process writes the folder, or has taken it over.
     """
     if resume and overwrite:
         raise ValueError("resume and overwrite exclude each other; give one of them")
@@ -86,35 +90,62 @@ def train(
     task = make_task(config.task, config.task_options)
     folder = RunFolder(Path(output))
     initial = HashedPrepare(prepare or partial(_precondition, config=config))
-    accelerator = make_accelerator(config, folder.path)
-    alone = fsdp and accelerator.num_processes == 1
-    with process_group(alone=alone), claimed(folder, accelerator) as claim:
-        with raise_on_all_ranks(accelerator):
-            if accelerator.is_main_process:
-                folder.check(config, resume=resume, overwrite=overwrite)
-        if resume and on_main(accelerator, lambda: is_finished(folder)):
+    with StopSignals() as signals:
+        accelerator = make_accelerator(config, folder.path)
+        alone = fsdp and accelerator.num_processes == 1
+        with process_group(alone=alone), claimed(folder, accelerator) as claim:
+            check = StopCheck(signals, accelerator, claim)
             with raise_on_all_ranks(accelerator):
-                return read_finished(config, task, folder, accelerator, initial)
-        splits = task.datasets()
-        order = _batch_order(config, accelerator, splits)
-        state = build_state(config, task, accelerator, initial, fsdp=fsdp)
-        _warn_of_plain_weights(state)
-        enabled = progress and accelerator.is_main_process
-        progress_line = ProgressLine(task.name, total=config.steps, batch_size_at=order.batch_size_at, enabled=enabled)
-        with ConditioningLog(state, folder.conditioning) as conditioning, progress_line as line:
-            log = _begin(state, folder, line, resume=resume)
-            try:
-                conditioning.begin()
-                _run(state, splits, order, folder, log, conditioning, line, claim)
-                conditioning.close()
-                return _finish(state, splits, folder, log, conditioning, initial, claim)
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{error}. {_save_last(state, folder, log, conditioning)}") from error
-            finally:
-                log.close()
-                for tracker in accelerator.trackers:
-                    tracker.finish()
-                accelerator.free_memory()
+                if accelerator.is_main_process:
+                    folder.check(config, resume=resume, overwrite=overwrite)
+            if resume and on_main(accelerator, lambda: is_finished(folder)):
+                with raise_on_all_ranks(accelerator):
+                    return read_finished(config, task, folder, accelerator, initial)
+            splits = task.datasets()
+            order = _batch_order(config, accelerator, splits)
+            state = build_state(config, task, accelerator, initial, fsdp=fsdp)
+            _warn_of_plain_weights(state)
+            signals.defer()
+            enabled = progress and accelerator.is_main_process
+            line = ProgressLine(task.name, total=config.steps, batch_size_at=order.batch_size_at, enabled=enabled)
+            with ConditioningLog(state, folder.conditioning) as conditioning, line:
+                log = _begin(state, folder, line, resume=resume)
+                run = _Run(state, splits, folder, log, conditioning, line, claim, check)
+                return _complete(run, order, initial)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the parts of the loop share. ``check`` raises if the run must stop, ``claim`` if it was taken over."""
+
+    state: TrainState
+    splits: Splits
+    folder: RunFolder
+    log: MetricsLog
+    conditioning: ConditioningLog
+    line: ProgressLine
+    claim: Callable[[], None]
+    check: StopCheck
+
+
+def _complete(run: _Run, order: BatchOrder, initial: HashedPrepare) -> TrainResult:
+    """Take the remaining steps and finish the run, or save its state if it must stop."""
+    state = run.state
+    try:
+        run.conditioning.begin()
+        _take_steps(run, order)
+        run.conditioning.close()
+        return _finish(run, initial)
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}. {_save_last(run)}") from error
+    except StopRequested as stop:
+        stopped = f"{stop.name} after step {state.step} of {state.config.steps}"
+        raise Interrupted(f"{stopped}. {_save_last(run)}", stop.number) from None
+    finally:
+        run.log.close()
+        for tracker in state.accelerator.trackers:
+            tracker.finish()
+        state.accelerator.free_memory()
 
 
 def _precondition(model: nn.Module, *, config: TrainConfig) -> nn.Module:
@@ -164,51 +195,35 @@ def _begin(state: TrainState, folder: RunFolder, line: ProgressLine, *, resume: 
     return log
 
 
-def _run(
-    state: TrainState,
-    splits: Splits,
-    order: BatchOrder,
-    folder: RunFolder,
-    log: MetricsLog,
-    conditioning: ConditioningLog,
-    line: ProgressLine,
-    claim: Callable[[], None],
-) -> None:
+def _take_steps(run: _Run, order: BatchOrder) -> None:
     """Take the remaining steps, after the evaluation that a stopped run did not finish."""
-    config = state.config
+    state, config = run.state, run.state.config
     order = dataclasses.replace(order, first_step=state.step)
-    batches = load_batches(splits.train, order, collate=splits.collate, workers=config.workers)
+    batches = load_batches(run.splits.train, order, collate=run.splits.collate, workers=config.workers)
+    batches = stoppable(batches, run.check)
     state.model.train()
-    if state.step and evaluation_is_due(config, state.step) and not log.has_evaluation(state.step):
-        _evaluate(state, splits, log)
+    if state.step and evaluation_is_due(config, state.step) and not run.log.has_evaluation(state.step):
+        _evaluate(run)
     while state.step < config.steps:
-        claim()
-        with conditioning.step():
+        with run.conditioning.step():
             record = optimizer_step(state, batches)
-        log.add("step", record)
+        run.log.add("step", record)
         state.accelerator.log({f"train/{name}": record[name] for name in record if name != "step"}, state.step)
-        line.step(record)
+        run.line.step(record)
         if evaluation_is_due(config, state.step):
-            _evaluate(state, splits, log)
+            _evaluate(run)
         if is_due(config, config.checkpoint_every, state.step):
-            _save(state, folder, log, conditioning)
+            _save(run)
 
 
-def _finish(
-    state: TrainState,
-    splits: Splits,
-    folder: RunFolder,
-    log: MetricsLog,
-    conditioning: ConditioningLog,
-    initial: HashedPrepare,
-    claim: Callable[[], None],
-) -> TrainResult:
+def _finish(run: _Run, initial: HashedPrepare) -> TrainResult:
     """Evaluate on the test split and write the result."""
+    state, folder = run.state, run.folder
     if state.best is not None:
         state.evaluated.load_state_dict(state.best.weights)
     tested = state.step if state.best is None else state.best.step
-    test = _finite(state, evaluate(state, splits.test, split="test", collate=splits.collate), "test")
-    evaluations, steps = log.of_kind("evaluation"), log.of_kind("step")
+    test = _finite_metrics(run, "test")
+    evaluations, steps = run.log.of_kind("evaluation"), run.log.of_kind("step")
     (validation,) = (record for record in evaluations if record["step"] == tested)
     result = TrainResult(
         step=tested,
@@ -216,7 +231,7 @@ def _finish(
         test=test,
         losses=[record["loss"] for record in steps],
         evaluations=evaluations,
-        conditioning=conditioning.history,
+        conditioning=run.conditioning.history,
         seconds_per_step=statistics.median(record["seconds"] for record in steps),
         model=state.final_model(),
         config=state.config,
@@ -227,7 +242,7 @@ def _finish(
     )
     with raise_on_all_ranks(state.accelerator):
         if state.accelerator.is_main_process:
-            claim()
+            run.claim()
             save_weights(result.model, folder.weights)
             result.pictures.update(state.task.pictures(result.model))
             result.samples.update(state.task.samples(result.model))
@@ -236,36 +251,43 @@ def _finish(
     return result
 
 
-def _evaluate(state: TrainState, splits: Splits, log: MetricsLog) -> None:
-    metrics = evaluate(state, splits.validation, split="validation", collate=splits.collate)
-    metrics = _finite(state, metrics, "validation")
-    log.add("evaluation", {"step": state.step, **metrics})
+def _evaluate(run: _Run) -> None:
+    state = run.state
+    metrics = _finite_metrics(run, "validation")
+    run.log.add("evaluation", {"step": state.step, **metrics})
     if state.config.keep_best:
         metric, higher = metrics[state.task.metric], state.task.higher_is_better
         state.best = better(state.best, state.evaluated, step=state.step, metric=metric, higher=higher)
     state.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, state.step)
 
 
-def _finite(state: TrainState, metrics: dict[str, float], split: str) -> dict[str, float]:
-    """The metrics as Python's floats.
+def _finite_metrics(run: _Run, split: Literal["validation", "test"]) -> dict[str, float]:
+    """The metrics on a split, as Python's floats.
 
     Raises:
         NonFiniteError: one of them is infinite or not a number.
     """
+    dataset = run.splits.validation if split == "validation" else run.splits.test
+    metrics = evaluate(run.state, dataset, split=split, collate=run.splits.collate, check=run.check)
     metrics = {name: float(value) for name, value in metrics.items()}
     if not is_finite(metrics):
-        raise NonFiniteError(f"step {state.step}: {split} metrics {metrics}. Try a lower learning rate")
+        raise NonFiniteError(f"step {run.state.step}: {split} metrics {metrics}. Try a lower learning rate")
     return metrics
 
 
-def _save(state: TrainState, folder: RunFolder, log: MetricsLog, conditioning: ConditioningLog) -> Path:
-    log.synchronize()  # so that the files have every step of a checkpoint
-    conditioning.synchronize()
-    return save_checkpoint(state, folder.checkpoints)
+def _save(run: _Run) -> Path:
+    with raise_on_all_ranks(run.state.accelerator):
+        run.claim()
+        run.log.synchronize()  # so that the files have every step of a checkpoint
+        run.conditioning.synchronize()
+    return save_checkpoint(run.state, run.folder.checkpoints)
 
 
-def _save_last(state: TrainState, folder: RunFolder, log: MetricsLog, conditioning: ConditioningLog) -> str:
+def _save_last(run: _Run) -> str:
+    step = run.state.step
+    if not step:
+        return "No step was taken, so there is nothing to save"
     try:
-        return f"The state after step {state.step} is saved in {_save(state, folder, log, conditioning)}"
+        return f"The state after step {step} is saved in {_save(run)}"
     except WriteError as error:
-        return f"The state after step {state.step} could not be saved: {error}"
+        return f"The state after step {step} could not be saved: {error}"

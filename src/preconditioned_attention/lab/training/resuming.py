@@ -61,7 +61,7 @@ def _newest(checkpoints: dict[int, Path], config: TrainConfig, folder: RunFolder
             )
         return None
     step = max(checkpoints)
-    if not 1 <= step <= config.steps:
+    if step > config.steps:
         raise ValueError(
             f"checkpoint {checkpoints[step]} must be of one of the {config.steps} steps that the configuration has; "
             "remove it to resume from the one before, or replace the run (--overwrite)"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..tasks import Batch
 from .errors import NonFiniteError
+from .interruption import StopRequested
 from .metrics import Record
 from .randomness import Stream, derive_seed, seed_all
 from .sharding import share_buffers
@@ -24,16 +25,20 @@ def optimizer_step(state: TrainState, batches: Iterator[Batch]) -> Record:
     Raises:
         NonFiniteError: the loss or the gradient is not finite, on any process. Every process raises it, and the state
             is what it was before the step.
+        StopRequested: ``batches`` raised it; likewise.
     """
     started = time.perf_counter()
     buffers = [(buffer, buffer.clone()) for buffer in state.model.buffers()]
-    loss = _backward(state, batches)
+    try:
+        loss = _backward(state, batches)
+    except StopRequested:  # raised by ``batches``
+        _take_back(state, buffers)
+        raise
     clip_norm = math.inf if state.config.clip_norm is None else state.config.clip_norm
     norm = float(state.accelerator.clip_grad_norm_(state.model.parameters(), clip_norm))  # of a DTensor: the whole one
     learning_rate = state.scheduler.get_last_lr()[0]
     if not math.isfinite(loss) or not (math.isfinite(norm) or _scaler_adapts(state)):
-        for buffer, before in buffers:  # a forward pass changes running statistics
-            buffer.copy_(before)
+        _take_back(state, buffers)
         raise NonFiniteError(
             f"step {state.step + 1}: loss {loss}, gradient norm {norm}, at learning rate {learning_rate:g}. "
             "Try a lower learning rate, a longer warm-up, clip_norm, or precision 'float32'"
@@ -53,6 +58,13 @@ def optimizer_step(state: TrainState, batches: Iterator[Batch]) -> Record:
         "learning_rate": learning_rate,
         "seconds": time.perf_counter() - started,
     }
+
+
+def _take_back(state: TrainState, buffers: list[tuple[Tensor, Tensor]]) -> None:
+    """Undo what the micro-batches of an unfinished step have changed: running statistics, and Accelerate's count."""
+    for buffer, before in buffers:
+        buffer.copy_(before)
+    state.accelerator.step = state.step * state.config.accumulation_steps
 
 
 def _backward(state: TrainState, batches: Iterator[Batch]) -> float:
