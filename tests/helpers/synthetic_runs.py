@@ -73,6 +73,8 @@ def make_records(plan: Plan, metrics: Mapping[tuple[str, int, float], RunMetrics
             status="failed" if failed else "finished",
             reason=outcome if failed else None,
             metrics=None if failed else outcome,
+            weights=[f"weights of seed {key.seed}"],
+            random_states=[f"random state of seed {key.seed}"],
             seconds=1.0,
         )
     return records

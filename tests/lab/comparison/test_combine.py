@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -269,6 +270,28 @@ def test_nothing_is_replaced_unasked(tmp_path, whole):
         report_runs([first], output=second, overwrite=True)
     with pytest.raises(FileExistsError, match="holds a run"):
         report_runs([first], output=first / "runs" / "row-seed0-lr0.001", overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["summary.json", "runs.json.gz", "report.html"])
+def test_a_full_disk_leaves_every_file_of_a_report_whole(tmp_path, whole, monkeypatch, name):
+    folder = copied(whole, tmp_path / "folder", keep=lambda stem: "seed2" not in stem)
+    report_runs([folder])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for path in (whole / "runs").glob("*seed2*"):
+        shutil.copytree(path, folder / "runs" / path.name)
+
+    def full(path: Path) -> None:
+        if path.name.startswith(f".{name}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("preconditioned_attention._files._flush_to_disk", full)
+    with pytest.raises(OSError, match=f"{name} could not be written: No space left"):
+        report_runs([folder])
+    assert (folder / name).read_bytes() == before[folder / name]
+    assert not list(folder.rglob(".*"))
+    monkeypatch.undo()
+    report_runs([folder])
+    assert results_without_times(folder) == results_without_times(whole)
 
 
 def test_runs_of_train_are_runs_of_a_comparison(tmp_path):

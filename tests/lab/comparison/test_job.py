@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import pickle
 from pathlib import Path
 
@@ -71,6 +72,24 @@ def test_a_failure_is_repeated_once_per_invocation(tmp_path):
     assert do_run(second, KEY).reason == "LookupError: no such data"
     assert do_run(third, KEY).reason == "LookupError: no such data", "the second has repeated it already"
     assert do_run(begin(tmp_path), KEY).finished
+
+
+def test_a_full_disk_loses_nothing_of_a_run(tmp_path, monkeypatch):
+    def keeping(prepare: Prepare, seed: int, learning_rate: float):
+        (prepare.folder / "state").write_text("x")
+        return run(prepare, seed, learning_rate)
+
+    def full(path: Path) -> None:
+        if path.name.startswith(".run.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    job = begin(tmp_path, keeping)
+    monkeypatch.setattr("preconditioned_attention._files._flush_to_disk", full)
+    with pytest.raises(OSError, match=r"row-seed0-lr0\.001/run\.json could not be written: No space left"):
+        do_run(job, KEY)
+    assert [path.name for path in job.store.folder(KEY).iterdir()] == ["state"]
+    monkeypatch.undo()
+    assert do_run(job, KEY).finished
 
 
 def test_a_run_that_was_taken_over_writes_nothing(tmp_path, monkeypatch):

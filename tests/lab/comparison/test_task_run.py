@@ -1,17 +1,25 @@
 import dataclasses
 import json
 import math
+import os
 import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from preconditioned_attention import ConditionMonitor, is_preconditioned
 from preconditioned_attention.lab.comparison import Prepare, compare, task_run, task_settings
-from preconditioned_attention.lab.comparison.task_run import measure_conditioning
+from preconditioned_attention.lab.comparison.task_run import TaskRun, measure_conditioning
 from preconditioned_attention.lab.tasks import TASKS, ImageClassification
 from preconditioned_attention.lab.training import Arm, TrainConfig, load_trained, train
+from tests.helpers.comparison_results import results_without_times
 from tests.helpers.digits_task import TASK, digits_options
 
 OPTIONS = digits_options(patch_size=4, embed_dim=16, depth=2, num_heads=2)
@@ -122,6 +130,59 @@ def test_the_initial_state_that_is_hashed_is_that_of_the_training(tmp_path):
     result = json.loads((tmp_path / "result.json").read_text())
     assert [result["initial_weights"]] == prepare.weights
     assert [result["random_state"]] == prepare.random_states
+
+
+def test_a_killed_run_goes_on_from_its_newest_checkpoint(tmp_path):
+    """It loses at most one interval of checkpoints, and ends as if it had not been killed."""
+    config = dataclasses.replace(CONFIG, steps=120, checkpoint_every=20, evaluate_every=50)
+    options = {"arms": {"plain": None}, "seeds": (0,), "learning_rates": (1e-3,), "verbose": False}
+    script = f"""
+from tests.lab.comparison.test_task_run import *
+compare(task_run(TrainConfig.from_dict({config.to_dict()!r})), output={str(tmp_path / "killed")!r}, **{options!r})
+"""
+    folder = tmp_path / "killed" / "runs" / "plain-seed0-lr0.001"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[3], env=with_tests()) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while steps_in(folder) < 50 and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.002)
+        finally:
+            process.kill()
+    assert process.wait() == -signal.SIGKILL
+    done, counted = steps_in(folder), []
+    assert 50 <= done < 120
+    hook = register_optimizer_step_post_hook(lambda *_: counted.append(1))
+    compare(task_run(config), output=tmp_path / "killed", resume=True, **options)
+    assert 120 - done <= len(counted) <= 120 - done + 20
+    counted.clear()
+    (folder / "run.json").unlink()
+    compare(task_run(config), output=tmp_path / "killed", resume=True, **options)
+    assert counted == [], "the record was lost, not the training"
+    compare(task_run(config), output=tmp_path / "whole", **options)
+    hook.remove()
+    assert len(counted) == 120
+    assert results_without_times(tmp_path / "killed") == results_without_times(tmp_path / "whole")
+    assert not (folder / "checkpoints").exists()
+
+
+def with_tests() -> dict[str, str]:
+    paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def steps_in(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_text().count('"kind": "step"') if path.exists() else 0
+
+
+def test_a_resumed_comparison_may_have_other_intervals_of_checkpoints(tmp_path):
+    options = {"arms": {"plain": None}, "seeds": (0,), "learning_rates": (1e-3,), "verbose": False}
+    (tmp_path / "runs" / "plain-seed0-lr0.001").mkdir(parents=True)
+    begun = TaskRun(CONFIG)._configure(Prepare(None), 0, 1e-3)
+    (tmp_path / "runs" / "plain-seed0-lr0.001" / "config.yaml").write_text(begun.to_yaml())
+    changed = dataclasses.replace(CONFIG, checkpoint_every=2, keep_checkpoints=5)
+    comparison = compare(task_run(changed), output=tmp_path, resume=True, **options)
+    assert [record.status for record in comparison.records.values()] == ["finished"]
 
 
 def test_it_can_be_pickled_and_needs_a_folder():

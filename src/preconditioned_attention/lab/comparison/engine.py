@@ -10,6 +10,7 @@ from typing import Any
 from ..._extras import require
 from ...config import PreconditionConfig
 from ..training.arms import ARMS, Arm
+from .fairness import check_starts
 from .job import Job, Run
 from .plan import Plan
 from .report import Comparison, build_comparison, print_comparison, write_report
@@ -103,6 +104,7 @@ def _check_environment(run: object) -> None:
 def _report(job: Job, *, verbose: bool) -> Comparison:
     store = job.store
     records = store.refresh()
+    check_starts(job.started(record) for record in records.values() if record.finished)
     comparison = build_comparison(job.plan, records, title=store.title, output=store.output)
     with claimed(store.output):
         write_report(comparison)

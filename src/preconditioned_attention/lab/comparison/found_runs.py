@@ -158,8 +158,5 @@ def _add_run(folder: Path, found: FoundFolders, plan: Plan | None) -> None:
         found.trained.append(folder)
         return
     record, comparison = read_run(path)
-    if comparison is None:
-        raise ValueError(
-            f"{path} is not the record of a run ('format' is missing); remove it, and the run is done again"
-        )
+    assert comparison is not None, "only files of earlier versions, which have other names, lack it"
     found.runs.append(FoundRun(folder=folder, description=record.description, comparison=comparison, record=record))

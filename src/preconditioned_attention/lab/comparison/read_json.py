@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..._files import read_text
+
 FORMAT = 1
 """Of ``comparison.json`` and ``run.json``; a version that changes their meaning counts it up."""
 
@@ -19,16 +21,13 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
 
     Raises:
         ValueError: it holds something else, or was written by a newer version.
-        OSError: it cannot be read.
+        OSError: it cannot be read, or is no file.
     """
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} must be {what}; it is no file. Move it away")
+    text = read_text(path, kind=what)
     try:
-        content = json.loads(path.read_bytes(), parse_constant=_refuse_constant, object_pairs_hook=_without_repetition)
+        content = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_repetition)
     except RecursionError:
         raise ValueError(f"{path} is not {what} (nested too deeply)") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not {what} (byte {error.start} is not UTF-8)") from None
     except ValueError as error:
         raise ValueError(f"{path} is not {what} ({error})") from None
     if not isinstance(content, dict):

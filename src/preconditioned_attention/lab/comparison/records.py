@@ -113,6 +113,8 @@ def _check_outcome(record: RunRecord) -> None:
         raise ValueError("'metrics' is null, and the run is finished")
     if record.finished and record.metrics is not None and (reason := record.metrics.not_finite()) is not None:
         raise ValueError(f"{reason}, and the run is finished")
+    if record.finished and not record.weights:
+        raise ValueError("'weights' is empty, and the run is finished")
     if not record.finished and record.reason is None:
         raise ValueError("'reason' is null, and the run has failed")
 

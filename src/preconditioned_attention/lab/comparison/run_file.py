@@ -47,7 +47,7 @@ def read_run(path: Path, *, update: Update | None = None) -> tuple[RunRecord, di
     """
     values = read_object(path, WHAT)
     try:
-        comparison = _check_comparison(values)
+        comparison = _check_comparison(path, values)
         entries = {name: value for name, value in values.items() if name not in ("format", "comparison")}
         if update is not None:
             entries["description"] = update(check_entry(entries, "description", dict))
@@ -57,9 +57,11 @@ def read_run(path: Path, *, update: Update | None = None) -> tuple[RunRecord, di
     return record, comparison
 
 
-def _check_comparison(values: dict[str, Any]) -> dict[str, Any] | None:
-    if "format" not in values:
+def _check_comparison(path: Path, values: dict[str, Any]) -> dict[str, Any] | None:
+    """What the file repeats of the comparison; None in a file of an earlier version, which has another name."""
+    if path.name != RUN and "format" not in values:
         return None
+    check_entry(values, "format", int)
     comparison: dict[str, Any] = check_entry(values, "comparison", dict)
     for name, kind in ALONE.items():
         check_entry(comparison, name, kind)

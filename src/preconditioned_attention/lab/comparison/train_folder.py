@@ -62,7 +62,10 @@ def read_train_folder(path: Path, plan: Plan | None) -> TrainedRun:
     """
     folder = RunFolder(path)
     config = folder.read_config()
-    metric, higher_is_better = _metric(config)
+    try:
+        metric, higher_is_better = _metric(config)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder.config}: {error}") from error
     result = read_result(folder.result) if folder.result.exists() else None
     settings = plain_settings(config, {} if result is None else result.get("data", {}))
     description = _describe(config, settings, metric, plan)
