@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import timm.optim
 import torch
+import transformers
 
+from preconditioned_attention.cli import main
+from preconditioned_attention.conversion import from_pretrained
 from preconditioned_attention.lab.tasks import TASKS, OptimizerSettings
-from preconditioned_attention.lab.training import load_trained, train
+from preconditioned_attention.lab.training import ARMS, load_trained, train
 from preconditioned_attention.lab.training.checkpoint import complete_checkpoints
 from tests.helpers.digits_task import digits_options
 from tests.helpers.sharded_runs import BY_ACCELERATE, BY_FLAG, TOY, assert_same_run, vit_config
@@ -174,9 +177,25 @@ def kill_one(processes: list[Run], step: int) -> None:
             run.process.join()
 
 
+@pytest.mark.parametrize("began", [False, True])
+def test_tied_weights_are_continued_and_exported(began: bool, tmp_path: Path) -> None:
+    options = {"vocab_size": 300, "context": 16, "n_layer": 2, "n_head": 2, "n_embd": 8}
+    config = toy_config(task="causal-lm", task_options=options, steps=4, checkpoint_every=2, precondition=ARMS["row"])
+    whole = train(config, tmp_path / "whole", progress=False)
+    train(config, tmp_path / "run", progress=False, fsdp=began)
+    cut(tmp_path / "run", 2)
+    again = train(config, tmp_path / "run", progress=False, resume=True, fsdp=not began)
+    assert again.losses == whole.losses
+    assert again.samples == whole.samples
+    assert main(["export", str(tmp_path / "run"), "--output", str(tmp_path / "model")]) == 0
+    loaded = from_pretrained(transformers.AutoModelForCausalLM, tmp_path / "model")
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+    torch.testing.assert_close(loaded.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_states_of_other_shapes_on_two_processes(tmp_path: Path) -> None:
-    options = digits_options(embed_dim=16, depth=2, num_heads=2, optimizer="adafactorbv")
+    options = {**digits_options(embed_dim=16, depth=2, num_heads=2), "optimizer": "adafactorbv"}
     config = vit_config(task_options=options, checkpoint_every=10, monitor=None, steps=20)
     run_on(1, config, tmp_path / "one")
     run_on(2, config, tmp_path / "two", fsdp=True)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
         ValueError: FSDP2 cannot divide this model.
     """
     for tensor in (*model.parameters(), *model.buffers()):
-        dist.broadcast(tensor.detach(), src=0)
+        _take_from_first(tensor.detach())
     try:
         (_shard_as_configured if accelerator.is_fsdp2 else _shard_blocks)(model, accelerator)
     except (ValueError, NotImplementedError, RuntimeError) as error:
@@ -91,7 +92,7 @@ def share_buffers(model: nn.Module) -> None:
     """Give every process the floating-point buffers of the first one, such as running means."""
     for buffer in model.buffers():
         if buffer.is_floating_point():
-            dist.broadcast(buffer, src=0)
+            _take_from_first(buffer)
 
 
 @contextlib.contextmanager
@@ -105,6 +106,12 @@ def process_group(*, alone: bool) -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _take_from_first(tensor: Tensor) -> None:
+    sent = tensor.contiguous()
+    dist.broadcast(sent.view(-1).view(torch.uint8), src=0)  # as bytes: gloo does not know every type
+    tensor.copy_(sent)
 
 
 def _size(module: nn.Module) -> int:
