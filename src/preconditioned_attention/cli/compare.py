@@ -22,6 +22,9 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
+    ray: str | None = None,
+    slice: str | None = None,
+    fsdp: bool = False,
 ) -> None:
     """Train with and without preconditioning from identical weights and batches, and report the differences.
 
@@ -38,18 +41,25 @@ def compare(
         resume: Keep the finished runs in the output folder and do the others.
         overwrite: Replace the results in the output folder.
         workers: How many processes share the runs on this machine, by default one per GPU, or one per core.
+        ray: Do the runs on a Ray cluster, auto or HOST:PORT; all its nodes must see the output folder.
+        slice: Do a part of the runs, such as 1/3, as one job of an array; with --resume others may use the folder.
+        fsdp: Divide parameters, gradients and optimizer state among the processes of torchrun.
     """
+    import torch
+
     from ..lab.comparison import compare as run_comparison
     from ..lab.comparison import task_run, task_settings
+    from ..lab.comparison.scheduling.slice import parse_slice
     from ..lab.tasks import make_task
     from .choice import choose_arms, choose_recipe, folder_name
 
+    part = None if slice is None else parse_slice(slice)
     loaded = choose_recipe(recipe, model=model, preset=preset, task_options=task_options)
     chosen = choose_arms(loaded, arms)
     config = loaded.train if steps is None else loaded.train.with_steps(steps)
     task = make_task(config.task, config.task_options)
     run_comparison(
-        task_run(config),
+        task_run(config, fsdp=fsdp),
         arms=chosen,
         seeds=loaded.compare.seeds if seeds is None else seeds,
         learning_rates=loaded.compare.learning_rates if learning_rates is None else learning_rates,
@@ -63,4 +73,8 @@ def compare(
         resume=resume,
         overwrite=overwrite,
         workers=workers,
+        ray_address=ray,
+        part=part,
     )
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

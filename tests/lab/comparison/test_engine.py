@@ -327,10 +327,11 @@ def test_a_missing_extra_is_named_before_anything_runs(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
+def test_a_number_of_processes_without_a_launcher_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="one process"):
+    with pytest.raises(RuntimeError, match=r"WORLD_SIZE=2 .* were launched, but RANK.* not set; .*torchrun"):
         quietly(run, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_terminal_shows_table_words_and_path(tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from .fairness import check_starts
 from .job import Job, Run
 from .plan import Plan
 from .report import Comparison, build_comparison, print_comparison, write_report
-from .scheduling.capacity import choose_workers
-from .scheduling.choice import do_all
+from .scheduling.choice import choose_count, do_all
 from .scheduling.processes import is_worker
+from .scheduling.slice import check_slice, keys_of_slice
+from .scheduling.together import is_launched, together
 from .store import RunStore, claimed
 
 
@@ -36,6 +36,8 @@ def compare(
     resume: bool = False,
     overwrite: bool = False,
     workers: int | None = 1,
+    ray_address: str | None = None,
+    part: tuple[int, int] | None = None,
     verbose: bool = True,
 ) -> Comparison:
     """Train with every arm, seed and learning rate, and report each arm's difference to ``"plain"`` in the test metric.
@@ -67,7 +69,16 @@ def compare(
         workers: how many processes share the runs; 1 is this process alone, None chooses from the cores, the memory
             and the GPUs of this machine. For more than one, ``run`` must be at the top level of a module, and a script
             must call this function under ``if __name__ == "__main__":``.
+            Under torchrun all its processes do each run together.
+        ray_address: of a Ray cluster whose nodes do the runs: ``"auto"``, ``"HOST:PORT"`` or ``"ray://HOST:PORT"``.
+            Every node must see ``output``.
+        part: which slice of the runs to do, from 1, and of how many, as in ``(1, 3)``; the jobs that do the others
+            may use the same folder, or each its own.
         verbose: show progress, then the table and the path of the report.
+
+    Returns:
+        The comparison. If ``part`` is given and runs of other parts are not in ``output``, it holds what is there, and
+        no report is written.
 
     Raises:
         FairnessError: runs of one seed had different initial weights or random states, or never called ``prepare``.
@@ -80,10 +91,16 @@ def compare(
         _as_arms(arms), seeds, learning_rates, metric, higher_is_better, settings or {}, variants or {}, baselines or {}
     )
     _check_environment(run)
-    workers = choose_workers(workers)
-    job = Job.begin(run, RunStore(Path(output), plan, title=title), resume=resume, overwrite=overwrite)
-    do_all(job, list(plan.run_keys()), workers=workers, verbose=verbose)
-    return _report(job, verbose=verbose)
+    keys = keys_of_slice(plan, None if part is None else check_slice(part))
+    count = choose_count(workers, ray_address)
+    store = RunStore(Path(output), plan, title=title)
+
+    def lead() -> Comparison:
+        job = Job.begin(run, store, resume=resume, overwrite=overwrite)
+        do_all(job, keys, workers=count, ray_address=ray_address, verbose=verbose)
+        return _report(job, only_whole=part is not None, verbose=verbose)
+
+    return together(lead, Job(run=run, store=store)) if is_launched() else lead()
 
 
 def _check_environment(run: object) -> None:
@@ -95,17 +112,25 @@ def _check_environment(run: object) -> None:
             "compare was called by a script that a worker process of another call imports; "
             'call it under `if __name__ == "__main__":`'
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("compare runs in one process, because it writes one folder; start it without torchrun")
     for module in ("scipy.stats", "matplotlib.figure", "jinja2", "rich.progress"):
         require(module, extra="train")
 
 
-def _report(job: Job, *, verbose: bool) -> Comparison:
+def _report(job: Job, *, only_whole: bool, verbose: bool) -> Comparison:
+    """The comparison, as far as it is there; with ``only_whole`` its files are written if every run is."""
     store = job.store
     records = store.refresh()
     check_starts(job.started(record) for record in records.values() if record.finished)
     comparison = build_comparison(job.plan, records, title=store.title, output=store.output)
+    left = sum(job.record(key) is None for key in job.plan.run_keys())
+    if only_whole and left:
+        if verbose:
+            print(
+                f"{left} of {left + len(records)} runs of the comparison are not in {store.output} yet. Whoever does "
+                "the last of them there writes the report; the runs in several folders are joined by "
+                f"`precond report {store.output} ...`"
+            )
+        return comparison
     with claimed(store.output):
         write_report(comparison)
     if verbose:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +40,7 @@ class TaskRun:
     """
 
     config: TrainConfig
+    fsdp: bool = False
 
     @cached_property
     def task(self) -> Task:
@@ -50,9 +52,9 @@ class TaskRun:
         """The examples on which the conditioning is measured."""
         return self.task.example_batch()
 
-    def __reduce__(self) -> tuple[type[TaskRun], tuple[TrainConfig]]:
+    def __reduce__(self) -> tuple[type[TaskRun], tuple[TrainConfig, bool]]:
         """Without task and batch: another process reads the data itself."""
-        return type(self), (self.config,)
+        return type(self), (self.config, self.fsdp)
 
     def __call__(self, prepare: Prepare, seed: int, learning_rate: float) -> RunMetrics:
         """Start or continue the run in ``prepare.folder``.
@@ -69,10 +71,12 @@ class TaskRun:
         config = self._configure(prepare, seed, learning_rate)
         at_initialization = self._measure_initialization(config, prepare)
         try:
-            result = train(_as_begun(config, folder), folder.path, resume=True, progress=False)
+            result = train(_as_begun(config, folder), folder.path, resume=True, progress=False, fsdp=self.fsdp)
         except NonFiniteError as error:
             # The message names a checkpoint in the folder; the cause is the error itself.
             raise error.__cause__ or error from None
+        if int(os.environ.get("RANK") or 0):  # of torchrun's processes the main one has the whole model, and reports
+            return self._metrics(result, at_initialization, [])
         metrics = self._metrics(result, at_initialization, measure_conditioning(result.model, self.batch))
         shutil.rmtree(folder.checkpoints, ignore_errors=True)  # dozens of runs of them fill a disk
         return metrics
@@ -116,13 +120,17 @@ class TaskRun:
         )
 
 
-def task_run(config: TrainConfig) -> TaskRun:
+def task_run(config: TrainConfig, *, fsdp: bool = False) -> TaskRun:
     """A ``run`` for :func:`compare` that trains the task of ``config``, with its data read.
+
+    Args:
+        config: the training; seed, learning rate and arm come from the comparison.
+        fsdp: divide each run's parameters among the processes of torchrun.
 
     Raises:
         ValueError, TypeError, OSError: an option of the task is invalid, or its data cannot be read.
     """
-    run = TaskRun(config)
+    run = TaskRun(config, fsdp)
     _ = run.batch
     return run
 

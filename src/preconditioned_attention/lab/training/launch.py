@@ -24,7 +24,7 @@ SIZES = ("TP_SIZE", "CP_SIZE", "SP_SIZE")
 NO = ("", "0", "no", "none", "off", "false", "n", "f")
 CONNECTION = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MPI = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-LAUNCHER = "torchrun --nproc-per-node N -m preconditioned_attention train ..."
+LAUNCHER = "torchrun --nproc-per-node N -m preconditioned_attention ..."
 
 
 def check_launch(config: TrainConfig) -> None:
@@ -34,7 +34,7 @@ def check_launch(config: TrainConfig) -> None:
         ValueError: a variable has such a value; the message names it.
         RuntimeError: processes were launched without what connects them.
     """
-    _check_connection()
+    check_connection()
     _check_engines()
     _check_numbers(config)
     _check_fsdp()
@@ -58,7 +58,7 @@ def is_true(name: str) -> bool:
     return value.lower() == "true"
 
 
-def _check_connection() -> None:
+def check_connection() -> None:
     """Without these PyTorch waits for processes that never come, or fails with a traceback."""
     launched, local = (_integer(name, default) for name, default in (("WORLD_SIZE", 1), ("LOCAL_RANK", -1)))
     if (launched <= 1 and local < 0) or any(name in os.environ for name in MPI):

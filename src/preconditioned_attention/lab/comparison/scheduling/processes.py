@@ -15,11 +15,10 @@ from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from ...training.claim import RunClaim
 from ..job import Job
 from ..plan import RunKey
-from ..records import RunRecord
 from .capacity import core_count, gpu_count, gpu_name
+from .giving_up import record_failure
 from .worker import GRACE_SECONDS, Ended, Ready, Started, WorkerError, work
 
 NAME = "comparison-worker"
@@ -168,20 +167,9 @@ class _Pool:
 
     def _give_up(self, stem: str | None, cause: str) -> None:
         """Record that a run has failed, because its process died too often."""
-        reason = f"its process {cause}, {MOST_DEATHS} times"
         if stem not in self.keys:
             raise RuntimeError(f"a worker process {cause} between runs, {MOST_DEATHS} times")
-        key = self.keys[stem]
-        claim = RunClaim(self.job.store.folder(key))
-        if claim.try_acquire():
-            try:
-                if self.job.record(key) is None:
-                    description = self.job.plan.describe(key)
-                    self.job.store.write(
-                        RunRecord(key=key, description=description, status="failed", reason=reason, seconds=0.0)
-                    )
-            finally:
-                claim.release()
+        record_failure(self.job, self.keys[stem], f"its process {cause}, {MOST_DEATHS} times")
 
 
 def describe_end(code: int | None) -> str:
