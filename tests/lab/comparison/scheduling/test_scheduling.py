@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import re
 import secrets
 import shlex
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from preconditioned_attention.lab.training.claim import RunClaim
 from tests.helpers.comparison_results import results_without_times
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -108,7 +108,7 @@ def _newest_checkpoint(folder: Path) -> int:
 
 
 def _owner(folder: Path) -> int:
-    return next(int(line) for line in (folder / ".claim").read_text().splitlines() if re.fullmatch(r"\d+", line))
+    return int(RunClaim(folder).owner().split()[0])
 
 
 @pytest.fixture(scope="module")
