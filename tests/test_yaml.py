@@ -33,3 +33,18 @@ def test_not_yaml() -> None:
 def test_no_objects_are_built() -> None:
     with pytest.raises(ValueError, match="not valid YAML"):
         parse_yaml("a: !!python/object/apply:os.getcwd []", source="it")
+
+
+def test_dates_stay_text_and_come_back() -> None:
+    content = {"day": "2020-01-01", "time": "1:30", "number": "010"}
+    assert parse_yaml("day: 2020-01-01", source="it") == {"day": "2020-01-01"}
+    assert parse_yaml(format_yaml(content), source="it") == content
+
+
+def test_aliases_and_merges_are_read() -> None:
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: *a"
+    assert parse_yaml(text, source="it") == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 2}}
+
+
+def test_a_number_and_the_text_of_it_are_two_keys() -> None:
+    assert parse_yaml("1: a\n'1': b", source="it") == {1: "a", "1": "b"}

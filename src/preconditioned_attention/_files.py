@@ -109,8 +109,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         OSError: it could not be written; the message names ``path``, which is as it was.
     """
     check_file_to_write(path)
-    temporary = path.with_name(f".{path.name}.writing")
     with naming_file(path):
+        path = path.resolve()  # what a link leads to is written, and the link stays
+        temporary = path.with_name(f".{path.name}.writing")
         try:
             temporary.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             publish(temporary, path)
@@ -124,15 +125,18 @@ def check_file_to_write(path: Path) -> None:
     """Check, before the work that it takes to make its content, that ``path`` can be a file in a folder that exists.
 
     Raises:
-        OSError: it is a folder, its folder does not exist, or nothing can be written there.
+        OSError: it is a folder, a pipe or a device, its folder does not exist, or nothing can be written there.
     """
     if not path.name or path.is_dir():
         raise IsADirectoryError(f"{path}{_WRITTEN}it is a folder, and the name of a file is expected")
-    if not path.parent.is_dir():
-        missing = f"{path.parent} is {'a file' if path.parent.exists() else 'missing'}"
+    if path.exists() and not path.is_file():  # a renamed file would take the place of /dev/stdout
+        raise OSError(f"{path}{_WRITTEN}it is a pipe or a device, and the name of a file is expected")
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        missing = f"{folder} is {'a file' if folder.exists() else 'missing'}"
         raise FileNotFoundError(f"{path}{_WRITTEN}its folder {missing}; make it, or choose another")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path}{_WRITTEN}its folder {path.parent} does not allow it")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}{_WRITTEN}its folder {folder} does not allow it")
 
 
 def publish(temporary: Path, path: Path) -> None:

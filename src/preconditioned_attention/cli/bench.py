@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .._checks import check_known
-from .._files import write_atomically
+from .._checks import check_known, check_number
+from .._files import check_file_to_write, naming_file, write_atomically
 from ..lab.benchmarking.shapes import MONITORED, SHAPES, STEPS
 
 DTYPES = ("float32", "bfloat16", "float16")
 MODES = ("eager", "compiled")
+LONGEST = 3600.0  # seconds of one measurement
 NAMES = tuple(shape.name for shape in (*SHAPES, *STEPS, MONITORED))
 
 
@@ -30,10 +31,17 @@ def bench(
         modes: Eager, compiled, or both.
         seconds: How long each measurement lasts; at least seven repetitions are made.
     """
+    for name, values in (("shapes", shapes), ("dtypes", dtypes), ("modes", modes)):
+        if not values:
+            raise ValueError(f"--{name} must name at least one; leave it out for all")
     check_known("shape", shapes, NAMES)
     check_known("dtype", dtypes, DTYPES)
     check_known("mode", modes, MODES)
-    output.mkdir(parents=True, exist_ok=True)
+    check_number("seconds", seconds, maximum=LONGEST)
+    with naming_file(output):
+        output.mkdir(parents=True, exist_ok=True)
+    for name in ("bench.csv", "bench.png"):
+        check_file_to_write(output / name)
     _measure(output, shapes, dtypes, modes, seconds)
     print(f"Rows and plot: {output}")
 
@@ -59,5 +67,5 @@ def _measure(
         rows.extend(measured)
         write_atomically(output / "bench.csv", rows_to_csv(rows, allocator=allocator))  # kept if a later one fails
     if rows:
-        (output / "bench.png").write_bytes(make_plot(rows))
+        write_atomically(output / "bench.png", make_plot(rows))
     print_table(make_table(rows))

@@ -45,6 +45,8 @@ def choose_arms(recipe: Recipe, names: tuple[str, ...] | None) -> dict[str, Arm 
     """
     known = {**ARMS, **recipe.compare.arms}
     check_known("arm", names or (), known)
+    if names is not None and len(set(names)) < len(names):
+        raise ValueError(f"arms must be different from one another; got {' '.join(names)}")
     return {name: known[name] for name in (recipe.compare.arms if names is None else names)}
 
 

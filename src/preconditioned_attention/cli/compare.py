@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -56,13 +57,16 @@ def compare(
     part = None if slice is None else parse_slice(slice)
     loaded = choose_recipe(recipe, model=model, preset=preset, task_options=task_options)
     chosen = choose_arms(loaded, arms)
+    section = loaded.compare
+    section = section if seeds is None else dataclasses.replace(section, seeds=seeds)
+    section = section if learning_rates is None else dataclasses.replace(section, learning_rates=learning_rates)
     config = loaded.train if steps is None else loaded.train.with_steps(steps)
     task = make_task(config.task, config.task_options)
     run_comparison(
         task_run(config, fsdp=fsdp),
         arms=chosen,
-        seeds=loaded.compare.seeds if seeds is None else seeds,
-        learning_rates=loaded.compare.learning_rates if learning_rates is None else learning_rates,
+        seeds=section.seeds,
+        learning_rates=section.learning_rates,
         output=Path("runs") / f"compare-{folder_name(loaded)}" if output is None else output,
         metric=task.metric,
         higher_is_better=task.higher_is_better,

@@ -43,9 +43,13 @@ def listops(*, output: Path, count: int = 96_000, held_out: int = 2_000, seed: i
         seed: The random seed.
         jobs: The number of worker processes; the files do not depend on it.
     """
+    from ..lab.data.limits import check_processes
     from ..lab.data.listops import ListOpsOptions, write_listops
+    from ..lab.data.new_folder import check_new
 
     options = ListOpsOptions(count=count, held_out=held_out, seed=seed)
+    check_processes("jobs", jobs)
+    check_new(output)
     with progress("expressions", sum(options.sizes)) as advance:
         write_listops(output, options, workers=jobs, on_progress=advance)
     print(f"Written: {count} training, {held_out} validation and {held_out} test expressions in {output}")
@@ -61,9 +65,13 @@ def pathfinder(*, output: Path, count: int = 200_000, difficulty: str = "hard", 
         seed: The random seed.
         jobs: The number of worker processes; the files do not depend on it.
     """
-    from ..lab.data.pathfinder import PathfinderOptions, write_pathfinder
+    from ..lab.data.limits import check_processes
+    from ..lab.data.new_folder import check_new
+    from ..lab.data.pathfinder import FOLDERS, PathfinderOptions, write_pathfinder
 
     options = PathfinderOptions(count=count, difficulty=difficulty, seed=seed)
+    check_processes("jobs", jobs)
+    check_new(output / FOLDERS[difficulty])
     with progress("images", count) as advance:
         folder = write_pathfinder(output, options, workers=jobs, on_progress=advance)
     print(f"Written: {count} images in {folder}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from .._files import write_atomically
+from .._files import check_file_to_write, write_atomically
 from ..selection import DEFAULT_INCLUDE, check_include
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def inspect(
     """
     if compare_init and checkpoint is None:
         raise ValueError("--compare-init shows random initialization beside a checkpoint: give --checkpoint too")
+    check_file_to_write(output)
     from ..conversion import build_without_weights, plan_conversion
     from ..lab.inspection import check_size
     from ..lab.inspection.conversion_table import conversion_table

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .._files import write_atomically
+from .._checks import naming_source
+from .._files import check_file_to_write, read_text, write_atomically
 
 
 def support(*, output: Path | None = None, readme: Path | None = None) -> None:
@@ -17,9 +18,13 @@ def support(*, output: Path | None = None, readme: Path | None = None) -> None:
     """
     from ..lab.census.support import support_page, with_support_matrix
 
+    for file in (output, readme):
+        if file is not None:
+            check_file_to_write(file)
     pages = {} if output is None else {output: _kept(output)}
     if readme is not None:
-        pages[readme] = with_support_matrix(readme.read_text(encoding="utf-8"))
+        with naming_source(str(readme)):
+            pages[readme] = with_support_matrix(read_text(readme))
     for path, page in pages.items():
         write_atomically(path, page)
         print(f"Written: {path}")
@@ -31,5 +36,5 @@ def _kept(output: Path) -> str:
     """The page, with the section of the census that it had."""
     from ..lab.census.support import census_of, support_page
 
-    census = census_of(output.read_text(encoding="utf-8")) if output.exists() else ""
+    census = census_of(read_text(output)) if output.exists() else ""
     return support_page() + (f"\n{census}" if census else "")

@@ -7,7 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from .._checks import check_integer
 from ._progress import progress
+
+MOST_JOBS = 256
 
 
 def sweep(
@@ -27,6 +30,7 @@ def sweep(
     from ..lab.census import sweep as sweeping
     from ..lab.reporting import print_table
 
+    check_integer("jobs", jobs, minimum=1, maximum=MOST_JOBS)
     installed = catalog.installed_libraries()
     chosen = libraries or tuple(name for name, there in installed.items() if there)
     missing = [name for name, there in installed.items() if not there]

@@ -8,6 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .._files import read_json
+
+MOST_LAYERS = 10_000
+
 
 def build_without_weights(name: str) -> nn.Module:
     """The architecture ``name`` on the meta device, without memory for weights: enough to plan a conversion.
@@ -28,7 +32,8 @@ def build_model(name: str) -> nn.Module:
             architecture.
 
     Raises:
-        ValueError: neither library that is installed has a model of that name; the message lists similar ones.
+        ValueError: neither library that is installed has a model of that name; the message lists similar ones. Or the
+            folder's config.json describes no model.
         ImportError: neither library is installed.
     """
     libraries = [library for library in ("timm", "transformers") if find_spec(library)]
@@ -61,15 +66,30 @@ def _of_transformers(name: str) -> nn.Module | None:
 
     from .saving.standalone import preconditioned_folder
 
-    if (Path(name) / "config.json").is_file():
-        content, _ = preconditioned_folder.read_config(name, {"local_files_only": True})
-        config, _ = preconditioned_folder.build_config(AutoConfig, content, name, {"local_files_only": True})
-    elif name in CONFIG_MAPPING_NAMES:
-        config = AutoConfig.for_model(name)
-    else:
+    path = Path(name) / "config.json"
+    if "\0" not in name and path.is_file():
+        read_json(path)  # whose messages say more than those of transformers
+        try:
+            content, _ = preconditioned_folder.read_config(name, {"local_files_only": True})
+            config, _ = preconditioned_folder.build_config(AutoConfig, content, name, {"local_files_only": True})
+            _check_layers(config)
+            return AutoModel.from_config(config)
+        except ImportError:
+            raise
+        except Exception as error:  # of many kinds: transformers checks some sizes, and leaves others to torch
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{path} describes no model that transformers can make: {reason}") from error
+    if name not in CONFIG_MAPPING_NAMES:
         return None
-    model: nn.Module = AutoModel.from_config(config)
+    model: nn.Module = AutoModel.from_config(AutoConfig.for_model(name))
     return model
+
+
+def _check_layers(config: object) -> None:
+    """Raise if the number of layers is one that nobody can mean: making them would take hours."""
+    layers = getattr(config, "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers must be at most {MOST_LAYERS}; got {layers}")
 
 
 def _similar(name: str, libraries: list[str]) -> list[str]:

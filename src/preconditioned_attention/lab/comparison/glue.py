@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..._checks import check_integer, check_known
-from ..._files import write_atomically
+from ..._files import read_json, write_atomically
 from ..data.glue import GLUE
 from ..recipes import load_recipe
 from ..reporting import Table
@@ -20,6 +20,8 @@ from ..training import TrainConfig, train
 from ..training.folder import RunFolder
 
 EPOCHS = 5
+MOST_TRIALS = 1000
+SPLITS = ("validation", "test")
 MISMATCHED = "mnli, mismatched"
 
 
@@ -63,7 +65,9 @@ def score_glue(
         ValueError, OSError: data or model are missing or invalid, or ``output`` holds other runs.
     """
     check_known("task of GLUE", tasks, GLUE)
-    check_integer("trials", trials, minimum=1)
+    if not tasks or len(set(tasks)) < len(tasks):
+        raise ValueError(f"tasks must be at least one, each once; got {list(tasks)}")
+    check_integer("trials", trials, minimum=1, maximum=MOST_TRIALS)
     scores: list[GlueScore] = []
     for task in tasks:
         config = _configure(task, str(pretrained), str(root))
@@ -123,5 +127,8 @@ def _trial(config: TrainConfig, folder: Path, metric: str, progress: bool) -> tu
     if not run.result.exists():
         train(config, folder, resume=begun, progress=progress)
         shutil.rmtree(run.checkpoints)  # nothing is left to resume, and forty runs of them fill a disk
-    result = json.loads(run.result.read_text(encoding="utf-8"))
-    return result["validation"][metric], result["test"][metric]
+    result = read_json(run.result)
+    values = [result[split].get(metric) if isinstance(result.get(split), dict) else None for split in SPLITS]
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        raise ValueError(f"{run.result} must hold {metric} of {' and '.join(SPLITS)}; remove {folder} to run it again")
+    return float(result["validation"][metric]), float(result["test"][metric])

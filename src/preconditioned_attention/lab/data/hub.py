@@ -78,6 +78,8 @@ def text_in(row: dict[str, Any], name: str, where: str) -> str:
 def _rows(path: Path, library: Any) -> Iterator[dict[str, Any]]:
     try:
         check_regular(path)
+        if not require("pyarrow.parquet", extra="language").ParquetFile(path).metadata.num_rows:
+            return  # datasets fails where there are no rows
         rows = library.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
         for name, feature in (rows.features or {}).items():
             if isinstance(feature, library.Image):

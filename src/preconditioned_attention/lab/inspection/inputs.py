@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..._extras import require
-from ..data.image_files import SUFFIXES, printable, read_upright
+from ..._files import read_text
+from ..data.image_files import SUFFIXES, one_line, printable, read_upright
 
 BATCH = 2
 WINDOW = 128  # tokens of a text; fewer if the model takes fewer
@@ -137,21 +138,19 @@ def _tokens(file: Path, name: str, vocabulary: int, window: int) -> tuple[Tensor
         raise FileNotFoundError(f"--text: {file} is not a file")
     if any((Path(name) / own).is_file() for own in ("tokenizer.json", "tokenizer_config.json")):
         tokenizers = require("transformers", extra="language").AutoTokenizer
-        tokenizer = tokenizers.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-        ids, words = tokenizer(_read_text(file)).input_ids, "tokenized by the model's tokenizer"
+        try:
+            tokenizer = tokenizers.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # of many kinds, the bare one of the library `tokenizers` among them
+            raise ValueError(f"--text: the tokenizer in {name} cannot be read: {one_line(error)}") from error
+        ids, words = tokenizer(read_text(file, kind="--text:")).input_ids, "tokenized by the model's tokenizer"
     elif vocabulary < BYTES:
         raise ValueError(f"--text: {name} has no tokenizer, and its {vocabulary} tokens are too few for bytes")
     else:
         ids = list(file.read_bytes())
         words = "one token per byte, because the model has no tokenizer here; it was not trained on such tokens"
+    if max(ids, default=0) >= vocabulary:
+        raise ValueError(f"--text: {file}, {words}, has token {max(ids)}, and {name} has {vocabulary} tokens")
     if len(ids) < window:
         raise ValueError(f"--text: {file} has {len(ids)} tokens; one window of the model needs {window}")
     count = min(BATCH, len(ids) // window)
     return torch.tensor(ids[: count * window]).view(count, window), words
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--text: {file} is not UTF-8 (byte {error.start}: {error.reason})") from error

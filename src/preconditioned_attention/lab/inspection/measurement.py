@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def measure_model(model: nn.Module, inputs: Inputs, *, layers: Sequence[str], we
     rows, as at initialization. The model is converted to that dtype.
 
     Raises:
-        ValueError: the model cannot be run on this input, or a layer was not called.
+        ValueError: the model cannot be run on this input, a layer was not called, or its heads are not finite.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
     dtype = torch.float64 if parameters <= DOUBLE_LIMIT else torch.float32
@@ -109,6 +110,7 @@ def measure_model(model: nn.Module, inputs: Inputs, *, layers: Sequence[str], we
     if silent:
         raise ValueError(f"{', '.join(silent)}: not called on this input, so there is nothing to measure")
     records = [record for record in monitor.records if record.layer in layers]
+    _check_finite(records, f"{type(model).__name__} with {weights}, run on {inputs.description}")
     return Inspection(
         weights=weights,
         precision=str(dtype).removeprefix("torch."),
@@ -116,6 +118,16 @@ def measure_model(model: nn.Module, inputs: Inputs, *, layers: Sequence[str], we
         profiles=tuple(_layer_profile(layer, values[layer]) for layer in layers),
         no_entropy={record.layer: record.not_available for record in records if record.not_available},
     )
+
+
+def _check_finite(records: Sequence[Record], what: str) -> None:
+    """Raise if some head's output has NaN or infinite entries: nothing about such a model can be measured."""
+    broken = dict.fromkeys(record.layer for record in records if not math.isfinite(record.spread_before))
+    if broken:
+        raise ValueError(
+            f"{what}: NaN or infinite entries in the output of {len(broken)} of its attention layers, first of "
+            f"{next(iter(broken))}; check the weights"
+        )
 
 
 def _run(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> None:

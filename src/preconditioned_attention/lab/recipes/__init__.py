@@ -13,7 +13,7 @@ from ..._checks import check_integer, check_known, check_number, naming_source
 from ..._files import read_text
 from ..._yaml import parse_yaml
 from ..training.arms import ARM_NAME, ARMS, Arm
-from ..training.config import TrainConfig
+from ..training.config import LARGEST_LEARNING_RATE, TrainConfig
 
 __all__ = ["CompareSection", "Recipe", "load_recipe", "recipe_names"]
 
@@ -42,9 +42,7 @@ class CompareSection:
         seeds = _distinct("seeds", self.seeds)
         rates = _distinct("learning_rates", self.learning_rates)
         object.__setattr__(self, "seeds", tuple(check_integer("seeds", seed, minimum=0) for seed in seeds))
-        object.__setattr__(
-            self, "learning_rates", tuple(check_number("learning_rates", rate, above=0.0) for rate in rates)
-        )
+        object.__setattr__(self, "learning_rates", tuple(_check_rate(rate) for rate in rates))
         for key in ("arms", "variants"):
             _check_arm_names(key, getattr(self, key))
         for name, options in self.variants.items():
@@ -141,6 +139,10 @@ def _check_arm_names(key: str, arms: object) -> None:
     for name in arms:
         if not isinstance(name, str) or not ARM_NAME.fullmatch(name):
             raise ValueError(f"{key}: a name is made of letters, digits and '_.+-'; got {name!r}")
+
+
+def _check_rate(rate: object) -> float:
+    return check_number("learning_rates", rate, above=0.0, maximum=LARGEST_LEARNING_RATE)
 
 
 def _distinct(name: str, values: object) -> list[Any]:

@@ -21,6 +21,7 @@ from ..data.byte_bpe import END, bytes_of_tokens, save_tokenizer
 from ..data.ngram import KneserNey
 from ..data.python_reference import load_python_reference
 from ..data.windows import NOT_SCORED, RandomWindows, ScoredWindows
+from ..models.weights_size import build_on_meta
 from .corpora import TokenCorpus, open_python_reference, open_tiny_stories
 from .sizes import LARGEST_SIZE, MOST_LAYERS
 from .task import Splits, Task
@@ -91,7 +92,11 @@ class CausalLM(Task):
             check_unused(self, "vocab_size", reason="it is the size of a tokenizer that is trained, and one is given")
 
     def build_model(self) -> nn.Module:
-        """A new ``GPT2LMHeadModel``."""
+        """A new ``GPT2LMHeadModel``.
+
+        Raises:
+            ValueError: its weights are larger than the memory.
+        """
         transformers = require("transformers", extra="language")
         end = self._data.tokenizer.token_to_id(END)
         config = transformers.GPT2Config(
@@ -106,6 +111,8 @@ class CausalLM(Task):
             bos_token_id=end,
             eos_token_id=end,
         )
+        what = f"context={self.context}, n_embd={self.n_embd}, n_layer={self.n_layer}, vocab_size={config.vocab_size}"
+        build_on_meta(lambda: transformers.GPT2LMHeadModel(config), what)
         return transformers.GPT2LMHeadModel(config)
 
     def datasets(self) -> Splits:

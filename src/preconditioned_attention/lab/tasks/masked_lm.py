@@ -24,6 +24,7 @@ from ..data.python_reference import load_python_reference
 from ..data.tokenized import TokenizedRows, open_tokenized
 from ..data.windows import RandomWindows, ScoredWindows
 from ..models.crammed_bert import CrammedBert, CrammedBertConfig, save_crammed_bert
+from ..models.weights_size import build_on_meta
 from .corpora import tokenize
 from .optimizer import OptimizerSettings
 from .sizes import LARGEST_SIZE, MOST_LAYERS
@@ -87,8 +88,15 @@ class MaskedLM(Task):
         self._sizes()
 
     def build_model(self) -> nn.Module:
-        """A new :class:`CrammedBert`."""
-        return CrammedBert(self._sizes())
+        """A new :class:`CrammedBert`.
+
+        Raises:
+            ValueError: its weights are larger than the memory.
+        """
+        sizes = self._sizes()
+        what = f"vocab_size={self.vocab_size}, width={self.width}, layers={self.layers}"
+        build_on_meta(lambda: CrammedBert(sizes), f"{what}, feed_forward={self.feed_forward}")
+        return CrammedBert(sizes)
 
     def datasets(self) -> Splits:
         """Masked windows; those of validation and test are the same every time."""

@@ -4,4 +4,4 @@ No model that fits a machine reaches them: what is beyond is a slip, and buildin
 """
 
 LARGEST_SIZE = 10**7  # of a vocabulary, a context, a width
-MOST_LAYERS = 10_000
+MOST_LAYERS = 1000
