@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import Dataset, Subset, default_collate
 
 from ..tasks import Batch
-from .interruption import ignore_signals
+from .loading import BatchLoader, Examples
 from .randomness import Stream, derive_seed, seed_all
 from .sharding import free_gathered
 from .state import TrainState
@@ -48,14 +48,8 @@ def evaluate(
     size = len(dataset)  # type: ignore[arg-type]
     if size == 0:
         raise ValueError(f"the {split} split of task {state.task.name!r} is empty; it must hold examples")
-    share = Subset(dataset, range(accelerator.process_index, size, accelerator.num_processes))
-    loader = DataLoader(
-        share,
-        batch_size=_batch_size(state),
-        collate_fn=collate,
-        num_workers=state.config.workers,
-        worker_init_fn=ignore_signals,
-    )
+    share = Examples(Subset(dataset, range(accelerator.process_index, size, accelerator.num_processes)))
+    loader = BatchLoader(share, collate=collate, workers=state.config.workers, batch_size=_batch_size(state))
     seed_all(derive_seed(state.config.seed, Stream.EVALUATION, state.step, accelerator.process_index))
     sums: defaultdict[str, float] = defaultdict(float)
     lists: defaultdict[str, list[Any]] = defaultdict(list)
@@ -76,7 +70,7 @@ def evaluate(
 
 def _evaluate_batches(
     state: TrainState,
-    loader: DataLoader[Any],
+    loader: BatchLoader,
     dataset: Dataset[Any],
     collate: Callable[[list[Any]], Batch],
     check: Callable[[], None],

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ..tasks import Batch
-from .interruption import ignore_signals
+from .loading import BatchLoader, Examples
 from .order import BatchOrder
 from .randomness import Stream, derive_seed, seed_all
 
@@ -27,7 +27,7 @@ class SeededExamples(Dataset[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], *, seed: int, process: int) -> None:
-        self._dataset = dataset
+        self._dataset = Examples(dataset)
         self._seed = seed
         self._process = process
 
@@ -42,15 +42,7 @@ def load_batches(
 ) -> Iterator[Batch]:
     """The micro-batches of ``order``, without end; ``workers`` processes load them ahead."""
     examples = SeededExamples(dataset, seed=order.seed, process=order.process)
-    return iter(
-        DataLoader(
-            examples,
-            batch_sampler=_keys(order),
-            collate_fn=collate,
-            num_workers=workers,
-            worker_init_fn=ignore_signals,
-        )
-    )
+    return iter(BatchLoader(examples, collate=collate, workers=workers, batch_sampler=_keys(order)))
 
 
 def _keys(order: BatchOrder) -> Iterator[list[Key]]:
