@@ -227,6 +227,7 @@ def test_every_test_file_has_its_source() -> None:
         "test_examples",
         "test_packaging",
         "test_together",
+        "test_bad_vision",
         "test_converted_beside_plain",
         "test_bad_input",
     }

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from pycocotools import mask
 
 from preconditioned_attention.lab.data.coco import CocoInstances
+from preconditioned_attention.lab.tasks.detection_metrics import average_precision, encode_detections
 from tests.helpers.coco_trees import make_content, write_annotations, write_tree
 
 
@@ -129,6 +132,67 @@ def test_a_file_that_is_no_annotation_file(tmp_path: Path) -> None:
     path.write_text("[]")
     with pytest.raises(ValueError, match="lacks images, annotations, categories"):
         CocoInstances(path, tmp_path)
+
+
+def save_turned(path: Path, orientation: int) -> None:
+    """Store an image so that its EXIF orientation turns it back."""
+    turn = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(path) as opened:
+        opened.transpose(turn).save(path, quality=100, subsampling=0, exif=exif)
+
+
+def test_an_image_is_turned_if_its_annotations_mean_the_upright_one(root: Path) -> None:
+    before = opened(root)[0]
+    save_turned(root / "train2017" / "000000000100.jpg", 6)
+    image, target = opened(root)[0]
+    assert (image - before[0]).abs().mean() < 0.05
+    assert torch.equal(target["masks"], before[1]["masks"])
+
+
+def test_an_image_is_as_it_is_stored_if_its_annotations_mean_that(root: Path) -> None:
+    path = root / "train2017" / "000000000100.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(path) as stored:
+        stored.save(path, exif=exif)
+    assert opened(root)[0][0].shape == (3, 60, 80)
+    save_turned(path, 3)
+    with pytest.raises(
+        ValueError, match=r"000000000100.jpg \(id 100 .* does not tell whether .* stored or of the upright"
+    ):
+        opened(root)[0]
+
+
+def test_compressed_run_lengths(root: Path) -> None:
+    expected = opened(root)[1][1]["masks"]
+
+    def compress(content: dict) -> None:
+        for one in content["annotations"][1::2]:
+            height, width = one["segmentation"]["size"]
+            encoded = mask.frPyObjects(one["segmentation"], height, width)
+            one["segmentation"] = {"size": encoded["size"], "counts": encoded["counts"].decode()}
+
+    assert torch.equal(opened(root, change=compress)[1][1]["masks"], expected)
+
+
+def test_an_annotation_with_the_id_0_is_evaluated(root: Path) -> None:
+    """pycocotools takes a match with it for none."""
+
+    def from_zero(content: dict) -> None:
+        for number, one in enumerate(content["annotations"]):
+            one["id"] = number
+
+    dataset = opened(root, change=from_zero)
+    outputs = [
+        {**target, "masks": target["masks"][:, None].float(), "scores": torch.ones(len(target["labels"]))}
+        for _, target in (dataset[index] for index in range(len(dataset)))
+    ]
+    found = average_precision(
+        dataset.api, dataset.image_ids, dataset.category_ids, [encode_detections(output) for output in outputs]
+    )
+    assert found["box_AP"] == found["mask_AP"] == 1.0
 
 
 def test_a_part_shares_the_annotations(root: Path) -> None:
