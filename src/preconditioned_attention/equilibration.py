@@ -19,6 +19,7 @@ passes through unchanged, and nothing is divided by zero.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -82,27 +83,38 @@ class RowScale(NamedTuple):
     divisor: Tensor  # the norm of the scaled row, or the scale for zero rows, which so stay as they are, (..., 1)
 
 
-def row_scale(x: Tensor, eps: float) -> RowScale:
-    """Numerator and divisor of the unit rows of ``x``; rows with a norm of at most ``eps`` stay as they are."""
+def row_scale(x: Tensor, eps: float, stop: Callable[[Tensor], Tensor] | None = None) -> RowScale:
+    """Numerator and divisor of the unit rows of ``x``; rows with a norm of at most ``eps`` stay as they are.
+
+    ``stop`` takes the derivative from the norms.
+    """
     rows = x.to(torch.promote_types(x.dtype, torch.float32))
     scale = _range_scale(rows)
     scaled = rows * scale
     squared = scaled.square().sum(dim=-1, keepdim=True)
     zero = squared.detach().sqrt() <= eps * scale
     norm = squared.clamp_min(torch.finfo(rows.dtype).tiny).sqrt()  # at 0 the root has no derivative
+    norm = norm if stop is None else stop(norm)
     return RowScale(scaled, scale, torch.where(zero, scale, norm))
 
 
-def equilibrate_by_formula(x: Tensor, *, gradient: Gradient, eps: float | None, gain: Tensor | None) -> Tensor:
+def equilibrate_by_formula(
+    x: Tensor,
+    *,
+    gradient: Gradient,
+    eps: float | None,
+    gain: Tensor | None,
+    stop: Callable[[Tensor], Tensor] = Tensor.detach,
+) -> Tensor:
     """:func:`preconditioned_attention.equilibrate` in plain operations, differentiated by autograd.
 
     The reference for the explicit derivative, and what compilers, tracers and transforms get. ``x`` and ``gain`` are
-    those that :func:`check_rows` and :func:`check_gain` admit.
+    those that :func:`check_rows` and :func:`check_gain` admit; ``stop`` holds a norm constant.
     """
     if x.shape[-1] == 0:
         return x.clone()
-    parts = row_scale(x, default_eps(x.dtype) if eps is None else eps)
-    y = parts.scaled / (parts.divisor.detach() if gradient == "stop" else parts.divisor)
+    parts = row_scale(x, default_eps(x.dtype) if eps is None else eps, stop if gradient == "stop" else None)
+    y = parts.scaled / parts.divisor
     if gain is not None:
         y = y * gain.to(y.dtype).view(-1, 1, 1)
     return y.to(x.dtype)

@@ -60,8 +60,9 @@ def preconditioned_attention(
         TypeError, ValueError: an argument does not fit, the tensors do not fit each other, or the backend does not
             support the call; the message says what was expected and what was passed.
 
-    Nested tensors (jagged or strided) and distributed tensors (`torch.distributed.tensor.DTensor`, sharded along batch
-    or heads) are supported too.
+    Nested tensors (jagged or strided) and distributed tensors (`torch.distributed.tensor.DTensor`, sharded along batch,
+    heads or tokens) are supported too. Inside `torch.distributed.tensor.experimental.context_parallel` a call attends
+    to the tokens of all processes.
 
     Source: H. Saratchandran, "Preconditioned Attention: Enhancing Efficiency in Transformers", AISTATS 2026,
     arXiv 2603.27153.

@@ -1,14 +1,24 @@
 """`torch.export`: the recorded operators, decompositions, dynamic shapes, files."""
 
+import copy
+import io
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import symbolic_trace
 
-from preconditioned_attention import PreconditionConfig, preconditioned_varlen_attention
+from preconditioned_attention import (
+    PreconditionConfig,
+    equilibrate,
+    preconditioned_attention,
+    preconditioned_varlen_attention,
+)
+from preconditioned_attention.equilibration import equilibrate_by_formula
 from tests.helpers.deployment_models import FAMILIES, LANGUAGE, assert_is_converted
 from tests.helpers.explicit import relative_error
 
@@ -105,3 +115,123 @@ def test_the_mark_travels_with_the_program() -> None:
     family = FAMILIES["vit"]
     model: nn.Module = family.converted()
     assert torch.export.export(model, (family.inputs(),)).state_dict.keys() == model.state_dict().keys()
+
+
+class Attending(nn.Module):
+    """A projection, and attention with options."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__()
+        self.project, self.gain, self.options = nn.Linear(16, 48), nn.Parameter(torch.tensor([1.5, 0.5])), options
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        return preconditioned_attention(q, k, v, gain=self.gain, **self.options)
+
+
+class AttendingPacked(Attending):
+    """The same within each of two packed sequences."""
+
+    def forward(self, x: Tensor, cu_seq: Tensor) -> Tensor:
+        q, k, v = self.project(x).unflatten(-1, (3, 2, 8)).unbind(1)
+        return preconditioned_varlen_attention(q, k, v, cu_seq, cu_seq, 6, 6, gain=self.gain, **self.options)
+
+
+def saved_and_loaded(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(model, inputs), buffer)
+    buffer.seek(0)
+    return torch.export.load(buffer).module()
+
+
+RECORDED: dict[str, Callable[[nn.Module, tuple[Tensor, ...]], nn.Module]] = {
+    "export": lambda model, inputs: torch.export.export(model, inputs).module(),
+    "strict": lambda model, inputs: torch.export.export(model, inputs, strict=True).module(),
+    "decomposed": lambda model, inputs: torch.export.export(model, inputs).run_decompositions().module(),
+    "functional": lambda model, inputs: torch.export.export(model, inputs).run_decompositions({}).module(),
+    "file": saved_and_loaded,
+    "unflattened": lambda model, inputs: torch.export.unflatten(torch.export.export(model, inputs)),
+    "copied": lambda model, inputs: copy.deepcopy(torch.export.export(model, inputs).module()),
+    "compiled": lambda model, inputs: torch.compile(torch.export.export(model, inputs).module(), backend="aot_eager"),
+    "torch.fx": lambda model, inputs: symbolic_trace(model),
+    "torch.jit": lambda model, inputs: torch.jit.trace(model, inputs),
+}
+
+
+def two_steps(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """The results and gradients of two steps of training."""
+    parameters = list(model.parameters())
+    optimizer = torch.optim.SGD(parameters, 0.1)
+    found = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        out = model(*inputs)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        optimizer.step()
+        found += [out.detach(), *(parameter.grad.clone() for parameter in parameters)]
+    return found
+
+
+CASES: list[tuple[str, type[nn.Module], dict[str, object]]] = [
+    *((how, Attending, {"gradient": "stop"}) for how in RECORDED),
+    *((how, AttendingPacked, {}) for how in RECORDED),
+    ("decomposed", Attending, {"gradient": "stop", "backend": "reference"}),
+    ("decomposed", AttendingPacked, {"gradient": "stop", "is_causal": True, "backend": "flash"}),
+]
+SLOW_CASES: list[tuple[str, type[nn.Module], dict[str, object]]] = [
+    (how, kind, {"gradient": gradient, "backend": backend, "is_causal": True})
+    for how in RECORDED
+    for gradient in ("full", "stop")
+    for kind, backend in (
+        (Attending, "auto"),
+        (Attending, "composition"),
+        (Attending, "reference"),
+        (AttendingPacked, "auto"),
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "options"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_CASES)]
+)
+def test_what_was_recorded_is_trained(how: str, kind: type[nn.Module], options: dict[str, object]) -> None:
+    """Also where decompositions drop `detach`. Packed sequences may have other boundaries than when recorded."""
+    torch._dynamo.reset()
+    inputs = (torch.randn(6, 16),) if kind is AttendingPacked else (torch.randn(2, 5, 16),)
+    if kind is AttendingPacked:
+        inputs = (*inputs, torch.tensor([0, 4, 6], dtype=torch.int32))
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return kind(**options).double()
+
+    inputs = tuple(x.double() if x.is_floating_point() else x for x in inputs)
+    other = (*inputs[:1], torch.tensor([0, 1, 6], dtype=torch.int32))[: len(inputs)]
+    expected = two_steps(build(), other)
+    for actual, exact in zip(two_steps(RECORDED[how](build(), inputs), other), expected, strict=True):
+        assert (actual - exact).abs().max() <= 1e-12
+
+
+def test_packed_sequences_are_not_recorded_one_by_one() -> None:
+    """Their lengths would become constants of the program."""
+    inputs = torch.randn(6, 16), torch.tensor([0, 4, 6], dtype=torch.int32)
+    for record in (RECORDED["export"], RECORDED["torch.jit"]):
+        with pytest.raises(ValueError, match=r"recorded .* by the packed flash kernel alone.*whose lengths would be"):
+            record(AttendingPacked(backend="composition"), inputs)
+        with pytest.raises(ValueError, match=r"recorded .*the kernel has no dropout"):
+            record(AttendingPacked(dropout_p=0.5), inputs)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-45, 1e-30, 1e-13, 1e-6, 1.0, 1e20, 3e38])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_constant_norm_of_a_program_is_exact(size: float, dtype: torch.dtype) -> None:
+    """Rows of every size: the norm goes through `round`, which may change nothing."""
+
+    class Rows(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return equilibrate(x, gradient="stop")
+
+    x = (torch.randn(4, 8, dtype=torch.float64) * size).to(dtype)
+    program = torch.export.export(Rows(), (x,)).run_decompositions()
+    expected = equilibrate_by_formula(x, gradient="stop", eps=None, gain=None)
+    torch.testing.assert_close(program.module()(x), expected, rtol=0, atol=0, equal_nan=True)

@@ -74,8 +74,10 @@ def heads_that_do_not_divide(mesh: DeviceMesh) -> None:
 
 def refusals(mesh: DeviceMesh) -> None:
     x = torch.randn(2, 4, 6, 8)
-    batch, heads, tokens, whole = (distribute_tensor(x, mesh, [p]) for p in (Shard(0), Shard(1), Shard(2), Replicate()))
-    refused(ValueError, "Shard() of a batch or head axis (0 to 1)", tokens, tokens, tokens)
+    batch, heads, entries, whole = (
+        distribute_tensor(x, mesh, [p]) for p in (Shard(0), Shard(1), Shard(3), Replicate())
+    )
+    refused(ValueError, "Shard() of a batch, head or token axis (0 to 2)", entries, entries, entries)
     refused(ValueError, "q, k and v must have the same placements", batch, heads, heads)
     refused(TypeError, "k must be a DTensor", batch, x, x)
     refused(TypeError, "gain must be a DTensor", batch, batch, batch, gain=torch.ones(4))

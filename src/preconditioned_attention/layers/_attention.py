@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .._checks import check_integer
 from ..config import ROW_BACKENDS, PreconditionConfig
+from ..ops.context_parallel import refuse_context_parallel
 from .preconditioner import Preconditioner, drop_completed_mark
 
 PAPER = PreconditionConfig()  # frozen, so one instance is every layer's default
@@ -91,6 +92,8 @@ class AttentionLayer(nn.Module):
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x must have shape (B, N, dim) with dim = {self.dim}; got {tuple(x.shape)}")
+        if not self.fused:
+            refuse_context_parallel(type(self).__name__)
 
     def _preconditioner(self) -> Preconditioner | None:
         return getattr(self, "preconditioner", None)

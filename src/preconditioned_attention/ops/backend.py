@@ -27,3 +27,6 @@ class PackedBackend(Protocol):
 
     def attend(self, packed: PackedInputs) -> Tensor:
         """`C Attn(q, k, v)` of each sequence, for inputs for which :meth:`unsupported_reason` is None."""
+
+    def attend_plain(self, packed: PackedInputs) -> Tensor:
+        """`Attn(q, k, v)` of each sequence, without `C`, for the same inputs."""

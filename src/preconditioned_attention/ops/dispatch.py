@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import _get_dispatch_mode_pre_dispatch
 from torch.nn.attention import SDPBackend
@@ -14,6 +15,7 @@ from torch.nn.attention import SDPBackend
 from .._compiler import assume_constant_result
 from ..config import BACKENDS, ROW_BACKENDS, BackendName, check_choice
 from .backend import Backend, PackedBackend
+from .context_parallel import attend_in_context, context_mesh, refuse_context_parallel
 from .flash.cpu import FLASH_CPU
 from .flash.cuda import FLASH_CUDA
 from .flash.cudnn import CUDNN
@@ -24,6 +26,8 @@ from .inputs import PLAIN, AttentionInputs, PackedInputs
 from .nested import attend_nested
 from .packed import one_by_one
 from .reference import REFERENCE
+from .replaced import SDPA, replacement
+from .rows.autograd import equilibrate
 from .rows.formula import EPS_SQUARED
 from .sdpa_then_normalize import SDPA_THEN_NORMALIZE
 from .tracing import PROXY_MODE, is_recorded
@@ -74,6 +78,8 @@ def compute(inputs: AttentionInputs, backend: BackendName) -> Tensor:
         and (inputs.gain is None or type(inputs.gain) in PLAIN)
         and inputs.eps * inputs.eps <= EPS_SQUARED[q.dtype]
         and torch.backends.cuda.flash_sdp_enabled()
+        and F.scaled_dot_product_attention is SDPA
+        and torch._C._len_torch_function_stack() == 0
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and not torch.jit.is_tracing()
@@ -88,12 +94,28 @@ def _by_container(inputs: AttentionInputs, backend: BackendName) -> Tensor:
     tensors = [inputs.q, inputs.k, inputs.v, inputs.attn_mask, inputs.gain]
     present = [x for x in tensors if x is not None]
     if any(x.is_nested for x in present[:3]):
+        refuse_context_parallel("preconditioned_attention of nested tensors")
         return attend_nested(inputs, partial(_by_name, backend=backend), partial(compute_packed, backend=backend))
     if any(type(x) not in PLAIN for x in present) and _any_distributed(present):
         from .dtensor import attend_distributed  # imports torch.distributed.tensor, which most programs never need
 
-        return attend_distributed(inputs, partial(_by_name, backend=backend))
-    return _by_name(inputs, backend)
+        return attend_distributed(inputs, partial(_in_context, backend=backend))
+    return _in_context(inputs, backend)
+
+
+def _in_context(inputs: AttentionInputs, backend: BackendName) -> Tensor:
+    """Plain tensors; inside `context_parallel` by PyTorch's ring on CUDA, otherwise with keys and values gathered."""
+    mesh = None if inputs.gathered else context_mesh()
+    if mesh is None:
+        return _by_name(inputs, backend)
+    check_choice("backend", backend, BACKENDS)
+    inputs = inputs.under_autocast()
+    if inputs.q.device.type == "cuda" and backend in ROW_BACKENDS:
+        inputs.check_shapes()
+        if backend == "auto":
+            _log_once("inside context_parallel PyTorch attends to the keys of other processes in a ring")
+        return SDPA_THEN_NORMALIZE.attend(inputs)
+    return attend_in_context(inputs, mesh, partial(_by_name, backend=backend))
 
 
 def _any_distributed(tensors: list[Tensor]) -> bool:
@@ -114,7 +136,7 @@ def _by_name(inputs: AttentionInputs, backend: BackendName) -> Tensor:
     if backend == "auto":
         return _first_supported(inputs)
     chosen = _registry(inputs)[backend]
-    reason = _recording_reason(backend) or chosen.unsupported_reason(inputs)
+    reason = _recording_reason(backend) or _replaced_reason(inputs, backend) or chosen.unsupported_reason(inputs)
     if reason is not None:
         inputs.check_shapes()
         raise ValueError(f"backend={backend!r} does not support this call: {reason}. Use backend='auto'")
@@ -130,8 +152,17 @@ def _recording_reason(backend: BackendName) -> str | None:
     )
 
 
+def _replaced_reason(inputs: AttentionInputs, backend: BackendName) -> str | None:
+    return None if backend == "composition" or inputs.gathered else replacement()
+
+
 def _first_supported(inputs: AttentionInputs) -> Tensor:
     if is_recorded():
+        return SDPA_THEN_NORMALIZE.attend(inputs)
+    replaced = _replaced_reason(inputs, "auto")
+    if replaced is not None:
+        inputs.check_shapes()
+        _log_once(replaced)
         return SDPA_THEN_NORMALIZE.attend(inputs)
     reasons = []
     registry = _registry(inputs)
@@ -183,19 +214,42 @@ def compute_packed(packed: PackedInputs, backend: BackendName) -> Tensor:
         ValueError: ``backend`` is not one of the known names, or it does not support the inputs; the message says why.
     """
     check_choice("backend", backend, BACKENDS)
+    refuse_context_parallel("preconditioned_varlen_attention")
     inputs = packed.inputs.under_autocast()
     if not inputs.q.dtype == inputs.k.dtype == inputs.v.dtype:
         raise ValueError(f"q, k and v must have one dtype; got {inputs.q.dtype}, {inputs.k.dtype} and {inputs.v.dtype}")
     packed = replace(packed, inputs=inputs)
+    if is_recorded():
+        return _recorded_packed(packed, backend)
     if backend not in ("auto", "flash") or inputs.is_empty():
         return attend_each_sequence(packed, backend)
-    flash: PackedBackend = PACKED_FLASH_CPU if inputs.q.device.type == "cpu" else PACKED_FLASH_CUDA
-    reason = flash.unsupported_reason(packed)
+    flash = _packed_flash(inputs)
+    reason = replacement() or flash.unsupported_reason(packed)
     if reason is None:
         return flash.attend(packed)
     if backend == "flash":
         raise ValueError(f"backend='flash' does not support this call: {reason}. Use backend='auto'")
     return attend_each_sequence(packed, backend)
+
+
+def _packed_flash(inputs: AttentionInputs) -> PackedBackend:
+    return PACKED_FLASH_CPU if inputs.q.device.type == "cpu" else PACKED_FLASH_CUDA
+
+
+def _recorded_packed(packed: PackedInputs, backend: BackendName) -> Tensor:
+    """Plain attention within each sequence as one operator, and then the rows; both have derivatives."""
+    inputs = packed.inputs
+    flash = _packed_flash(inputs)
+    reason = flash.unsupported_reason(packed)
+    if backend not in ("auto", "flash"):
+        reason = f"backend={backend!r} attends to one sequence after the other, whose lengths would be recorded too"
+    if reason is not None:
+        raise ValueError(
+            f"preconditioned_varlen_attention is recorded (torch.export, torch.jit.trace, make_fx) by the packed flash "
+            f"kernel alone, with backend='auto': {reason}"
+        )
+    rows = flash.attend_plain(packed).transpose(0, 1)
+    return equilibrate(rows, gradient=inputs.gradient, eps=inputs.eps, gain=inputs.gain).transpose(0, 1)
 
 
 def attend_each_sequence(packed: PackedInputs, backend: BackendName) -> Tensor:

@@ -1,8 +1,8 @@
-"""Distributed tensors: no row depends on another sample or head, so every process attends to its own part.
+"""Distributed tensors: no row depends on another sample, head or query, so every process attends to its own part.
 
-Supported are q, k and v with the same placements, each replicated or sharded along the batch or head axes (data and
-tensor parallelism). Nothing is sent in the forward pass; the gradients of a replicated gain and mask are summed over
-the processes that share it.
+Supported are q, k and v with the same placements, each replicated or sharded along the batch, head or token axes (data,
+tensor and context parallelism). Nothing is sent in the forward pass but the keys and values of sharded sequences, which
+are gathered; the gradients of what processes share are summed over them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
+from .context_parallel import all_tokens, causal_mask
 from .inputs import AttentionInputs
 
 
@@ -33,13 +34,17 @@ def attend_distributed(inputs: AttentionInputs, attend_local: Callable[[Attentio
     local = replace(
         inputs,
         q=q.to_local(),
-        k=k.to_local(),
-        v=v.to_local(),
+        k=all_tokens(k),
+        v=all_tokens(v),
         attn_mask=None
         if inputs.attn_mask is None
         else _local_part(inputs.attn_mask, q, _broadcast_axes(inputs.attn_mask, q)),
         gain=None if inputs.gain is None else _local_part(inputs.gain, q, {heads: 0}),
     )
+    if Shard(heads + 1) in q.placements:
+        local = replace(local, gathered=True)
+        if inputs.is_causal:
+            local = replace(local, is_causal=False, attn_mask=causal_mask(q, k.shape[heads + 1]))
     out = attend_local(local)
     shape = torch.Size((*q.shape[:-1], v.shape[-1]))
     return DTensor.from_local(
@@ -68,11 +73,11 @@ def _distributed(inputs: AttentionInputs) -> tuple[DTensor, DTensor, DTensor]:
 def _check_placements(q: DTensor, k: DTensor, v: DTensor, dropout_p: float) -> None:
     placements = {"q": q.placements, "k": k.placements, "v": v.placements}
     heads = q.dim() - 3
-    supported = all(type(p) is Replicate or (type(p) is Shard and p.dim <= heads) for p in q.placements)
+    supported = all(type(p) is Replicate or (type(p) is Shard and p.dim <= heads + 1) for p in q.placements)
     if not supported or len(set(placements.values())) > 1:
         raise ValueError(
-            f"q, k and v must have the same placements, each Replicate() or Shard() of a batch or head axis (0 to "
-            f"{heads}); got {placements}. Use x.redistribute(placements=...)"
+            f"q, k and v must have the same placements, each Replicate() or Shard() of a batch, head or token axis (0 "
+            f"to {heads + 1}); got {placements}. Use x.redistribute(placements=...)"
         )
     shards = math.prod([q.device_mesh.size(i) for i, p in enumerate(q.placements) if p == Shard(heads)])
     if q.shape[heads] != k.shape[heads] and k.shape[heads] % shards:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..config import Gradient
+from .context_parallel import refuse_context_parallel
 from .rows.autograd import equilibrate
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def flex_then_normalize(
     # Not at the top: its import takes longer than that of this package.
     from torch.nn.attention.flex_attention import flex_attention
 
+    refuse_context_parallel("preconditioned_flex_attention")
     rows = flex_attention(
         q,
         k,

@@ -35,6 +35,8 @@ class AttentionInputs:
     gradient: Gradient
     gain: Tensor | None
     eps: float
+    gathered: bool = False
+    """Whether k and v are those of all processes: then nothing that gathers them once more is to be called."""
 
     def check_shapes(self) -> None:
         """Raise ``ValueError`` if the tensors do not fit each other. What a fused kernel supports needs no check."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..config import Gradient
 from .autocast import without_autocast
 from .inputs import AttentionInputs
+from .tracing import hold_constant
 
 
 class Reference:
@@ -79,6 +80,7 @@ def _diagonal(rows: Tensor, eps: float, gradient: Gradient) -> Tensor:
     """The matrix `C`, built in full: `1 / ||A_i||`, and 1 for zero rows."""
     norms = rows.detach().square().sum(dim=-1).sqrt()
     zero = norms <= eps
+    norms = hold_constant(norms.double()).to(norms.dtype)
     if gradient == "full":
         norms = rows.masked_fill(zero.unsqueeze(-1), 1.0).square().sum(dim=-1).sqrt()
     return torch.diag_embed(norms.masked_fill(zero, 1.0).reciprocal())

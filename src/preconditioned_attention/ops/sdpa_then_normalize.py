@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .inputs import AttentionInputs
+from .replaced import SDPA
 from .rows.autograd import equilibrate
 from .tracing import guard_or_false, is_recorded
 
@@ -32,7 +33,8 @@ def sdpa_then_normalize(inputs: AttentionInputs) -> Tensor:
     """`equilibrate(scaled_dot_product_attention(q, k, v))`."""
     if _is_headless(inputs):
         inputs = _without_keys(inputs)
-    out = F.scaled_dot_product_attention(
+    attend = SDPA if inputs.gathered else F.scaled_dot_product_attention
+    out = attend(
         inputs.q,
         inputs.k,
         inputs.v,

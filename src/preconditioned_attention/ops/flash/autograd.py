@@ -221,6 +221,10 @@ class PackedFlashBackend(ABC):
     def unsupported_reason(self, packed: PackedInputs) -> str | None:
         """Why the kernel cannot compute with ``packed``; None if it can."""
 
+    @abstractmethod
+    def attend_plain(self, packed: PackedInputs) -> Tensor:
+        """`Attn(q, k, v)` within each sequence, by an operator that has a derivative."""
+
     def attend(self, packed: PackedInputs) -> Tensor:
         """`C Attn(q, k, v)` within each sequence."""
         inputs = packed.inputs

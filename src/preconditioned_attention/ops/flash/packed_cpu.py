@@ -1,12 +1,14 @@
 """Flash attention over packed sequences on the CPU: PyTorch's dense kernel once per sequence, the row work once.
 
 The loop over the sequences reads their lengths, which a compiler cannot trace: forward and backward are operators of
-PyTorch's dispatcher, `torch.ops.preconditioned_attention`, without a derivative of their own.
+PyTorch's dispatcher, `torch.ops.preconditioned_attention`. The derivative of the forward operator is that of plain
+attention; exported programs, which record it and then the scaling of the rows, are trained by it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -122,6 +124,24 @@ torch.library.register_fake("preconditioned_attention::varlen_flash", _empty_res
 torch.library.register_fake("preconditioned_attention::varlen_flash_backward", _empty_gradients, lib=_LIBRARY)
 
 
+def _save_for_plain(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.max_q, ctx.max_k, ctx.is_causal, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _plain_backward(ctx: Any, dout: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    """The derivative of attention without `C`."""
+    options = ctx.max_q, ctx.max_k, ctx.is_causal, ctx.scale
+    grads = torch.ops.preconditioned_attention.varlen_flash_backward.default(dout, *ctx.saved_tensors, *options)
+    return *grads, *(None,) * 6
+
+
+torch.library.register_autograd(
+    "preconditioned_attention::varlen_flash", _plain_backward, setup_context=_save_for_plain, lib=_LIBRARY
+)
+
+
 def _kernel_forward(inputs: KernelInputs, options: Options) -> tuple[Tensor, Tensor]:
     q, k, v, _, *cu_seqs = inputs
     a, lse = torch.ops.preconditioned_attention.varlen_flash.default(
@@ -149,6 +169,15 @@ class PackedFlashCPU(PackedFlashBackend):
     def unsupported_reason(self, packed: PackedInputs) -> str | None:
         """Why the kernel cannot compute with ``packed``; None if it can."""
         return unsupported_by_cpu_flash(as_one_sequence(packed))
+
+    def attend_plain(self, packed: PackedInputs) -> Tensor:
+        """`Attn(q, k, v)` within each sequence, by an operator that is recorded as one."""
+        inputs = packed.inputs
+        a: Tensor = torch.ops.preconditioned_attention.varlen_flash.default(
+            inputs.q, inputs.k, inputs.v, packed.cu_seq_q, packed.cu_seq_k, packed.max_q, packed.max_k,
+            inputs.is_causal, inputs.scale,
+        )[0]  # fmt: skip
+        return a
 
 
 PACKED_FLASH_CPU = PackedFlashCPU()

@@ -55,17 +55,29 @@ class PackedFlashCUDA(PackedFlashBackend):
         return unsupported_by_cuda_kernel(as_one_sequence(packed), torch.backends.cuda.can_use_flash_attention)
 
     def attend(self, packed: PackedInputs) -> Tensor:
-        """`C Attn(q, k, v)` within each sequence.
+        """`C Attn(q, k, v)` within each sequence."""
+        return super().attend(_padded(packed))[..., : packed.inputs.v.shape[-1]]
 
-        Head dimensions that are no multiple of 8 are padded with zeros, which change neither scores nor norms.
-        """
-        inputs, d = packed.inputs, packed.inputs.q.shape[-1]
-        missing = -d % _MULTIPLE
-        if missing == 0:
-            return super().attend(packed)
-        q, k, v = (F.pad(x, (0, missing)) for x in (inputs.q, inputs.k, inputs.v))
-        scale = 1 / math.sqrt(d) if inputs.scale is None else inputs.scale  # of the head dimension before padding
-        return super().attend(replace(packed, inputs=replace(inputs, q=q, k=k, v=v, scale=scale)))[..., :d]
+    def attend_plain(self, packed: PackedInputs) -> Tensor:
+        """`Attn(q, k, v)` within each sequence, by an operator that PyTorch differentiates."""
+        packed, d = _padded(packed), packed.inputs.v.shape[-1]
+        inputs = packed.inputs
+        a: Tensor = _forward(
+            inputs.q, inputs.k, inputs.v, packed.cu_seq_q, packed.cu_seq_k, packed.max_q, packed.max_k,
+            inputs.dropout_p, inputs.is_causal, False, scale=inputs.scale,
+        )[0]  # fmt: skip
+        return a[..., :d]
+
+
+def _padded(packed: PackedInputs) -> PackedInputs:
+    """Head dimensions that are no multiple of 8, padded with zeros, which change neither scores nor norms."""
+    inputs, d = packed.inputs, packed.inputs.q.shape[-1]
+    missing = -d % _MULTIPLE
+    if missing == 0:
+        return packed
+    q, k, v = (F.pad(x, (0, missing)) for x in (inputs.q, inputs.k, inputs.v))
+    scale = 1 / math.sqrt(d) if inputs.scale is None else inputs.scale  # of the head dimension before padding
+    return replace(packed, inputs=replace(inputs, q=q, k=k, v=v, scale=scale))
 
 
 PACKED_FLASH_CUDA = PackedFlashCUDA()

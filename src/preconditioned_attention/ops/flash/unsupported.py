@@ -11,7 +11,7 @@ from torch.backends.cuda import SDPAParams
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..._compiler import assume_constant_result
-from ..inputs import AttentionInputs
+from ..inputs import PLAIN, AttentionInputs
 from ..rows.formula import eps_is_negligible
 
 CanUse = Callable[[SDPAParams, bool], bool]
@@ -24,13 +24,19 @@ def unsupported_on(device: str, inputs: AttentionInputs) -> str | None:
         return f"q, k and v must be on {device}; got {q.device}, {k.device} and {v.device}"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms are not supported"
-    if any(type(x) is not Tensor and is_traceable_wrapper_subclass(x) for x in (q, k, v)):
+    if any(type(x) not in PLAIN and _dispatches_itself(x) for x in (q, k, v)):
         return "tensor subclasses are not supported"
     if q.is_nested or k.is_nested or v.is_nested:
         return "nested tensors are not supported"
     if not eps_is_negligible(inputs.eps, q.dtype):
         return f"eps={inputs.eps} is too large for {q.dtype}: the gradient of zero rows would show it"
     return None
+
+
+def _dispatches_itself(x: Tensor) -> bool:
+    """Whether the class of ``x`` may make something else of `scaled_dot_product_attention`, or of any operator."""
+    own = type(x).__torch_function__ is not torch._C._disabled_torch_function_impl
+    return own or is_traceable_wrapper_subclass(x)
 
 
 def unsupported_by_cpu_flash(inputs: AttentionInputs) -> str | None:

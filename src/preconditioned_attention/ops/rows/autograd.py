@@ -17,7 +17,7 @@ from torch.autograd.function import Function
 from ..._symbolic import one_call
 from ...config import GRADIENTS, Gradient, check_choice, check_eps
 from ...equilibration import check_gain, check_rows, default_eps, equilibrate_by_formula
-from ..tracing import is_recorded
+from ..tracing import hold_constant, is_recorded
 from .cpu import derivative, unit_rows
 from .formula import eps_is_negligible, squares_fit
 
@@ -87,7 +87,7 @@ def equilibrate(
     check_gain(gain, x.shape[-3] if x.dim() >= 3 else None)
     least = default_eps(x.dtype) if eps is None else eps
     if not _supports(x, least):
-        return equilibrate_by_formula(x, gradient=gradient, eps=eps, gain=gain)
+        return equilibrate_by_formula(x, gradient=gradient, eps=eps, gain=gain, stop=hold_constant)
     y: Tensor = _Equilibrate.apply(x, least, gradient == "full")[0]
     if gain is None:
         return y

@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
 from ....layers import Preconditioner
+from ....ops.context_parallel import refuse_context_parallel
 from ...adapter import Adapter, HeadShape, read_int
 from ...class_names import class_name
 from ...normalized import normalized_already
@@ -120,6 +121,8 @@ def _attend(
         return attention(module, query, key, value, attention_mask, **options)
     if attention is sdpa_attention_forward and sdpa.supports(module, query, options):
         return sdpa.attend(preconditioner, module, query, key, value, attention_mask, options)
+    if attention is not sdpa_attention_forward and attention.__module__.startswith("transformers."):
+        refuse_context_parallel(f"{attention.__name__} of transformers", "attn_implementation='sdpa'")
     rows_BNHd, *rest = attention(module, query, key, value, attention_mask, **options)
     return preconditioner(rows_BNHd.transpose(1, 2)).transpose(1, 2).contiguous(), *rest
 
