@@ -102,6 +102,25 @@ def test_resume_starts_or_goes_on(recipe: str, tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().out == first
 
 
+def test_processes_without_a_launcher_are_one_line(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", recipe, "--output", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert "2 processes were launched, but RANK, MASTER_ADDR, MASTER_PORT are not set; start them with `torchrun" in err
+    assert err.count("\n") == 1
+
+
+def test_a_sharded_run(recipe: str, tmp_path: Path) -> None:
+    for name, options in (("plain", []), ("sharded", ["--fsdp"])):
+        assert main(["train", recipe, "--arm", "row", "--output", str(tmp_path / name), *options]) == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("plain", "sharded")]
+    assert weights[0] == weights[1]
+    checkpoint = next((tmp_path / "sharded" / "checkpoints").iterdir())
+    assert (checkpoint / ".metadata").exists()
+
+
 def test_two_processes_by_torchrun(recipe: str, tmp_path: Path) -> None:
     assert main(["train", recipe, "--output", str(tmp_path / "one")]) == 0
     launcher = ["torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]

@@ -58,9 +58,10 @@ def test_two_processes_have_the_same_gradients(tmp_path: Path) -> None:
     assert (flat_two - flat_one).norm() <= 1e-5 * flat_one.norm()
 
 
-def test_loss_that_is_not_finite_on_one_process_stops_both(tmp_path: Path) -> None:
-    config = toy_config(task_options={"bad_call": 6, "bad_process": 1})
-    for run in run_on_two(config, tmp_path / "run"):
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_loss_that_is_not_finite_on_one_process_stops_both(fsdp: bool, tmp_path: Path) -> None:
+    config = toy_config(task_options={"bad_call": 6, "bad_process": 1, "batch_norm": True})
+    for run in run_on_two(config, tmp_path / "run", fsdp=fsdp):
         assert not run.ended_well
         assert "NonFiniteError: step 7: loss nan" in run.errors
     assert list(complete_checkpoints(tmp_path / "run" / "checkpoints")) == [6]

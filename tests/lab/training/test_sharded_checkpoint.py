@@ -16,7 +16,7 @@ from preconditioned_attention.lab.training.checkpoint import complete_checkpoint
 from tests.helpers.digits_task import digits_options
 from tests.helpers.sharded_runs import BY_ACCELERATE, BY_FLAG, TOY, assert_same_run, vit_config
 from tests.helpers.toy_task import FEATURES, Toy, toy_config
-from tests.helpers.training_worker import Run, losses, records, run_alone, run_on, start_on
+from tests.helpers.training_worker import Run, losses, records, run_alone, run_on, run_on_two, start_on
 
 EVERYTHING = {**TOY, "checkpoint_every": 5, "task_options": {"dropout": 0.3, "batch_norm": True}}
 
@@ -67,6 +67,10 @@ def test_two_processes_continue_bit_for_bit_and_one_within_rounding(tmp_path: Pa
     assert_identical(tmp_path / "whole", tmp_path / "two")
     train(config, tmp_path / "one", progress=False, resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "one")
+    (tmp_path / "two" / "checkpoints" / "step-00000012" / "__1_0.distcp").unlink()
+    for run in run_on_two(config, tmp_path / "two", fsdp=True, resume=True):  # both end; none waits for the other
+        assert "step-00000012 cannot be read: " in run.errors
+        assert "__1_0.distcp" in run.errors
 
 
 def saved_states(run: Path) -> list[torch.Tensor]:

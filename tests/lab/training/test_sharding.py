@@ -94,6 +94,15 @@ def test_weight_decay_leaves_out_the_same_parameters(tmp_path: Path) -> None:
     assert sharded.losses == plain.losses != without.losses
 
 
+@pytest.mark.parametrize("arm", ["plain", "row"])
+def test_the_monitor_records_the_same(arm: str, tmp_path: Path) -> None:
+    config = vit_config(precondition=ARMS[arm], steps=3, monitor={"every": 2}, accumulation_steps=2)
+    plain, sharded = (train(config, tmp_path / str(fsdp), progress=False, fsdp=fsdp) for fsdp in (False, True))
+    assert len(sharded.conditioning) == 4
+    assert repr(sharded.conditioning) == repr(plain.conditioning)
+    assert sharded.losses == plain.losses
+
+
 class Scalar(Toy):
     """Its model has a parameter without axes, which FSDP2 cannot divide."""
 

@@ -60,17 +60,19 @@ def is_true(name: str) -> bool:
 
 def check_connection() -> None:
     """Without these PyTorch waits for processes that never come, or fails with a traceback."""
-    launched, local = (_integer(name, default) for name, default in (("WORLD_SIZE", 1), ("LOCAL_RANK", -1)))
-    if (launched <= 1 and local < 0) or any(name in os.environ for name in MPI):
+    numbers = {"WORLD_SIZE": 1, "LOCAL_RANK": -1, "RANK": 0, "MASTER_PORT": 0}
+    launched, local, rank, port = (_integer(name, default) for name, default in numbers.items())
+    if any(name in os.environ for name in MPI):
         return
+    if launched < 1:
+        raise ValueError(f"WORLD_SIZE must be at least 1; got WORLD_SIZE={launched}")
     missing = [name for name in CONNECTION if not os.environ.get(name)]
-    if missing:
+    if missing and (launched > 1 or local >= 0):
         raise RuntimeError(
             f"WORLD_SIZE={os.environ.get('WORLD_SIZE')} and LOCAL_RANK={os.environ.get('LOCAL_RANK')} say that "
             f"{launched} processes were launched, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not "
             f"set; start them with `{LAUNCHER}` or accelerate launch, or unset WORLD_SIZE and LOCAL_RANK to train alone"
         )
-    rank, port = _integer("RANK", 0), _integer("MASTER_PORT", 0)
     if not 0 <= rank < launched:
         raise ValueError(f"RANK must be from 0 to WORLD_SIZE - 1 = {launched - 1}; got RANK={rank}")
     if not 0 <= port < 2**16:

@@ -29,6 +29,7 @@ class TrainResult:
             ``ConditionMonitor.summary()`` gives; empty without ``config.monitor``.
         seconds_per_step: the median over all steps; evaluations and checkpoints are not counted.
         model: the model that was tested (the averaged one if ``config.ema_decay`` is set), in evaluation mode.
+            Of a sharded run: an ordinary model on the CPU of the main process, the sharded one on the others.
         config: the run's configuration.
         environment: versions, hardware, date.
         pictures: the task's, by name; may be empty.
