@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from preconditioned_attention.lab.tasks import TASKS, Splits
-from preconditioned_attention.lab.training import Interrupted, TrainConfig, TrainResult, train
+from preconditioned_attention.lab.training import Interrupted, TrainConfig, TrainResult, interruption, train
 from preconditioned_attention.lab.training import loop as loop_module
 from preconditioned_attention.lab.training.checkpoint import complete_checkpoints
 from preconditioned_attention.lab.training.interruption import StopSignals
@@ -150,7 +150,10 @@ def test_what_is_being_written_is_written_to_its_end(
     assert_same_run(train(config(), tmp_path / "stopped", resume=True, progress=False), whole)
 
 
-def test_a_second_interrupt_stops_at_once_and_a_second_termination_does_not(tmp_path: Path) -> None:
+def test_a_second_interrupt_stops_at_once_and_a_second_termination_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interruption, "FORWARDED_SECONDS", 0.0)
     due["loss", 5] = [signal.SIGTERM, signal.SIGTERM]
     with pytest.raises(Interrupted, match="SIGTERM after step 2"):
         train(config(), tmp_path / "terminated", progress=False)
@@ -160,6 +163,12 @@ def test_a_second_interrupt_stops_at_once_and_a_second_termination_does_not(tmp_
         train(config(), tmp_path / "interrupted", progress=False)
     assert not isinstance(caught.value, Interrupted)
     assert complete_checkpoints(tmp_path / "interrupted" / "checkpoints") == {}
+
+
+def test_an_interrupt_that_a_wrapper_passes_on_counts_once(tmp_path: Path) -> None:
+    due["loss", 5] = [signal.SIGINT, signal.SIGINT]
+    with pytest.raises(Interrupted, match="SIGINT after step 2"):
+        train(config(), tmp_path, progress=False)
 
 
 def test_a_full_disk_is_said_beside_the_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

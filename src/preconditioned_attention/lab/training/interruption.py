@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 BEFORE = "came before the first step; there was nothing to save"
 STOPPING = "\nstopping: the state is saved after this micro-batch (Ctrl-C again stops at once)\n"
+
+FORWARDED_SECONDS = 1.0
+"""A second Ctrl-C this soon is the first: a terminal sends it to every process, and some wrappers pass it on."""
 
 
 class StopRequested(Exception):
@@ -48,6 +52,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.number = 0
+        self._since = 0.0
         self._deferred = False
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
@@ -80,11 +85,11 @@ class StopSignals:
             signal.signal(number, self._previous[number])
             signal.raise_signal(number)
         elif not self.number:
-            self.number = number
+            self.number, self._since = number, time.monotonic()
             if not self._deferred:
                 self._stop_at_once(number, frame)
             _tell(STOPPING)
-        elif number == signal.SIGINT:
+        elif number == signal.SIGINT and time.monotonic() - self._since > FORWARDED_SECONDS:
             raise KeyboardInterrupt
 
     def _stop_at_once(self, number: int, frame: FrameType | None) -> None:

@@ -2,6 +2,8 @@ import itertools
 import json
 import os
 import signal
+import threading
+import time
 
 import pytest
 
@@ -93,6 +95,16 @@ def test_a_worker_that_dies_before_its_first_run_is_not_started_again(tmp_path, 
     with pytest.raises(RuntimeError, match="a worker process ended with exit code 1 before its first run"):
         run_on_two(begin(logged, tmp_path))
     assert next(started) == 2
+
+
+def test_workers_that_are_still_importing_end_at_once(tmp_path):
+    job = begin(logged, tmp_path)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_on_two(job)
+    assert time.monotonic() - begun < processes.GRACE_SECONDS
+    assert log(tmp_path) == []
 
 
 def test_each_worker_gets_a_gpu(monkeypatch):

@@ -95,7 +95,11 @@ class _Pool:
 
     def __exit__(self, *error: object) -> None:
         for worker in self.workers:
+            with contextlib.suppress(Exception):  # an error is on its way already
+                self._read(worker)
             worker.connection.close()
+            if not worker.ready:  # it is importing, and has nothing to save
+                worker.process.kill()
         deadline = time.monotonic() + GRACE_SECONDS + 5.0  # after its own deadline a worker ends itself
         try:
             for worker in self.workers:
