@@ -230,6 +230,7 @@ def test_every_test_file_has_its_source() -> None:
         "test_bad_vision",
         "test_converted_beside_plain",
         "test_bad_input",
+        "test_distributed",
     }
     for path in TESTS.rglob("test_*.py"):
         if path.stem in own or path.parent.name == "deployment":  # one file there for each kind of tool

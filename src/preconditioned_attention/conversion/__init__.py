@@ -15,6 +15,7 @@ from .report import ConversionReport
 from .saving.peft_adapters import load_adapter
 from .saving.pretrained import from_pretrained
 from .saving.safetensors_files import conversion_metadata, load_safetensors, save_safetensors
+from .sharding import shard_gains_
 from .verify import Verification, VerificationError
 
 __all__ = [
@@ -46,5 +47,6 @@ __all__ = [
     "register_prehook",
     "restore_",
     "save_safetensors",
+    "shard_gains_",
     "unregister_adapter",
 ]

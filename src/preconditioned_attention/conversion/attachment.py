@@ -10,6 +10,7 @@ from torch import nn
 
 from ..config import PreconditionConfig
 from ..layers import Preconditioner
+from ..layers.distributed_gain import shard_gain
 from ..layers.preconditioner import drop_completed_mark
 from .adapter import Adapter, HeadShape
 from .class_names import class_name
@@ -65,6 +66,7 @@ def attach_all(targets: list[tuple[nn.Module, Adapter]], make: MakePreconditione
         for module, adapter in targets:
             preconditioner = make(module, adapter.shape(module))
             preconditioner.train(module.training)
+            shard_gain(module, preconditioner)
             module.add_module("preconditioner", preconditioner)
             done.append(module)
             _attach(module, adapter, preconditioner)

@@ -13,6 +13,7 @@ from .guards.compiled_models import check_not_compiled
 from .guards.dynamic_class import changed_class_reason
 from .guards.first_pass import unwatch_first_pass, watch_first_pass
 from .guards.instance_forward import kept_forward_reason
+from .guards.wrapped_models import check_gain_is_included
 from .plan import FilterFn, PlannedModule, Request, plan_modules, report_of
 from .report import ConversionReport
 
@@ -56,7 +57,8 @@ def precondition_(
     Raises:
         TypeError: an argument is of the wrong type.
         ValueError: there is nothing to convert (the message lists what was seen), the model is converted or compiled
-            already, or ``strict`` found an attention left out. The model is as it was.
+            already, it is wrapped and ``config`` has a gain, or ``strict`` found an attention left out. The model is
+            as it was.
     """
     config = PreconditionConfig() if config is None else config
     _check_arguments(model, config, filter_fn)
@@ -113,6 +115,8 @@ def _check_arguments(model: object, config: object, filter_fn: object) -> None:
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(f"filter_fn must be a function of (module, path); got {filter_fn!r}")
     check_not_compiled(model)
+    if config.gain is not None:
+        check_gain_is_included(model)
 
 
 def _check_not_converted(chosen: list[PlannedModule]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .._symbolic import is_symbolic
-from ..layers import Preconditioner
 
 Form = Literal["merged", "channels", "split", "tokens"]
 
@@ -57,7 +57,20 @@ class Layout:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be positive; got {value!r}")
 
-    def apply(self, preconditioner: Preconditioner, x: Tensor) -> Tensor:
+    def of_some_heads(self) -> Layout:
+        """This layout, for a tensor that holds some of the heads, as in tensor parallelism.
+
+        Raises:
+            ValueError: without ``head_dim`` it is unknown how many.
+        """
+        if self.head_dim is None and self.form in ("merged", "channels"):
+            raise ValueError(
+                "head_dim must be given where tensor parallelism shares out the heads: num_heads alone does not say "
+                f"how wide the heads are that a process has; got {self}"
+            )
+        return replace(self, num_heads=None)
+
+    def apply(self, preconditioner: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """`C` on every head's rows of ``x``; shape and layout stay.
 
         Raises:
@@ -73,13 +86,13 @@ class Layout:
         # The next layer would copy rows that are not contiguous, as those of cross-covariance attention.
         return self._on_merged(preconditioner, x.contiguous())
 
-    def _on_merged(self, preconditioner: Preconditioner, x: Tensor) -> Tensor:
+    def _on_merged(self, preconditioner: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.width is not None:
             own, other = x[..., : self.width], x[..., self.width :]
             return torch.cat([self._on_all(preconditioner, own), other], dim=-1)
         return self._on_all(preconditioner, x)
 
-    def _on_all(self, preconditioner: Preconditioner, x: Tensor) -> Tensor:
+    def _on_all(self, preconditioner: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         heads = x.unflatten(-1, self._sizes(x.shape[-1]))
         heads = heads.movedim(-1, -3) if self.interleaved else heads.transpose(-3, -2)
         heads = preconditioner(heads)

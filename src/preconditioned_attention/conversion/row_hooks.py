@@ -35,7 +35,11 @@ class RowHook(Unpickled):
                 "without positional arguments; attach elsewhere, or register a ClassSwap"
             )
         first, *rest = args
-        return self.layout.apply(self.preconditioner, first), *rest
+        sharded = not hasattr(first, "device_mesh") and hasattr(getattr(module, "weight", None), "device_mesh")
+        layout = self.layout.of_some_heads() if sharded else self.layout
+        # torch.export records the modules around a call, and no part of this one can hold one that is outside of it.
+        scale = self.preconditioner.forward if torch.compiler.is_exporting() else self.preconditioner
+        return layout.apply(scale, first), *rest
 
 
 # These compute the same in training and evaluation, so torch.fx may trace into them.

@@ -14,6 +14,7 @@ from ..functional import preconditioned_attention
 from ..ops.inputs import PLAIN
 from ..ops.rows.autograd import equilibrate
 from .call_record import CallRecord, record_traced_call
+from .distributed_gain import gain_of_heads
 from .load_planner import watch_load_planner
 from .mark import Mark, is_current, make_mark, read_mark, value_of
 from .observation import AttentionArguments, Observer
@@ -78,7 +79,8 @@ class Preconditioner(nn.Module):
                 "its rows scaled (as it does for attention weights, score biases, or without a fused kernel); use "
                 "backend='auto' or 'composition'"
             )
-        out = equilibrate(rows, gradient=self.config.gradient, eps=self.config.eps, gain=self.gain)
+        gain = None if self.gain is None else gain_of_heads(self.gain, rows)
+        out = equilibrate(rows, gradient=self.config.gradient, eps=self.config.eps, gain=gain)
         for observer in self.observers:
             observer.after(rows, out)
         return out
@@ -122,7 +124,7 @@ class Preconditioner(nn.Module):
             scale,
             enable_gqa,
             gradient=self.config.gradient,
-            gain=self.gain,
+            gain=None if self.gain is None else gain_of_heads(self.gain, q),
             eps=self.config.eps,
             backend=self.config.backend,
         )

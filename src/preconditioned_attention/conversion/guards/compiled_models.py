@@ -25,7 +25,7 @@ def check_not_compiled(model: nn.Module) -> None:
 def _reason(module: nn.Module) -> str | None:
     if isinstance(module, torch.jit.ScriptModule):
         return "a TorchScript module; convert, then torch.jit.trace"
-    if isinstance(module, torch.fx.GraphModule) and _has_attention_nodes(module):
+    if isinstance(getattr(module, "graph", None), torch.fx.Graph) and _has_attention_nodes(module):
         return (
             "a graph, of torch.fx or torch.export, in which attention is a node and no module; call precondition_ or "
             "restore_ first, then trace or export"
@@ -38,13 +38,13 @@ def _reason(module: nn.Module) -> str | None:
     return None
 
 
-def _has_attention_nodes(graph: torch.fx.GraphModule) -> bool:
+def _has_attention_nodes(graph: nn.Module) -> bool:
     """Whether nodes of ``graph`` compute attention, or call a preconditioner without its attention module."""
     modules = dict(graph.named_modules())
     return any(
         "scaled_dot_product" in getattr(node.target, "__name__", str(node.target))
         or isinstance(modules.get(node.target), Preconditioner)
-        for node in graph.graph.nodes
+        for node in graph.graph.nodes  # type: ignore[union-attr]
     )
 
 

@@ -7,14 +7,16 @@ without it. The autograd graph of the model's output distinguishes the two: it l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ...layers import Preconditioner
 from .call_guard import may_be_compiled
+from .wrapped_models import check_gains_are_reduced
 
 
 class FirstPassCheck:
@@ -31,6 +33,7 @@ class FirstPassCheck:
         """Raise if ``output`` depends on all parameters of an attention that was never called."""
         if torch.compiler.is_compiling():
             return
+        check_gains_are_reduced(_preconditioners(self.attentions))
         silent = [(path, module) for path, module in self.attentions if not _was_called(module)]
         results = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.requires_grad]
         if silent and not results:
@@ -50,6 +53,11 @@ def unwatch_first_pass(model: nn.Module) -> None:
     """Remove the check from every part of ``model`` where it has not run yet."""
     for module in model.modules():
         _remove(module, lambda hook: isinstance(hook, FirstPassCheck))
+
+
+def _preconditioners(attentions: Iterable[tuple[str, nn.Module]]) -> Iterator[Preconditioner]:
+    found = (module._modules.get("preconditioner") for _, module in attentions)
+    return (preconditioner for preconditioner in found if isinstance(preconditioner, Preconditioner))
 
 
 def _remove(module: nn.Module, chosen: Callable[[object], bool]) -> None:

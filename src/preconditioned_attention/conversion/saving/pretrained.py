@@ -15,6 +15,7 @@ from ..attachment import preconditioned_modules, preconditioner_of
 from ..convert import precondition_
 from ..plan import FilterFn
 from ..registry import find_adapter
+from ..sharding import shard_gains_
 
 _MARKER = "requires_preconditioned_attention"
 
@@ -51,6 +52,7 @@ def from_pretrained(model_class: Any, folder: str | Path | None, **kwargs: Any) 
     loaded = folders.load(model_class, folder, entry, config, _attach, rest)
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     _read_old_marks(model, folder)
+    shard_gains_(model)  # of a model that is loaded with a tp_plan
     if getattr(model, "hf_quantizer", None) is not None:
         _hook_again(model)
     return loaded
