@@ -56,7 +56,9 @@ def timm_swin() -> nn.Module:
 
 
 def gpt2() -> nn.Module:
-    config = GPT2Config(n_layer=2, n_embd=16, n_head=4, vocab_size=40, n_positions=16, use_cache=False)
+    config = GPT2Config(
+        n_layer=2, n_embd=16, n_head=4, vocab_size=40, n_positions=16, use_cache=False, tie_word_embeddings=False
+    )
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     return GPT2LMHeadModel(config)
 
