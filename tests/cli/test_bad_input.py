@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from preconditioned_attention._files import read_json, write_atomically
 from preconditioned_attention.cli import main
+from preconditioned_attention.diagnostics.monitor_file import read_records
 from preconditioned_attention.lab.data.aan import read_aan
 from preconditioned_attention.lab.data.byte_bpe import load_byte_bpe
 from preconditioned_attention.lab.data.glue import read_glue
@@ -20,6 +22,7 @@ from preconditioned_attention.lab.data.tiny_stories import find_stories
 from preconditioned_attention.lab.data.token_files import open_token_file
 from preconditioned_attention.lab.data.tokenized import TokenizedRows, open_tokenized
 from preconditioned_attention.lab.models.crammed_bert import load_crammed_bert
+from preconditioned_attention.lab.training import TrainConfig
 
 RECIPE = """\
 train:
@@ -578,3 +581,56 @@ def test_json_without_its_end(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text('{"validation": {"acc')
     with pytest.raises(ValueError, match=r"result\.json is not valid JSON"):
         read_json(tmp_path / "result.json")
+
+
+# name of the case: what becomes of a file of a finished run, its name, and what the message says
+RUNS: dict[str, tuple[str, bytes, str]] = {
+    "a configuration in UTF-16": ("config.yaml", "task: a".encode("utf-16"), "is not UTF-8"),
+    "an empty configuration": ("config.yaml", b"", "must hold a mapping"),
+    "a configuration with a key twice": ("config.yaml", b"seed: 1\nseed: 2\n", "'seed' stands there a second time"),
+    "a configuration of a task that is not": (
+        "config.yaml",
+        b"task: a\nsteps: 1\nbatch_size: 1\nlearning_rate: 1\n",
+        "'a'",
+    ),
+    "weights of nothing": ("model.safetensors", b"", "does not hold the weights"),
+    "weights of garbage": ("model.safetensors", b"garbage" * 9, "does not hold the weights"),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+def test_the_folder_of_a_run(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name, content, words = RUNS[case]
+    run = tmp_path / "run"
+    run.mkdir()
+    config = TrainConfig.from_dict({"task": "masked-lm", "steps": 1, "batch_size": 1, "learning_rate": 1e-3})
+    options = {"vocab_size": 300, "width": 16, "layers": 1, "num_heads": 2, "feed_forward": 16, "context": 16}
+    (run / "config.yaml").write_text(replace(config, task_options=options).to_yaml())
+    (run / "model.safetensors").write_bytes(b"")
+    (run / name).write_bytes(content)
+    assert main(["export", str(run), "--output", str(tmp_path / "out")]) == 2
+    check_one_line(capsys.readouterr().err, str(run / name), words)
+    assert os.listdir(tmp_path) == ["run"]
+
+
+RECORDS: dict[str, tuple[bytes | None, str]] = {
+    "empty": (b"", "is not a file of the condition monitor"),
+    "Latin 1": (b"caf\xe9\n", "is not UTF-8"),
+    "a field without end": (b'"' + b"a" * 200_000 + b'"\n', "is not a file of the condition monitor"),
+    "another table": (b"a,b\n1,2\n", "is not a file of the condition monitor"),
+    "a pipe": (None, "it is a pipe"),
+}
+
+
+@pytest.mark.parametrize("case", RECORDS)
+def test_records_of_the_monitor(case: str, tmp_path: Path) -> None:
+    content, words = RECORDS[case]
+    path = tmp_path / "conditioning.csv"
+    if content is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises((ValueError, OSError)) as raised:
+        read_records(path)
+    assert str(path) in str(raised.value)
+    assert words in str(raised.value)

@@ -154,6 +154,7 @@ def _words(error: Exception) -> str:
         return (
             f"the memory of this machine does not suffice; choose smaller sizes or batches ({error or 'MemoryError'})"
         )
-    if isinstance(error, OSError) and error.errno and error.strerror and not error.filename:
-        return f"standard output, or a file that the system does not name, failed: {error.strerror}"
+    if isinstance(error, OSError) and error.errno and not error.filename and error.strerror == os.strerror(error.errno):
+        places = f"standard output or a temporary file (in {os.environ.get('TMPDIR', 'the folder TMPDIR')})"
+        return f"{places} could not be written or read: {error.strerror}"
     return str(error) or type(error).__name__

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO, get_type_hints
 
-from .._files import write_atomically
+from .._files import read_text, write_atomically
 from .monitor_records import Record
 
 _TYPES = get_type_hints(Record)
@@ -71,8 +71,11 @@ def read_records(path: Path | str) -> list[Record]:
         ValueError: it is not such a file, or a line cannot be parsed.
         OSError: it cannot be read.
     """
-    text = Path(path).read_text(encoding="utf-8")
-    lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+    text = read_text(path)
+    try:
+        lines = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1])))
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a file of the condition monitor: {error}") from error
     if not lines or tuple(lines[0]) != Record._fields:
         raise ValueError(f"{path} is not a file of the condition monitor: its first line must name {Record._fields}")
     records = []
