@@ -19,7 +19,7 @@ def test_no_command_is_an_error_with_the_help() -> None:
 
 def test_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["trian"]) == 2
-    known = "train, compare, data, export, glue, inspect, sweep, support, texts, bench"
+    known = "train, compare, report, data, export, glue, inspect, sweep, support, texts, bench"
     expected = f"precond: unknown command 'trian' (did you mean 'train'?); known: {known}\n"
     assert capsys.readouterr().err == expected
 
@@ -60,6 +60,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 MISSPELT = {
     "train": ["digits", "--sead", "3"],
     "compare": ["digits", "--sead", "3"],
+    "report": ["folder", "--outptu", "page"],
     "data": ["listops", "--output", "listops", "--sead", "3"],
     "export": ["run", "--outptu", "folder"],
     "glue": ["folder", "--root", "data", "--trails", "3"],
