@@ -2,6 +2,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -54,13 +56,22 @@ def test_a_run_that_kills_its_process_every_time_has_failed_and_the_others_finis
     assert record["reason"] == "its process was killed by SIGSEGV, 3 times"
 
 
-def test_an_error_that_concerns_the_comparison_stops_all_workers_and_is_raised(tmp_path):
+def test_an_error_that_concerns_the_comparison_stops_all_workers_and_is_raised(tmp_path, monkeypatch):
+    stop, seconds = processes._Pool.__exit__, []
+
+    def timed(pool, *error):
+        begun = time.monotonic()
+        stop(pool, *error)
+        seconds.append(time.monotonic() - begun)
+
+    monkeypatch.setattr(processes._Pool, "__exit__", timed)
     with pytest.raises(FairnessError, match="had different initial weights") as caught:
         run_on_two(begin(unfair, tmp_path))
     assert "do_run" in str(caught.value.__cause__)  # the worker's traceback
     begun = {line["process"] for line in log(tmp_path)}
     assert 2 <= len(log(tmp_path)) < 12
     assert not [process for process in begun if is_alive(process)]
+    assert seconds[0] < processes.GRACE_SECONDS / 2
 
 
 def is_alive(process):
@@ -75,6 +86,27 @@ def test_a_worker_that_cannot_import_the_function_says_why(tmp_path, monkeypatch
     monkeypatch.setenv("TEST_IMPORTED_BY", os.environ["TEST_IMPORTED_BY"])
     with pytest.raises(ImportError, match="the data of this module are on another machine"):
         run_on_two(begin(breaks_on_import.run, tmp_path))
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_is_told_and_nothing_is_removed(tmp_path):
+    script = tmp_path / "script.py"
+    call = f"compare(logged, output={str(tmp_path / 'out')!r}, workers=2, overwrite=True, **PLAN)"
+    lines = [
+        "from preconditioned_attention.lab.comparison import compare",
+        f"from {logged.__module__} import PLAN, logged",
+    ]
+    script.write_text("\n".join([*lines, call]))
+    compare(logged, output=tmp_path / "out", verbose=False, **PLAN)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, script], env=environment, text=True, capture_output=True, timeout=200, check=False
+    )
+    assert done.returncode == 1
+    assert "call it under `if __name__" in done.stderr
+    assert (
+        done.stderr.strip().splitlines()[-1].startswith("RuntimeError: a worker process ended with exit code 1 before")
+    )
 
 
 def test_a_function_that_cannot_be_sent_is_refused(tmp_path):

@@ -209,6 +209,9 @@ def _environment(number: int) -> Iterator[None]:
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
     """Deliver Ctrl-C and SIGTERM afterwards; a process that is started meanwhile begins with them blocked."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
     signals = {signal.SIGINT, signal.SIGTERM}
     former = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -52,7 +53,7 @@ def run_on_ray(job: Job, keys: Sequence[RunKey], *, address: str, note: Callable
 def do_task(job: Job, key: RunKey) -> bool:
     """Do a run in a task; False if another process is doing it."""
     if not (job.store.output / PLAN).exists():
-        raise FileNotFoundError(f"node {os.uname().nodename} does not see {job.store.output}, the comparison's folder")
+        raise FileNotFoundError(f"node {platform.node()} does not see {job.store.output}, the comparison's folder")
     try:
         return do_run(job, key) is not None
     except Interrupted as error:

@@ -53,10 +53,12 @@ def work(job: bytes, connection: Connection) -> None:
     The other end of ``connection`` is the driver's. When it is closed, or the driver is dead, this process ends: a run
     in progress is stopped as by SIGTERM. Ctrl-C, which a terminal sends to every process, is left to the driver.
     """
-    os.setsid()  # no signal of the driver's terminal or process group reaches this process
+    if hasattr(os, "setsid"):  # no signal of the driver's terminal or process group reaches this process
+        os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    if hasattr(signal, "pthread_sigmask"):  # the driver has blocked them
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     finished = threading.Event()
     threading.Thread(target=_stop_with_the_driver, args=(connection, finished), daemon=True).start()
     try:
@@ -86,6 +88,7 @@ class _Announced:
 
 
 def _stop(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # some send it twice; the second must not disturb the end
     raise KeyboardInterrupt
 
 
@@ -95,7 +98,9 @@ def _stop_with_the_driver(connection: Connection, finished: threading.Event) -> 
         connection.recv()
     if finished.is_set():
         return
-    threading.Timer(GRACE_SECONDS, os._exit, (128 + signal.SIGTERM,)).start()
+    limit = threading.Timer(GRACE_SECONDS, os._exit, (128 + signal.SIGTERM,))
+    limit.daemon = True  # so that the process does not wait for it
+    limit.start()
     os.kill(os.getpid(), signal.SIGTERM)
 
 
