@@ -5,7 +5,8 @@ import pytest
 
 from preconditioned_attention.lab.comparison.glue import glue_table, score_glue
 from preconditioned_attention.lab.tasks.masked_lm import MaskedLM
-from preconditioned_attention.lab.training import TrainConfig
+from preconditioned_attention.lab.training import TrainConfig, train
+from tests.helpers.claim_holder import holding
 from tests.helpers.glue_tree import write_release
 
 SIZES = {"vocab_size": 300, "context": 64, "width": 8, "layers": 1, "num_heads": 1, "feed_forward": 8}
@@ -50,6 +51,33 @@ def test_the_median_of_trials_that_go_on(folder: Path) -> None:
     assert (config.seed, config.steps, config.warmup_steps) == (2, 10, 0)  # 40 pairs: five epochs of two batches
     with pytest.raises(ValueError, match=r"another configuration: task_options\.pretrained was"):
         score_glue(folder / "other", trials=1, **options)
+
+
+def test_trials_of_another_process_are_left_to_it_and_taken_over_when_it_dies(folder: Path) -> None:
+    claimed, order = folder / "runs" / "rte-seed0", []
+    with holding(claimed) as other:
+
+        def watching(config: TrainConfig, output: Path, **options: object) -> object:
+            order.append(output.name)
+            if len(order) == 1:
+                other.kill()
+                other.wait()
+            return train(config, output, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("preconditioned_attention.lab.comparison.glue.train", watching)
+            options = {"root": folder / "data", "output": folder / "runs", "progress": False, "tasks": ["rte"]}
+            (score,) = score_glue(folder / "model", trials=2, **options)
+    assert order == ["rte-seed1", "rte-seed0"]
+    assert len(score.trials) == 2
+
+
+def test_a_trial_whose_result_is_damaged_is_named(folder: Path) -> None:
+    options = {"root": folder / "data", "output": folder / "runs", "progress": False, "tasks": ["rte"], "trials": 1}
+    score_glue(folder / "model", **options)
+    (folder / "runs" / "rte-seed0" / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"rte-seed0/result\.json must hold accuracy"):
+        score_glue(folder / "model", **options)
 
 
 def test_too_few_pairs(folder: Path) -> None:

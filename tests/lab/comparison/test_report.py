@@ -9,9 +9,11 @@ from typing import Any
 import matplotlib.image
 import pytest
 
-from preconditioned_attention.lab.comparison import Comparison, RunKey, compare
-from preconditioned_attention.lab.comparison.report import write_report
+from preconditioned_attention.lab.comparison import Comparison, Plan, RunKey, compare
+from preconditioned_attention.lab.comparison.records import RunRecord, to_json
+from preconditioned_attention.lab.comparison.report import build_comparison, write_report
 from preconditioned_attention.lab.reporting import Picture
+from preconditioned_attention.lab.training import Arm
 from tests.helpers.synthetic_runs import ARMS, run
 
 
@@ -176,3 +178,46 @@ def test_no_path_of_the_machine_is_published(comparison):
 def test_summaries_are_unchangeable(comparison):
     with pytest.raises(dataclasses.FrozenInstanceError):
         comparison.summaries["plain"].learning_rate = 1.0
+
+
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
+
+
+def published(folder: Path) -> tuple[dict[str, Any], Comparison]:
+    """A summary in docs/results, and the comparison of its runs, computed again."""
+    summary = json.loads((folder / "summary.json").read_text())
+    runs = json.loads(gzip.decompress((folder / "runs.json.gz").read_bytes()))
+    configs = {name: arm["config"] for name, arm in summary["arms"].items()}
+    names = ("seeds", "learning_rates", "metric", "higher_is_better", "settings", "variants", "baselines")
+    arms = {name: None if config is None else Arm.from_dict(config) for name, config in configs.items()}
+    plan = Plan(arms=arms, **{name: summary[name] for name in names})
+    records = {}
+    for one in runs:
+        key = RunKey(one.pop("seed"), one.pop("learning_rate"), one.pop("arm"))
+        metrics = one["metrics"] and {**one["metrics"], "pictures": {}}
+        record = {**one, "metrics": metrics, "traceback": None, "description": plan.describe(key)}
+        records[key] = RunRecord.from_dict(record)
+    return summary, build_comparison(plan, records, title=summary["title"], output=folder)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in RESULTS.iterdir() if path.is_dir()))
+def test_the_published_results_are_those_of_their_runs(name):
+    summary, comparison = published(RESULTS / name)
+    again = json.loads(to_json(comparison.to_dict()))
+    assert set(again) == set(summary)
+    assert_close(again["arms"], summary["arms"])
+    assert again["runs"] == summary["runs"]
+
+
+def assert_close(one: Any, other: Any) -> None:
+    """Equal, numbers up to rounding: SciPy's version decides the last digit of an interval."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert list(one) == list(other)
+        for key in one:
+            assert_close(one[key], other[key])
+    elif isinstance(one, list):
+        for first, second in zip(one, other, strict=True):
+            assert_close(first, second)
+    else:
+        assert one == (pytest.approx(other, rel=1e-9, abs=1e-12) if isinstance(one, float) else other)

@@ -95,10 +95,13 @@ def test_arms_of_a_real_comparison_start_alike_and_end_apart(tmp_path):
 
 def test_divergence_is_told_without_the_folder_which_keeps_its_last_state(tmp_path, monkeypatch):
     class Broken(nn.Module):
-        """Passes on its input as numbers that are none."""
+        """Passes on its input, from the third step on as numbers that are none."""
+
+        steps = 0
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x * math.nan
+            self.steps += self.training
+            return x * math.nan if self.steps > 2 else x
 
     class BrokenTask(ImageClassification):
         def build_model(self) -> nn.Module:
@@ -110,7 +113,7 @@ def test_divergence_is_told_without_the_folder_which_keeps_its_last_state(tmp_pa
     with pytest.raises(RuntimeError, match="nan") as caught:
         task_run(CONFIG)(Prepare(None, folder=tmp_path), 0, 1e-3)
     assert str(tmp_path) not in str(caught.value)
-    assert (tmp_path / "checkpoints" / "step-00000000").is_dir()
+    assert (tmp_path / "checkpoints" / "step-00000002").is_dir()
 
 
 def test_a_finished_run_is_a_folder_of_train_without_checkpoints(tmp_path):
@@ -183,6 +186,19 @@ def test_a_resumed_comparison_may_have_other_intervals_of_checkpoints(tmp_path):
     changed = dataclasses.replace(CONFIG, checkpoint_every=2, keep_checkpoints=5)
     comparison = compare(task_run(changed), output=tmp_path, resume=True, **options)
     assert [record.status for record in comparison.records.values()] == ["finished"]
+
+
+def test_the_record_says_how_many_threads_computed(tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        options = {"arms": {"plain": None}, "seeds": (0,), "learning_rates": (1e-3,), "verbose": False}
+        comparison = compare(task_run(CONFIG), output=tmp_path, **options)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    expected = 2 if torch.accelerator.is_available() else 1
+    assert [machine.environment["threads"] for machine in comparison.machines] == [expected]
 
 
 def test_it_can_be_pickled_and_needs_a_folder():

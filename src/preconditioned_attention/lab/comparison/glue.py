@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,10 @@ from ..recipes import load_recipe
 from ..reporting import Table
 from ..tasks import make_task
 from ..training import TrainConfig, train
+from ..training.claim import RunClaim
 from ..training.folder import RunFolder
+from .records import to_json
+from .store import POLL_SECONDS, claimed
 
 EPOCHS = 5
 MOST_TRIALS = 1000
@@ -50,8 +53,8 @@ def score_glue(
 ) -> list[GlueScore]:
     """Fine-tune a pretrained model on tasks of GLUE with the published settings, several times each.
 
-    Finished trials in ``output`` are read and unfinished ones resumed. MNLI has two scores. All scores are written to
-    ``output/glue.json``.
+    Finished trials in ``output`` are read and unfinished ones resumed; several processes may share them. MNLI has two
+    scores. All scores are written to ``output/glue.json``.
 
     Args:
         pretrained: a folder that ``precond export`` wrote for a run of ``masked-lm``.
@@ -68,20 +71,18 @@ def score_glue(
     if not tasks or len(set(tasks)) < len(tasks):
         raise ValueError(f"tasks must be at least one, each once; got {list(tasks)}")
     check_integer("trials", trials, minimum=1, maximum=MOST_TRIALS)
+    configs = {task: _configure(task, str(pretrained), str(root)) for task in tasks}
+    metrics = {task: make_task(config.task, config.task_options).metric for task, config in configs.items()}
+    results = _do_trials(configs, metrics, trials, Path(output), progress=progress)
     scores: list[GlueScore] = []
-    for task in tasks:
-        config = _configure(task, str(pretrained), str(root))
-        metric = make_task(config.task, config.task_options).metric
-        runs = [
-            _trial(dataclasses.replace(config, seed=seed), Path(output) / f"{task}-seed{seed}", metric, progress)
-            for seed in range(trials)
-        ]
-        matched, mismatched = zip(*runs, strict=True)
+    for task, metric in metrics.items():
+        matched, mismatched = zip(*(results[task, seed] for seed in range(trials)), strict=True)
         scores.append(GlueScore(task, metric, matched))
         if task == "mnli":
             scores.append(GlueScore(MISMATCHED, metric, mismatched))
     content = {score.task: {**dataclasses.asdict(score), "median": score.median} for score in scores}
-    write_atomically(Path(output) / "glue.json", json.dumps(content, indent=2) + "\n")
+    with claimed(Path(output)):
+        write_atomically(Path(output) / "glue.json", to_json(content, indent=2))
     return scores
 
 
@@ -118,15 +119,39 @@ def _configure(task: str, pretrained: str, root: str) -> TrainConfig:
     return dataclasses.replace(config.with_steps(steps), task_options=options)
 
 
-def _trial(config: TrainConfig, folder: Path, metric: str, progress: bool) -> tuple[float, float]:
-    """The metric on both dev splits, which are the same split except for MNLI."""
-    run = RunFolder(folder)
-    begun = run.config.exists()
-    if begun:
+def _do_trials(
+    configs: Mapping[str, TrainConfig], metrics: Mapping[str, str], trials: int, output: Path, *, progress: bool
+) -> dict[tuple[str, int], tuple[float, float]]:
+    """The metrics of every trial, by task and seed; those that other processes do are waited for."""
+    left = [(task, seed) for task in configs for seed in range(trials)]
+    results: dict[tuple[str, int], tuple[float, float]] = {}
+    while True:
+        for task, seed in left:
+            config = dataclasses.replace(configs[task], seed=seed)
+            result = _trial(config, output / f"{task}-seed{seed}", metrics[task], progress)
+            if result is not None:
+                results[task, seed] = result
+        left = [trial for trial in left if trial not in results]
+        if not left:
+            return results
+        time.sleep(POLL_SECONDS)
+
+
+def _trial(config: TrainConfig, folder: Path, metric: str, progress: bool) -> tuple[float, float] | None:
+    """The metric on both dev splits, which are the same split except for MNLI.
+
+    None if another living process does the trial.
+    """
+    claim, run = RunClaim(folder), RunFolder(folder)
+    if not claim.try_acquire():
+        return None
+    try:
         run.check(config, resume=True, overwrite=False)
-    if not run.result.exists():
-        train(config, folder, resume=begun, progress=progress)
-        shutil.rmtree(run.checkpoints)  # nothing is left to resume, and forty runs of them fill a disk
+        if not run.result.exists() or run.checkpoints.exists():
+            train(config, folder, resume=True, progress=progress)
+            shutil.rmtree(run.checkpoints)  # nothing is left to resume, and forty runs of them fill a disk
+    finally:
+        claim.release()
     result = read_json(run.result)
     values = [result[split].get(metric) if isinstance(result.get(split), dict) else None for split in SPLITS]
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):

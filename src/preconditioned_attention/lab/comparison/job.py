@@ -123,13 +123,14 @@ def _run_once(job: Job, key: RunKey) -> RunRecord:
         random_states=prepare.random_states,
         seconds=time.perf_counter() - start,
         started=started,
-        environment=describe_machine(),
+        environment=prepare.environment or describe_machine(),
         **values,
     )
 
 
 def _check_fairness(record: RunRecord, job: Job) -> None:
     """Raise unless a finished run had the initial state of the other finished runs with its seed and variant."""
-    others = (other for other in job.store.refresh().values() if other.finished and other.key.seed == record.key.seed)
     if record.finished:
+        keys = [key for key in job.plan.run_keys() if key.seed == record.key.seed and key != record.key]
+        others = [other for key in keys if (other := job.store.read(key)) is not None and other.finished]
         check_starts(job.started(one) for one in (*others, record))

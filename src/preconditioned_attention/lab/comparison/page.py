@@ -76,7 +76,6 @@ def build_page(
     plots = [_figures(pictures, *(f"{quantity}-{moment}" for moment in MOMENTS)) for quantity in ("kappa", "spread")]
     plots.append(_figures(pictures, "kappa-training", "kappa-training-layers"))
     settings = [arms_table(plan), settings_table("Settings of the runs", plan.settings)]
-    settings += [machines_table(machines)] if _shared(machines) else []
     sections = [
         _section("Findings", Text(_introduction(plan)), *_callouts(verdicts)),
         _section("Results", *results),
@@ -89,6 +88,7 @@ def build_page(
         _section("How to read this", how_to_read(plan, machines)),
         _section("Every seed", seeds_table(plan, summaries, runs), folded=True),
         _section("Every layer", *conditioning, folded=True),
+        _section("Machines", machines_table(machines)) if _shared(machines) else None,
         _section("Settings", *settings, settings_table("Where it ran", environment), folded=True),
     ]
     return Page(

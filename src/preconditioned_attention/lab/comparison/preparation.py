@@ -10,6 +10,7 @@ from torch import nn
 
 from ..training.arms import Arm
 from ..training.initial_state import hash_random_state, hash_weights, preserve_random_state
+from .machines import describe_machine
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -21,7 +22,8 @@ class FairnessError(RuntimeError):
 class Prepare:
     """A callable that applies the arm to a new model in place and returns the model.
 
-    It records a hash of the model before the arm is applied, and leaves the global random state unchanged, so that
+    It records a hash of the model before the arm is applied, and the machine, and leaves the global random state
+    unchanged, so that
     batches and dropout masks are the same in every arm.
 
     Args:
@@ -37,6 +39,7 @@ class Prepare:
         self.folder = folder
         self.weights: list[str] = []
         self.random_states: list[str] = []
+        self.environment: dict[str, Any] = {}
 
     def __call__(self, model: ModelT) -> ModelT:
         """Apply the arm to ``model`` in place.
@@ -46,6 +49,7 @@ class Prepare:
         """
         if not isinstance(model, nn.Module):
             raise TypeError(f"prepare takes the model, an nn.Module; got {type(model).__name__}")
+        self.environment = describe_machine()  # here, because the run may have set the number of threads
         self.weights.append(hash_weights(model))
         if self.arm is not None:
             with preserve_random_state():

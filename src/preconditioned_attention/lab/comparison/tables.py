@@ -162,7 +162,7 @@ def machines_table(machines: Sequence[Machine]) -> Table:
     rows = tuple(_machine_row(machine) for machine in machines)
     columns = ("machine", "CPU", "GPU", "torch", "runs", "at a time")
     note = "At a time: the largest number of these runs that went on at once, which makes each of them slower."
-    return Table(title="Machines", columns=columns, rows=rows, text_columns=4, note=note)
+    return Table(title="The machines that did the runs", columns=columns, rows=rows, text_columns=4, note=note)
 
 
 def _machine_row(machine: Machine) -> tuple[str, ...]:

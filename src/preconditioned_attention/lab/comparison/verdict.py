@@ -152,7 +152,7 @@ def _missing_sentences(summary: ArmSummary) -> list[str]:
     if not summary.missing:
         return []
     words = "has" if len(summary.missing) == 1 else "have"
-    changes = "" if summary.learning_rate is None else "; with them another learning rate may be chosen"
+    changes = "" if summary.learning_rate is None else "; then another learning rate may be chosen"
     return [f"{len(summary.missing)} of {_count(_total(summary), 'run')} {words} not ended yet{changes}."]
 
 
