@@ -123,6 +123,20 @@ def test_hugging_face_datasets(tmp_path: Path, folders: Path) -> None:
     assert images.read(0)[0].size == (48, 40)
 
 
+def test_images_without_labels_are_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    (tmp_path / "set").mkdir()
+    rows = {"image": [Image.new("RGB", (4, 4))] * 2, "label": [0, -1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set" / "train.parquet")
+    images = open_images(f"hfds/{tmp_path / 'set'}", tmp_path / "cache", "train")
+    assert images.read(0)[1] == 0
+    with pytest.raises(
+        OSError, match=r"image .* of train split of 'hfds/.*' cannot be read \(its label must be 0 to 1; got -1"
+    ):
+        images.read(1)
+
+
 def test_names_of_splits(tmp_path: Path) -> None:
     (tmp_path / "valid").mkdir()
     assert find_split(tmp_path, "validation") == tmp_path / "valid"

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,19 @@ def test_pictures_count_every_test_image(folders: Path) -> None:
     assert list(pictures) == ["confusion", "predictions"]
     assert "6 test images" in pictures["confusion"].description
     assert all(picture.png.startswith(b"\x89PNG") for picture in pictures.values())
+
+
+def test_names_of_classes_that_pages_and_plots_cannot_hold_as_they_are(tmp_path: Path) -> None:
+    root = write_folders(tmp_path / "images", train=2, val=1)
+    for split in ("train", "val"):
+        for old, new in zip(WNIDS, (b"caf\xe9", b"$\\frac{$", b"two\nlines<b>"), strict=True):
+            os.rename(os.fsencode(root / split / old), os.fsencode(root / split) + b"/" + new)
+    options = {**VIT, "dataset": "", "root": str(root)}
+    config = TrainConfig(task="image-classification", task_options=options, steps=1, batch_size=4, learning_rate=1e-3)
+    result = train(config, tmp_path / "run", progress=False)
+    assert list(result.pictures) == ["confusion", "predictions"]
+    assert (tmp_path / "run" / "result.json").exists()
+    assert of_folders(root).datasets().train.images.classes == (r"$\frac{$", r"caf\udce9", r"two\nlines<b>")
 
 
 def test_pretrained_weights_from_a_file(tmp_path: Path) -> None:

@@ -142,9 +142,15 @@ class _ReaderImages:
         try:
             file, label, *_ = self._reader[index]
             with file:
-                return read_upright(file), int(label)
+                return read_upright(file), _checked_label(label, self.classes)
         except Exception as error:  # the readers of timm raise errors of many kinds
-            raise OSError(_unreadable(self._reader.filename(index), self._where, error)) from error
+            raise OSError(_unreadable(self._name(index), self._where, error)) from error
+
+    def _name(self, index: int) -> str:
+        try:
+            return self._reader.filename(index)
+        except Exception:  # of a row that cannot be read
+            return f"number {index}"
 
 
 class _TorchvisionImages:
@@ -164,7 +170,7 @@ class _TorchvisionImages:
     def read(self, index: int) -> tuple[Image, int]:
         try:
             image, label = self._dataset[index]
-            return as_rgb(image), int(label)
+            return as_rgb(image), _checked_label(label, self.classes)
         except Exception as error:  # torchvision's datasets raise errors of many kinds
             samples = getattr(self._dataset, "samples", None)
             raise OSError(_unreadable(samples[index][0] if samples else index, self._where, error)) from error
@@ -252,6 +258,16 @@ def _need_hugging_face_datasets(dataset: str) -> None:
         import datasets  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError(f"dataset {dataset!r} needs Hugging Face's library: pip install datasets") from error
+
+
+def _checked_label(label: object, classes: Sequence[str]) -> int:
+    """The label as an integer; -1, which some sets without labels have, is an error."""
+    number = int(label)  # type: ignore[call-overload]
+    if number < 0 or (classes and number >= len(classes)):
+        raise ValueError(
+            f"its label must be 0 to {len(classes) - 1}; got {number}" if classes else f"its label is {number}"
+        )
+    return number
 
 
 def _unreadable(name: object, where: str, error: Exception) -> str:

@@ -90,9 +90,10 @@ def _make_body(name: str, options: Mapping[str, Any], taps: Sequence[int] | None
             raise ValueError(
                 f"timm makes no backbone {name!r} with the options {dict(options)!r} and taps {taps}: {one_line(error)}"
             ) from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise OSError(
-            f"pretrained weights of backbone {name!r} could not be loaded ({type(error).__name__}: {error}). They come "
-            "from the hub unless they are in its cache; pretrained: false starts from random weights"
+            f"pretrained weights of backbone {name!r} could not be loaded ({reason}). They come from the hub "
+            "unless they are in its cache; pretrained: false starts from random weights"
         ) from error
     if getattr(body, "output_fmt", None) == "NHWC":
         return _ChannelsFirst(body)

@@ -40,7 +40,8 @@ def draw_pictures(
     """
     chosen = spread(len(dataset), COUNTED)  # type: ignore[arg-type]
     labels, probabilities = _predict(model, Subset(dataset, chosen))
-    names = list(classes) or [str(number) for number in range(probabilities.shape[-1])]
+    names = [name.replace("$", r"\$") for name in classes]  # matplotlib sets what is between two $ as mathematics
+    names = names or [str(number) for number in range(probabilities.shape[-1])]
     return {
         "confusion": _confusion(labels, probabilities.argmax(dim=-1), names),
         "predictions": _predictions(Subset(dataset, chosen), labels, probabilities, names, mean, std),

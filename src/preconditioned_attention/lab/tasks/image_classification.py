@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -19,7 +20,7 @@ from ..._checks import check_integer, check_known, check_number
 from ..._extras import require
 from ...config import check_choice
 from ..data.digits import DigitImages, check_split_seed, load_digits
-from ..data.image_files import one_line
+from ..data.image_files import check_regular, one_line
 from ..data.images import LabeledImages, TransformedImages, check_same_classes, open_images
 from ..data.limits import check_memory
 from ..models.weights_size import build_on_meta, check_depth
@@ -224,11 +225,15 @@ class ImageClassification(Task):
             return self._create_model(options)
         overlay = {"file": self.pretrained} if isinstance(self.pretrained, str) else None
         try:
+            if isinstance(self.pretrained, str):
+                check_regular(Path(self.pretrained))
             return timm.create_model(self.model, pretrained=True, pretrained_cfg_overlay=overlay, **options)
         except Exception as error:  # the hub, the network and file formats raise errors of many kinds
+            file = f"{self.pretrained}: " if isinstance(self.pretrained, str) else ""
+            reason = f"{file}{type(error).__name__}: {one_line(error)}"
             raise OSError(
-                f"pretrained weights of {self.model!r} could not be loaded ({type(error).__name__}: {error}). They "
-                "come from the hub unless they are in its cache; without a network give pretrained the path of a file"
+                f"pretrained weights of {self.model!r} could not be loaded ({reason}). They come from the hub "
+                "unless they are in its cache; without a network give pretrained the path of a file"
             ) from error
 
     def _create_model(self, options: Mapping[str, Any]) -> nn.Module:
