@@ -93,19 +93,25 @@ def compiled_before_and_inside(mesh: DeviceMesh) -> None:
         same_in_context(mesh, attend, balanced)
 
 
-def second_derivatives(mesh: DeviceMesh) -> None:
-    def penalty(qkv: list[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
-        leaves = [x.clone().requires_grad_() for x in qkv]
-        out = preconditioned_attention(*leaves, is_causal=True, enable_gqa=True)
-        grads = torch.autograd.grad((out * weights).sum(), leaves, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in grads), leaves)
+def penalty(qkv: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
+    """The gradient of the gradients' squared length."""
+    out = preconditioned_attention(*qkv, is_causal=True, enable_gqa=True)
+    grads = torch.autograd.grad((out * weights).sum(), qkv, create_graph=True)
+    return torch.autograd.grad(sum((g * g).sum() for g in grads), qkv)
 
+
+def second_derivatives(mesh: DeviceMesh) -> None:
+    """Inside the context, and of distributed tensors."""
     qkv, _, weights = tensors()
-    expected = penalty(qkv, weights)
+    expected = penalty([x.clone().requires_grad_() for x in qkv], weights)
+    parts = [distribute_tensor(x, mesh, [Shard(TOKENS)]).requires_grad_() for x in qkv]
+    distributed = penalty(parts, distribute_tensor(weights, mesh, [Shard(TOKENS)]))
     with shared(mesh, [*qkv, weights]):
-        actual = context_parallel_unshard(mesh, list(penalty(qkv, weights)), [TOKENS] * 3)
-    for part, whole in zip(actual, expected, strict=True):
+        found = penalty([x.clone().requires_grad_() for x in qkv], weights)
+        actual = context_parallel_unshard(mesh, list(found), [TOKENS] * 3)
+    for part, other, whole in zip(actual, distributed, expected, strict=True):
         assert relative_error(part, whole) <= 1e-12
+        assert relative_error(other.full_tensor(), whole) <= 1e-12
 
 
 def lengths_that_do_not_divide(mesh: DeviceMesh) -> None:
@@ -226,6 +232,23 @@ def same_as_whole(mesh: DeviceMesh, inputs: list[Tensor], weights: Tensor, optio
         assert relative_error(actual.full_tensor(), wanted) <= 1e-12
 
 
+def meshes_of_two_axes(_: DeviceMesh) -> None:
+    mesh = init_device_mesh("cpu", (2, 1))
+    qkv, gain, _ = tensors()
+    expected = preconditioned_attention(*qkv, is_causal=True, enable_gqa=True, gain=gain)
+    tokens = Shard(TOKENS)
+    for placements in (
+        [tokens, Shard(1)],
+        [Shard(1), tokens],
+        [tokens, tokens],
+        [Shard(0), tokens],
+        [tokens, Replicate()],
+    ):
+        parts = [distribute_tensor(x, mesh, placements) for x in qkv]
+        out = preconditioned_attention(*parts, is_causal=True, enable_gqa=True, gain=distribute_tensor(gain, mesh))
+        assert relative_error(out.full_tensor(), expected) <= 1e-13
+
+
 def distributed_tensors_in_context(_: DeviceMesh) -> None:
     """Tensors sharded along the tokens are in the order of the context; heads of tensor parallelism stay apart."""
     both = init_device_mesh("cpu", (2, 1), mesh_dim_names=("context", "heads"))
@@ -249,7 +272,7 @@ def restores_what_it_found(mesh: DeviceMesh) -> None:
         assert torch.equal(now, then)
 
 
-def run_on_two(checks: list[Callable[[DeviceMesh], None]], limit_s: float = 240.0) -> None:
+def run_on_two(checks: list[Callable[[DeviceMesh], None]], limit_s: float = 420.0) -> None:
     """Two processes that make every check; raises what one of them raises."""
     processes = mp.spawn(_work, (free_port(), checks), nprocs=2, join=False)
     deadline = time.monotonic() + limit_s

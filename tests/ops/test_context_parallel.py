@@ -18,6 +18,7 @@ def test_result_and_gradients_are_those_of_one_process() -> None:
             worker.models,
             worker.language_model,
             worker.distributed_sequences,
+            worker.meshes_of_two_axes,
             worker.distributed_tensors_in_context,
             worker.compiled_before_and_inside,
         ]

@@ -1,9 +1,9 @@
 """Context parallelism: sequences sharded over processes, by `context_parallel` or as distributed tensors.
 
 No row of `C A` depends on another, so a process that holds a part of the queries needs all keys and values and nothing
-else. On CUDA PyTorch rotates them around a ring inside `scaled_dot_product_attention`; its ring has no kernel for the
-CPU. There, and for a backend that was asked for by name, they are gathered, their gradients are summed over the
-processes, and any backend attends to them. The causal mask compares places in the whole sequence, because PyTorch gives
+else. On CUDA PyTorch rotates them around a ring inside `scaled_dot_product_attention`. Where its ring does not support
+a call, and for a backend that was asked for by name, they are gathered, their gradients are summed over the processes,
+and any backend attends to them. The causal mask compares places in the whole sequence, because PyTorch gives
 every process one part from the front and one from the back where it balances the load.
 """
 
@@ -40,6 +40,11 @@ def context_mesh() -> DeviceMesh | None:
     names = wrapper.__code__.co_freevars
     mesh: DeviceMesh = wrapper.__closure__[names.index("device_mesh")].cell_contents
     return mesh
+
+
+def ring_supports(inputs: AttentionInputs) -> bool:
+    """Whether PyTorch's ring computes the call: it has CUDA's kernels, and balances the load of causal masks alone."""
+    return inputs.q.device.type == "cuda" and (inputs.is_causal or not _is_balanced())
 
 
 def refuse_context_parallel(name: str, instead: str = "preconditioned_attention, which attends to all of it") -> None:

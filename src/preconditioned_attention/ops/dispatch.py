@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend
 from .._compiler import assume_constant_result
 from ..config import BACKENDS, ROW_BACKENDS, BackendName, check_choice
 from .backend import Backend, PackedBackend
-from .context_parallel import attend_in_context, context_mesh, refuse_context_parallel
+from .context_parallel import attend_in_context, context_mesh, refuse_context_parallel, ring_supports
 from .flash.cpu import FLASH_CPU
 from .flash.cuda import FLASH_CUDA
 from .flash.cudnn import CUDNN
@@ -104,13 +104,13 @@ def _by_container(inputs: AttentionInputs, backend: BackendName) -> Tensor:
 
 
 def _in_context(inputs: AttentionInputs, backend: BackendName) -> Tensor:
-    """Plain tensors; inside `context_parallel` by PyTorch's ring on CUDA, otherwise with keys and values gathered."""
+    """Plain tensors; inside `context_parallel` by PyTorch's ring, or with keys and values gathered."""
     mesh = None if inputs.gathered else context_mesh()
     if mesh is None:
         return _by_name(inputs, backend)
     check_choice("backend", backend, BACKENDS)
     inputs = inputs.under_autocast()
-    if inputs.q.device.type == "cuda" and backend in ROW_BACKENDS:
+    if backend in ROW_BACKENDS and ring_supports(inputs):
         inputs.check_shapes()
         if backend == "auto":
             _log_once("inside context_parallel PyTorch attends to the keys of other processes in a ring")
