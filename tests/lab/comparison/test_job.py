@@ -8,6 +8,7 @@ import pytest
 from preconditioned_attention.lab.comparison import FairnessError, Plan, Prepare, RunKey
 from preconditioned_attention.lab.comparison.job import Job, do_run
 from preconditioned_attention.lab.comparison.store import RunStore
+from preconditioned_attention.lab.training import WriteError
 from preconditioned_attention.lab.training.claim import ClaimLostError
 from tests.helpers.claim_holder import holding
 from tests.helpers.synthetic_runs import ARMS, run, tiny_model
@@ -90,6 +91,17 @@ def test_a_full_disk_loses_nothing_of_a_run(tmp_path, monkeypatch):
     assert [path.name for path in job.store.folder(KEY).iterdir()] == ["state"]
     monkeypatch.undo()
     assert do_run(job, KEY).finished
+
+
+def test_a_disk_that_is_full_during_a_run_is_no_failure_of_its_arm(tmp_path):
+    def unwritable(prepare: Prepare, seed: int, learning_rate: float):
+        raise WriteError("metrics.jsonl could not be written at step 7: No space left on device")
+
+    job = begin(tmp_path, unwritable)
+    with pytest.raises(WriteError, match="at step 7"):
+        do_run(job, KEY)
+    assert job.record(KEY) is None
+    assert not (job.store.folder(KEY) / ".claim").exists()
 
 
 def test_a_run_that_was_taken_over_writes_nothing(tmp_path, monkeypatch):

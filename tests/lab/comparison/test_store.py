@@ -67,6 +67,17 @@ def test_overwrite_removes_results_and_nothing_else(tmp_path):
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def test_overwrite_removes_a_link_and_not_what_it_leads_to(tmp_path):
+    store = open_store(tmp_path / "one")
+    store.write(some_record())
+    folder = store.folder(some_record().key)
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert open_store(tmp_path / "one", overwrite=True).refresh() == {}
+    assert not folder.is_symlink()
+    assert (tmp_path / "elsewhere" / "run.json").exists()
+
+
 def test_overwrite_spares_a_comparison_in_which_another_process_writes(tmp_path):
     store = open_store(tmp_path)
     store.write(some_record())

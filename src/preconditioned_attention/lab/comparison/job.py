@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..training.claim import ClaimLostError, RunClaim
+from ..training.errors import WriteError
 from ..training.randomness import seed_all
 from .fairness import StartedRun, check_starts
 from .machines import describe_machine
@@ -76,7 +77,7 @@ def do_run(job: Job, key: RunKey) -> RunRecord | None:
     Raises:
         FairnessError: the comparison is invalid.
         ValueError, TypeError: what ``run`` returned is invalid, or a file of a run is.
-        OSError: the run's folder cannot be written to.
+        OSError: the run's folder cannot be written to, as on a full disk.
     """
     if (record := job.record(key)) is not None:
         return record
@@ -98,7 +99,10 @@ def do_run(job: Job, key: RunKey) -> RunRecord | None:
 
 
 def _run_once(job: Job, key: RunKey) -> RunRecord:
-    """Do one run. An exception becomes a failed record, except those that concern the comparison or the claim."""
+    """Do one run. An exception becomes a failed record, except those of the comparison, the claim and the disk.
+
+    A full disk is no failure of an arm: the comparison stops, and is continued when there is space.
+    """
     plan = job.plan
     prepare = Prepare(plan.arms[key.arm], plan.variants.get(key.arm, {}), job.store.folder(key))
     seed_all(key.seed)
@@ -106,7 +110,7 @@ def _run_once(job: Job, key: RunKey) -> RunRecord:
     values: dict[str, Any]
     try:
         returned = job.run(prepare, key.seed, key.learning_rate)
-    except (FairnessError, ClaimLostError):
+    except (FairnessError, ClaimLostError, WriteError):
         raise
     except Exception as error:
         values = {"reason": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}

@@ -210,12 +210,12 @@ def _another(path: Path, words: str) -> str:
 
 def _remove(found: list[Path]) -> None:
     """Remove files and run folders, if no other process is writing one of the runs."""
-    claims = [RunClaim(path) for path in found if path.is_dir()]
+    claims = [RunClaim(path) for path in found if path.is_dir() and not path.is_symlink()]
     with contextlib.ExitStack() as held:
         for claim in claims:
             held.enter_context(claim)
         for path in found:
-            if path.is_file():
+            if path.is_file() or path.is_symlink():
                 path.unlink()
     for claim in claims:
         shutil.rmtree(claim.folder)
