@@ -87,6 +87,24 @@ def test_run_folders_alone_and_folders_of_folders_are_enough(tmp_path, whole):
     assert comparison.summaries["row"].difference.mean == pytest.approx(expected["difference"]["mean"])
 
 
+def test_the_files_of_an_earlier_version_are_read_with_todays_names(tmp_path, whole):
+    folder = copied(whole, tmp_path / "folder")
+    for path in sorted(folder.glob("runs/*/run.json")):
+        content = json.loads(path.read_text())
+        description = content["description"]
+        former = {"row": "row-full", "row-stopgrad": "row-stop"}.get(description["arm"], description["arm"])
+        old = {name: value for name, value in content.items() if name not in ("format", "comparison")}
+        name = path.parent.name.replace(f"{description['arm']}-seed", f"{former}-seed")
+        old |= {"description": description | {"arm": former}}
+        (folder / "runs" / f"{name}.json").write_text(json.dumps(old))
+        shutil.rmtree(path.parent)
+    report_runs([folder])
+    assert results_without_times(folder) == results_without_times(whole)
+    (folder / "comparison.json").unlink()
+    with pytest.raises(ValueError, match=r"seed0-lr0\.0001\.json was written by an earlier version.*compare --resume"):
+        report_runs([folder])
+
+
 def test_the_default_output_is_the_comparison_itself(tmp_path, whole):
     folder = copied(whole, tmp_path / "folder")
     assert report_runs([folder]).report == folder / "report.html"

@@ -143,12 +143,13 @@ def _add_comparison(folder: Path, found: FoundFolders, seen: set[Path]) -> None:
 
 def _add_former(file: Path, found: FoundFolders, path: Path) -> None:
     """A run in a file that an earlier version wrote."""
-    record, _ = read_run(file)
     if path not in found.plans:
         raise ValueError(
             f"{file} was written by an earlier version, and {path} is missing; write it with precond compare --resume"
         )
-    comparison = describe_comparison(*found.plans[path])
+    plan, title = found.plans[path]
+    record, _ = read_run(file, plan=plan)
+    comparison = describe_comparison(plan, title)
     found.runs.append(FoundRun(folder=file, description=record.description, comparison=comparison, record=record))
 
 

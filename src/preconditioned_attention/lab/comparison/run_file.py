@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ..._files import write_atomically
+from ..training.arms import FORMER_NAMES, Arm
+from ..training.former_options import update_options
 from .folder import RUN
 from .plan import Plan
 from .plan_file import plan_to_dict
@@ -16,8 +17,6 @@ from .records import RunRecord, to_json
 WHAT = "the record of a run"
 ALONE = {"title": str, "metric": str, "higher_is_better": bool, "baselines": dict}
 """The entries of the comparison that a run's file repeats, so that its folder can be read alone."""
-
-Update = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def write_run(folder: Path, record: RunRecord, plan: Plan, title: str) -> None:
@@ -31,12 +30,12 @@ def write_run(folder: Path, record: RunRecord, plan: Plan, title: str) -> None:
     write_atomically(folder / RUN, to_json(content))
 
 
-def read_run(path: Path, *, update: Update | None = None) -> tuple[RunRecord, dict[str, Any] | None]:
+def read_run(path: Path, *, plan: Plan | None = None) -> tuple[RunRecord, dict[str, Any] | None]:
     """The record in a ``run.json``, and what it repeats of the comparison.
 
     Args:
         path: the file, or a file of the same content that an earlier version wrote.
-        update: brings the description up to date that an earlier version wrote.
+        plan: the comparison, to bring a description up to date that an earlier version wrote.
 
     Returns:
         The record, and title, metric, higher_is_better and baselines; None in the files of earlier versions.
@@ -49,8 +48,8 @@ def read_run(path: Path, *, update: Update | None = None) -> tuple[RunRecord, di
     try:
         comparison = _check_comparison(path, values)
         entries = {name: value for name, value in values.items() if name not in ("format", "comparison")}
-        if update is not None:
-            entries["description"] = update(check_entry(entries, "description", dict))
+        if plan is not None:
+            entries["description"] = _update_description(check_entry(entries, "description", dict), plan)
         record = RunRecord.from_dict(entries)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is not {WHAT} ({error}); remove it, and the run is done again") from error
@@ -68,3 +67,18 @@ def _check_comparison(path: Path, values: dict[str, Any]) -> dict[str, Any] | No
     for name in comparison["baselines"]:
         check_entry(comparison["baselines"], name, (float, int))
     return comparison
+
+
+def _update_description(description: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """The description of a run that an earlier version wrote, with today's names and options.
+
+    Arms and settings that ``plan`` has as they are stay as they are.
+    """
+    arm, settings = check_entry(description, "arm", str), check_entry(description, "settings", dict)
+    config = check_entry(description, "config", (dict, type(None)))
+    return {
+        **description,
+        "arm": arm if arm in plan.arms else FORMER_NAMES.get(arm, arm),
+        "config": None if config is None else Arm.from_dict(config).to_dict(),
+        "settings": settings if settings == plan.plain_settings else update_options(settings),
+    }

@@ -13,14 +13,11 @@ from typing import Any
 
 from ..._files import write_atomically
 from ..._version import __version__
-from ..training.arms import FORMER_NAMES, Arm
 from ..training.claim import RunClaim
-from ..training.former_options import update_options
 from .folder import PLAN, RUN, written_files
 from .machines import PACKAGE
 from .plan import Plan, RunKey
 from .plan_file import differences, plan_to_dict, read_plan
-from .read_json import check_entry
 from .records import RunRecord, to_json
 from .run_file import read_run, write_run
 
@@ -128,7 +125,7 @@ class RunStore:
         Raises:
             ValueError: it is not one, or that of the run of another folder. OSError: it cannot be read.
         """
-        record, _ = read_run(path, update=lambda description: _update_description(description, self.plan))
+        record, _ = read_run(path, plan=self.plan)
         if path.name == RUN and path.parent.name != record.key.stem:
             raise ValueError(
                 f"{path} is the record of run {record.key.stem}, in a folder of another name; rename the folder to "
@@ -180,7 +177,7 @@ class RunStore:
                 words = "other arms, seeds, learning rates or settings"
                 raise FileExistsError(_another(Path(self.stamps[key][0]), words))
             version = record.environment.get("packages", {}).get(PACKAGE, __version__)
-            if version != __version__:
+            if record.finished and version != __version__:  # a failed run is repeated
                 words = f"version of {PACKAGE} was {version}, is {__version__}"
                 raise FileExistsError(_another(Path(self.stamps[key][0]), words))
 
@@ -219,18 +216,3 @@ def _remove(found: list[Path]) -> None:
                 path.unlink()
     for claim in claims:
         shutil.rmtree(claim.folder)
-
-
-def _update_description(description: dict[str, Any], plan: Plan) -> dict[str, Any]:
-    """The description of a run that an earlier version wrote, with today's names and options.
-
-    Arms and settings that ``plan`` has as they are stay as they are.
-    """
-    arm, settings = check_entry(description, "arm", str), check_entry(description, "settings", dict)
-    config = check_entry(description, "config", (dict, type(None)))
-    return {
-        **description,
-        "arm": arm if arm in plan.arms else FORMER_NAMES.get(arm, arm),
-        "config": None if config is None else Arm.from_dict(config).to_dict(),
-        "settings": settings if settings == plan.plain_settings else update_options(settings),
-    }
