@@ -456,6 +456,10 @@ def model(name: str, *words: str, task: str = "image-classification", **values: 
     return Case(f"{task} {name}", lambda folder: make_task(task, values).build_model(), words)
 
 
+def data(name: str, *words: str, **values: object) -> Case:
+    return Case(f"data {name}", lambda folder: make_task("image-classification", values).datasets(), words)
+
+
 def unprocessed(name: str, *words: str, **values: object) -> Case:
     return options(name, *words, **{**digits_options(depth=1), **values})
 
@@ -491,6 +495,9 @@ OPTIONS = [
     unprocessed("unprocessed with interpolation", "interpolation must be", interpolation="nearest"),
     unprocessed("unprocessed with a patch of 0", "patch_size", model_options={"patch_size": 0}),
     unprocessed("unprocessed with a patch of x", "patch_size", model_options={"patch_size": "x"}),
+    data("repeated 10**12 times", "repeated_augmentation", "1197", repeated_augmentation=10**12),
+    data("unprocessed, repeated 1198 times", "1197", **digits_options(depth=1), repeated_augmentation=1198),
+    data("holdout of all images", "holdout", "1197", holdout=1197),
     model("patch larger than the image", "3 x 8 x 8", **{**VIT, "image_size": 8}),
     model("img_size of another size", "3 x 32 x 32", **VIT, model_options={"img_size": 64}),
     model("in_chans of one", "3 x 32 x 32", **VIT, model_options={"in_chans": 1}),

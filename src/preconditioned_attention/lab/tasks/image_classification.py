@@ -267,7 +267,8 @@ class ImageClassification(Task):
             ValueError, OSError: the data is missing or invalid; see :func:`open_images`.
         """
         if self.preprocessing == "none":
-            return Splits(*load_digits(split_seed=self.split_seed), repeats=self.repeated_augmentation)
+            digits = load_digits(split_seed=self.split_seed)
+            return Splits(*digits, repeats=self._repeats(len(digits[0])))
         train, validation, test = self._images
         if train.classes and len(train.classes) != self._class_count:
             raise ValueError(
@@ -275,12 +276,21 @@ class ImageClassification(Task):
             )
         kept, held = self._held_out
         evaluation = self._transform(training=False)
+        repeats = self._repeats(len(train) if kept is None else len(kept))
         return Splits(
             train=TransformedImages(train, self._transform(training=True), kept),
             validation=TransformedImages(validation, evaluation, held),
             test=TransformedImages(test, evaluation),
-            repeats=self.repeated_augmentation,
+            repeats=repeats,
         )
+
+    def _repeats(self, size: int) -> int:
+        """``repeated_augmentation``, if it is at most the number of training images; an epoch would hold one alone."""
+        if self.repeated_augmentation > size:
+            raise ValueError(
+                f"repeated_augmentation must be at most the {size} training images; got {self.repeated_augmentation}"
+            )
+        return self.repeated_augmentation
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean cross-entropy, with mixed or smoothed targets if the options say so."""
