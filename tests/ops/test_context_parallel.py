@@ -1,7 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from preconditioned_attention.ops.context_parallel import context_mesh, token_order
+from preconditioned_attention.ops import AttentionInputs, context_parallel
+from preconditioned_attention.ops.context_parallel import context_mesh, ring_supports, token_order
 from tests.helpers import context_worker as worker
 
 
@@ -34,3 +37,23 @@ def test_no_context() -> None:
 )
 def test_the_order_of_the_tokens(balanced: bool, expected: list[int]) -> None:
     assert token_order(8, 2, balanced=balanced, device=torch.device("cpu")).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "is_causal", "balanced", "expected"),
+    [
+        ("cuda", True, True, True),
+        ("cuda", True, False, True),
+        ("cuda", False, True, False),  # "Load balancing requires `is_causal=True`"
+        ("cuda", False, False, True),
+        ("cpu", True, False, False),
+    ],
+)
+def test_what_the_ring_supports(
+    device: str, is_causal: bool, balanced: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context_parallel, "_is_balanced", lambda: balanced)
+    q = SimpleNamespace(device=torch.device(device))
+    options = {"attn_mask": None, "dropout_p": 0.0, "scale": None, "enable_gqa": False, "gain": None, "eps": 1e-12}
+    inputs = AttentionInputs(q=q, k=q, v=q, is_causal=is_causal, gradient="full", **options)
+    assert ring_supports(inputs) == expected

@@ -43,8 +43,12 @@ def context_mesh() -> DeviceMesh | None:
 
 
 def ring_supports(inputs: AttentionInputs) -> bool:
-    """Whether PyTorch's ring computes the call: it has CUDA's kernels, and balances the load of causal masks alone."""
-    return inputs.q.device.type == "cuda" and (inputs.is_causal or not _is_balanced())
+    """Whether PyTorch's ring computes the call: it has CUDA's kernels, and balances the load of causal masks alone.
+
+    Compiled it raised an `AssertionError` in PyTorch 2.11.
+    """
+    eager_on_cuda = inputs.q.device.type == "cuda" and not torch.compiler.is_compiling()
+    return eager_on_cuda and (inputs.is_causal or not _is_balanced())
 
 
 def refuse_context_parallel(name: str, instead: str = "preconditioned_attention, which attends to all of it") -> None:
