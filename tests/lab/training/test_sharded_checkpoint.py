@@ -1,5 +1,6 @@
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -195,6 +196,25 @@ def test_tied_weights_are_continued_and_exported(began: bool, tmp_path: Path) ->
     loaded = from_pretrained(transformers.AutoModelForCausalLM, tmp_path / "model")
     assert loaded.lm_head.weight is loaded.transformer.wte.weight
     torch.testing.assert_close(loaded.state_dict(), whole.model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [BY_FLAG, BY_ACCELERATE], ids=["flag", "accelerate"])
+def test_sigterm_for_one_process_saves_the_parts_of_all(options: dict, tmp_path: Path) -> None:
+    config = toy_config(**{**TOY, "steps": 40, "task_options": {"pause": 0.05}})
+    run_on(2, config, tmp_path / "whole", **options)
+    processes = start_on(2, config, tmp_path / "run", **options)
+    try:
+        processes[1].signal_at(9, signal.SIGTERM)
+        for run in processes:
+            assert "SIGTERM after step" in run.end().errors
+    finally:
+        for run in processes:
+            run.process.kill()
+    (step,) = complete_checkpoints(tmp_path / "run" / "checkpoints")
+    assert 9 <= step < 40
+    run_on(2, config, tmp_path / "run", resume=True, **options)
+    assert_identical(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.slow

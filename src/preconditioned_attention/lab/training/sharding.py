@@ -31,7 +31,7 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
         ValueError: FSDP2 cannot divide this model.
     """
     for tensor in (*model.parameters(), *model.buffers()):
-        _take_from_first(tensor.detach())
+        _take_from_first(tensor.detach(), accelerator.device)
     try:
         (_shard_as_configured if accelerator.is_fsdp2 else _shard_blocks)(model, accelerator)
     except (ValueError, NotImplementedError, RuntimeError) as error:
@@ -92,7 +92,7 @@ def share_buffers(model: nn.Module) -> None:
     """Give every process the floating-point buffers of the first one, such as running means."""
     for buffer in model.buffers():
         if buffer.is_floating_point():
-            _take_from_first(buffer)
+            _take_from_first(buffer, buffer.device)
 
 
 @contextlib.contextmanager
@@ -108,8 +108,8 @@ def process_group(*, alone: bool) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _take_from_first(tensor: Tensor) -> None:
-    sent = tensor.contiguous()
+def _take_from_first(tensor: Tensor, device: torch.device) -> None:
+    sent = tensor.to(device).contiguous()
     dist.broadcast(sent.view(-1).view(torch.uint8), src=0)  # as bytes: gloo does not know every type
     tensor.copy_(sent)
 

@@ -93,13 +93,13 @@ def build_state(
     model = prepare(task.build_model())
     if not isinstance(model, nn.Module):
         raise TypeError(f"prepare must return the model (also when it changes it in place); got {model!r}")
-    model.to(accelerator.device, torch.float64 if config.precision == "float64" else None)
-    average = None
+    sharded, whole, average = fsdp or accelerator.is_fsdp2, None, None
+    # A sharded model is moved block by block: whole, it may not fit the device.
+    model.to(None if sharded else accelerator.device, torch.float64 if config.precision == "float64" else None)
     if config.ema_decay is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay))
-    sharded, whole = fsdp or accelerator.is_fsdp2, None
     if sharded:
-        whole = copy.deepcopy(model).cpu() if accelerator.is_main_process else None
+        whole = copy.deepcopy(model) if accelerator.is_main_process else None
         for part in (model, *(() if average is None else (average.module,))):
             shard(part, accelerator)
     optimizer = task.make_optimizer(model, config.optimizer_settings)  # of the parts of a sharded model
