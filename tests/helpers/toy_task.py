@@ -9,9 +9,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import TensorDataset
 
-from preconditioned_attention.lab.tasks import TASKS, Splits, Task
+from preconditioned_attention.lab.tasks import TASKS, OptimizerSettings, Splits, Task
 from preconditioned_attention.lab.training import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,8 +91,33 @@ class RankedToy(Toy):
         return {"late_accuracy": hits / sum(weights)}
 
 
+class FactoredSGD(torch.optim.SGD):
+    """Divides gradients by means over their rows and columns, as Adafactor, and keeps these."""
+
+    def step(self, closure: None = None) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            state, gradient = self.state[parameter], parameter.grad
+            for name, axis in (("rows", -1), ("columns", 0)):
+                mean = gradient.abs().mean(dim=axis, keepdim=True)
+                state[name] = 0.5 * (state[name] + mean) if name in state else mean
+                gradient = gradient / (state[name] + 0.01)
+            divided = isinstance(parameter, DTensor)
+            parameter.grad = gradient.redistribute(placements=parameter.placements) if divided else gradient
+        super().step()
+
+
+class FactoredToy(Toy):
+    """Its optimizer keeps states that have not the shape of the parameter."""
+
+    name = "factored-toy"
+
+    def make_optimizer(self, model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+        return FactoredSGD(model.parameters(), lr=0.1 * settings.learning_rate)
+
+
 TASKS["toy"] = Toy
 TASKS["ranked-toy"] = RankedToy
+TASKS["factored-toy"] = FactoredToy
 
 
 def toy_config(**changes: object) -> TrainConfig:

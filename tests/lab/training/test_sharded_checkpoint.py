@@ -5,18 +5,15 @@ import time
 from pathlib import Path
 
 import pytest
-import timm.optim
 import torch
 import transformers
 
 from preconditioned_attention.cli import main
 from preconditioned_attention.conversion import from_pretrained
-from preconditioned_attention.lab.tasks import TASKS, OptimizerSettings
 from preconditioned_attention.lab.training import ARMS, load_trained, train
 from preconditioned_attention.lab.training.checkpoint import complete_checkpoints
-from tests.helpers.digits_task import digits_options
 from tests.helpers.sharded_runs import BY_ACCELERATE, BY_FLAG, TOY, assert_same_run, vit_config
-from tests.helpers.toy_task import FEATURES, Toy, toy_config
+from tests.helpers.toy_task import FEATURES, toy_config
 from tests.helpers.training_worker import Run, losses, records, run_alone, run_on, run_on_two, start_on
 
 EVERYTHING = {**TOY, "checkpoint_every": 5, "task_options": {"dropout": 0.3, "batch_norm": True}}
@@ -80,20 +77,9 @@ def saved_states(run: Path) -> list[torch.Tensor]:
     return [value for values in saved.values() for value in values.values() if isinstance(value, torch.Tensor)]
 
 
-class Factored(Toy):
-    """Its optimizer keeps states that have not the shape of the parameter."""
-
-    name = "factored"
-
-    def make_optimizer(self, model: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-        options = {"lr": settings.learning_rate, "momentum": None, "min_dim_size_to_factor": 4}
-        return timm.optim.AdafactorBigVision(model.parameters(), **options)
-
-
 @pytest.mark.parametrize("began", [False, True])
-def test_states_of_other_shapes(began: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(TASKS, "factored", Factored)
-    config = toy_config(task="factored", checkpoint_every=5)
+def test_states_of_other_shapes(began: bool, tmp_path: Path) -> None:
+    config = toy_config(task="factored-toy", checkpoint_every=5)
     whole = train(config, tmp_path / "whole", progress=False)
     train(config, tmp_path / "run", progress=False, fsdp=began)
     cut(tmp_path / "run", 5)
@@ -219,8 +205,7 @@ def test_sigterm_for_one_process_saves_the_parts_of_all(options: dict, tmp_path:
 
 @pytest.mark.slow
 def test_states_of_other_shapes_on_two_processes(tmp_path: Path) -> None:
-    options = {**digits_options(embed_dim=16, depth=2, num_heads=2), "optimizer": "adafactorbv"}
-    config = vit_config(task_options=options, checkpoint_every=10, monitor=None, steps=20)
+    config = toy_config(task="factored-toy", checkpoint_every=10, steps=20)
     run_on(1, config, tmp_path / "one")
     run_on(2, config, tmp_path / "two", fsdp=True)
     assert_same_run(tmp_path / "one", tmp_path / "two")

@@ -24,7 +24,7 @@ def model() -> Iterator[nn.Module]:
 
 def test_optimizers_of_recipes_are_accepted(model: nn.Module) -> None:
     before = {name: value.full_tensor().clone() for name, value in model.state_dict().items()}
-    for name in ("adamw", "sgd", "lamb", "lion", "adafactorbv", "rmsproptf"):
+    for name in ("adamw", "sgd", "lamb", "lion", "nadamw", "rmsproptf"):
         check_sharded_optimizer(timm.optim.create_optimizer_v2(model, opt=name, lr=1e-4, weight_decay=0.05))
     after = {name: value.full_tensor() for name, value in model.state_dict().items()}
     torch.testing.assert_close(after, before, rtol=0, atol=0)

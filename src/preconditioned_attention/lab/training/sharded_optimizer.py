@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ from .processes import describe_error
 from .sharding import distribute_like
 
 STEPS = 3
-SHAPE = (64, 48)  # some optimizers treat small matrices in another way
+# Some optimizers treat small matrices, and wide ones, in another way.
+SHAPES = ((64,), (64, 48), (48, 64), (1, 64), (1, 48, 64), (32, 16, 3, 3))
 RELATIVE_ERROR = 1e-3
 
 
 def check_sharded_optimizer(optimizer: Optimizer) -> None:
-    """Take a few steps on a small matrix, whole and divided over the processes; every process must call it.
+    """Take a few steps on small tensors, whole and divided over the processes; every process must call it.
 
     Some optimizers cannot, as those that change sums over a parameter in place, and others might compute with the part
     that a process holds. An optimizer that cannot be built from its options is not checked.
@@ -38,8 +39,9 @@ def check_sharded_optimizer(optimizer: Optimizer) -> None:
         build(nn.Parameter(torch.zeros(2, 2)))
     except Exception:
         return
+    axes = {parameter.ndim for group in optimizer.param_groups for parameter in group["params"]}
     try:
-        differ = _error(build, like) > RELATIVE_ERROR
+        differ = max(_error(build, shape, like) for shape in SHAPES if len(shape) in axes) > RELATIVE_ERROR
     except Exception as error:  # of the optimizer
         raise ValueError(f"{_refusal(kind)}: {describe_error(error)}") from error
     if differ:
@@ -50,13 +52,13 @@ def _refusal(kind: type[Optimizer]) -> str:
     return f"optimizer {kind.__name__} cannot be used with fsdp; take another, such as AdamW, or train without fsdp"
 
 
-def _error(build: Callable[[nn.Parameter], Optimizer], like: Tensor) -> float:
+def _error(build: Callable[[nn.Parameter], Optimizer], shape: Sequence[int], like: Tensor) -> float:
     """The largest difference of the steps, over the largest step."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     assert isinstance(like, DTensor)
     generator = torch.Generator().manual_seed(0)
-    start, *gradients = (torch.randn(*SHAPE, generator=generator).to(like.device) for _ in range(STEPS + 1))
+    start, *gradients = (torch.randn(*shape, generator=generator).to(like.device) for _ in range(STEPS + 1))
     reference = distribute_tensor(start, like.device_mesh, like.placements, src_data_rank=None)
     whole, divided = nn.Parameter(start.clone()), nn.Parameter(reference.clone())
     for parameter in (whole, divided):
