@@ -36,7 +36,7 @@ def train(
         seed: Replaces the recipe's seed.
         learning_rate: Replaces the recipe's learning rate.
         steps: Replaces the recipe's number of steps; warm-up and intervals scale with it.
-        resume: Continue the run in the output folder from its newest checkpoint.
+        resume: Start the run, or continue it from its newest checkpoint if the output folder has one.
         overwrite: Replace the run in the output folder.
         fsdp: Divide parameters, gradients and optimizer state among the processes of torchrun or accelerate launch.
     """

@@ -1,15 +1,18 @@
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from preconditioned_attention.lab.training import train
 from preconditioned_attention.lab.training.checkpoint import complete_checkpoints
-from preconditioned_attention.lab.training.claim import CLAIM, ClaimedError, ClaimLostError, RunClaim
+from preconditioned_attention.lab.training.claim import CLAIM, LEASE_SECONDS, ClaimedError, ClaimLostError, RunClaim
 from tests.helpers.toy_task import toy_config
 from tests.helpers.training_worker import run_on_two
 
@@ -19,23 +22,30 @@ from pathlib import Path
 from preconditioned_attention.lab.training import train
 from preconditioned_attention.lab.training.checkpoint import complete_checkpoints
 from preconditioned_attention.lab.training.claim import RunClaim
-claim = RunClaim(Path(sys.argv[1]))
+claim = RunClaim(Path(sys.argv[1]), lease_seconds=float(sys.argv[2]))
 claim.acquire()
 print("claimed", flush=True)
 time.sleep(60)
 """
 
 
-@pytest.fixture
-def holder(tmp_path):
-    """Another process that has claimed ``tmp_path``."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+@contextlib.contextmanager
+def held(folder: Path, *, lease_seconds: float) -> Iterator[subprocess.Popen]:
+    """Another process that has claimed ``folder``."""
+    command = [sys.executable, "-c", HOLD, str(folder), str(lease_seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout.readline() == "claimed\n"
         yield process
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def holder(tmp_path):
+    with held(tmp_path, lease_seconds=LEASE_SECONDS) as process:
+        yield process
 
 
 def _from_another_machine(folder: Path) -> None:
@@ -96,6 +106,38 @@ def test_the_claim_of_a_silent_machine_is_taken_over_after_the_lease_and_its_pro
     second.release()
 
 
+def test_acquiring_outlasts_a_machine_that_is_gone_and_not_one_that_is_alive(tmp_path):
+    gone, alive = tmp_path / "gone", tmp_path / "alive"
+    with held(gone, lease_seconds=0.5), held(alive, lease_seconds=30.0):
+        for folder in (gone, alive):
+            _from_another_machine(folder)
+    with RunClaim(gone, lease_seconds=0.5) as claim:
+        assert claim.owner().startswith(f"{os.getpid()} ")
+    beating = threading.Timer(0.5, os.utime, args=(alive / CLAIM,))
+    beating.start()
+    with pytest.raises(ClaimedError, match=r"process \d+ on elsewhere"):
+        RunClaim(alive, lease_seconds=30.0).acquire()
+    beating.join()
+
+
+@pytest.mark.parametrize("content", ["", "garbage\n"])
+def test_a_claim_that_was_not_written_to_its_end_is_taken_over(tmp_path, content):
+    (tmp_path / CLAIM).write_text(content)
+    with RunClaim(tmp_path, lease_seconds=0.4) as claim:
+        assert claim.owner().startswith(f"{os.getpid()} ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_claim_that_was_set_aside_is_put_back(tmp_path):
+    claim = RunClaim(tmp_path, lease_seconds=0.4)
+    (tmp_path / CLAIM).write_text("")
+    assert not claim.try_acquire()
+    (tmp_path / CLAIM).unlink()
+    (tmp_path / CLAIM).write_text("new")
+    assert not claim._set_aside()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
+
+
 @pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}])
 def test_a_live_run_is_neither_resumed_nor_replaced(tmp_path, holder, options):
     with pytest.raises(ClaimedError, match=f"the run in {tmp_path} is being written by process {holder.pid}"):
@@ -118,10 +160,8 @@ def test_a_run_within_a_claim_of_its_process_keeps_it(tmp_path):
 
 
 def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path, monkeypatch):
-    calls = iter(range(100))
-
     def taken_over(self: RunClaim) -> None:
-        if next(calls) == 5:
+        if (tmp_path / "checkpoints" / "step-00000004").exists():
             raise ClaimLostError("taken over")
 
     monkeypatch.setattr(RunClaim, "check", taken_over)

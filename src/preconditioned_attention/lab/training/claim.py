@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +23,17 @@ if TYPE_CHECKING:
 CLAIM = ".claim"
 LEASE_SECONDS = 60.0
 """A claim whose process was not heard of for so long may be taken over. Every process must use the same value."""
+
+
+PATIENCE = 1.5
+"""A file that `filelock` has not taken over after so many leases without a touch is taken over here."""
+
+Stamp = tuple[int, int]
+
+_seen: dict[Path, tuple[Stamp | None, float]] = {}
+"""When this process first saw each claim's file as it is."""
+
+logger = logging.getLogger(__name__)
 
 
 class ClaimedError(RuntimeError):
@@ -43,9 +59,11 @@ class RunClaim:
     def __init__(self, folder: Path, *, lease_seconds: float = LEASE_SECONDS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self._path = (folder / CLAIM).resolve()
+        self._seconds = lease_seconds
         # One instance per path and process: it sees how long another process has been silent, and counts its claims.
         self._lease: Any = require("filelock", extra="train").SoftFileLease(
-            str((folder / CLAIM).resolve()), lease_duration=lease_seconds, is_singleton=True, thread_local=False
+            str(self._path), lease_duration=lease_seconds, is_singleton=True, thread_local=False
         )
 
     def try_acquire(self) -> bool:
@@ -54,6 +72,26 @@ class RunClaim:
         Raises:
             OSError: the folder cannot be written to.
         """
+        return self._acquire() or (self._silence() > PATIENCE * self._seconds and self._set_aside() and self._acquire())
+
+    def acquire(self) -> None:
+        """Claim the folder.
+
+        If it was claimed by another machine, or by nobody who is known, this watches for as long as a process may be
+        silent, and takes the folder over if nobody was heard of.
+
+        Raises:
+            ClaimedError: another living process has it.
+            OSError: the folder cannot be written to.
+        """
+        if self.try_acquire() or (not self._is_held_here() and self._outlast()):
+            return
+        raise ClaimedError(
+            f"the run in {self.folder} is being written by process {self.owner()}; wait for it, stop it, or choose "
+            f"another folder (if no such process writes there, remove {self._path})"
+        )
+
+    def _acquire(self) -> bool:
         from filelock import Timeout
 
         try:
@@ -62,18 +100,55 @@ class RunClaim:
             return False
         return True
 
-    def acquire(self) -> None:
-        """Claim the folder.
+    def _is_held_here(self) -> bool:
+        """Whether the owner is a living process of this machine."""
+        owner = self._lease.owner
+        if owner is None:
+            return False
+        with tempfile.TemporaryDirectory() as folder, type(self._lease)(str(Path(folder) / CLAIM)) as own:
+            return owner.hostname == own.owner.hostname and _is_alive(owner.pid)
 
-        Raises:
-            ClaimedError: another living process has it.
-            OSError: the folder cannot be written to.
+    def _outlast(self) -> bool:
+        """Watch the claim; True if it was taken over, False as soon as its owner was heard of."""
+        seconds = 1.1 * PATIENCE * self._seconds
+        message = "the run in %s is claimed by process %s; watching for up to %.0f seconds whether it is alive"
+        logger.warning(message, self.folder, self.owner(), seconds)
+        end, stamp = time.monotonic() + seconds, self._stamp()
+        while time.monotonic() < end and self._stamp() == stamp:
+            time.sleep(min(0.2, seconds / 100))
+            if self.try_acquire():
+                return True
+        return False
+
+    def _silence(self) -> float:
+        """For how many seconds this process has seen the claim's file unchanged."""
+        stamp, now = self._stamp(), time.monotonic()
+        if _seen.get(self._path, (None, now))[0] != stamp:
+            _seen[self._path] = (stamp, now)
+        return now - _seen[self._path][1]
+
+    def _stamp(self) -> Stamp | None:
+        with contextlib.suppress(FileNotFoundError):
+            status = self._path.stat()
+            return status.st_ino, status.st_mtime_ns
+        return None
+
+    def _set_aside(self) -> bool:
+        """Remove the file of a process that is gone, where `filelock` cannot: on NFS, or if it names no process.
+
+        Of several processes that do this one can rename it. If that has taken a new claim, it is put back.
         """
-        if not self.try_acquire():
-            raise ClaimedError(
-                f"the run in {self.folder} is being written by process {self.owner()}; wait for it, stop it, or "
-                f"choose another folder (if that machine is gone, try again in {self._lease.lease_duration:g} seconds)"
-            )
+        aside = self._path.with_name(f"{CLAIM}.{uuid.uuid4().hex}")
+        try:
+            self._path.rename(aside)
+        except FileNotFoundError:
+            return True
+        status, judged = aside.stat(), _seen[self._path][0]
+        if (status.st_ino, status.st_mtime_ns) != judged:
+            with contextlib.suppress(FileExistsError):
+                os.link(aside, self._path)
+        aside.unlink()
+        return (status.st_ino, status.st_mtime_ns) == judged
 
     def check(self) -> None:
         """Raise unless this process still has the claim; call it before anything is written.
@@ -84,7 +159,7 @@ class RunClaim:
         if self._lease.compromise is not None:
             raise ClaimLostError(
                 f"the run in {self.folder} was taken over by process {self.owner()}, because this process was not "
-                f"heard of for {self._lease.lease_duration:g} seconds; it has stopped and written nothing since"
+                f"heard of for {self._seconds:g} seconds; it has stopped and written nothing since"
             )
 
     def owner(self) -> str:
@@ -104,6 +179,16 @@ class RunClaim:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextlib.contextmanager

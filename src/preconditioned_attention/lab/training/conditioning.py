@@ -20,6 +20,7 @@ from .config import TrainConfig
 from .errors import WriteError
 from .processes import raise_on_all_ranks
 from .state import TrainState
+from .tracking import track
 
 TRACKED = ("kappa_before", "kappa_after", "spread_before", "entropy")
 
@@ -39,6 +40,7 @@ class ConditioningLog:
 
     def __init__(self, state: TrainState, path: Path) -> None:
         self.history: list[dict[str, Any]] = []
+        self._kept: list[Record] = []
         self._state = state
         self._path = path
         self._file: RecordFile | None = None
@@ -47,22 +49,28 @@ class ConditioningLog:
             self._monitor = ConditionMonitor(state.unwrapped, **dataclasses.asdict(state.config.monitor)).attach()
             self._monitor.step = state.step + 1
 
-    def begin(self) -> None:
-        """Start the file, or keep its records up to the step that the run resumes after.
+    def read(self) -> None:
+        """Read the records up to the step that the run resumes after; nothing is written.
 
         Raises:
             ValueError: the existing file is not that of this run.
-            OSError: it cannot be read or written.
+            OSError: it cannot be read.
         """
-        if self._monitor is None:
-            return
-        state, accelerator = self._state, self._state.accelerator
-        with raise_on_all_ranks(accelerator):
+        state = self._state
+        with raise_on_all_ranks(state.accelerator):
             kept = read_conditioning(self._path, state.config, state.unwrapped, last_step=state.step)
+        self._kept = kept
         self._remember(kept)
-        with raise_on_all_ranks(accelerator):
-            if accelerator.is_main_process:
-                self._file = RecordFile(self._path, kept)
+
+    def begin(self) -> None:
+        """Start the file with the records that were read.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with raise_on_all_ranks(self._state.accelerator):
+            if self._monitor is not None and self._state.accelerator.is_main_process:
+                self._file = RecordFile(self._path, self._kept)
 
     def __enter__(self) -> ConditioningLog:
         return self
@@ -123,7 +131,7 @@ class ConditioningLog:
                     raise WriteError(str(error)) from error
         values = {f"conditioning/{row['layer']}/{name}": row[name] for row in rows for name in TRACKED}
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._state.accelerator.log(finite, self._state.step)
+        track(self._state.accelerator, finite, self._state.step)
 
     def _remember(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         rows = summarize_records(records)

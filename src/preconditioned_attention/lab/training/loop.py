@@ -39,6 +39,7 @@ from .resuming import evaluation_is_due, is_due, resume_state
 from .sharding import process_group
 from .state import Prepare, TrainState, build_state
 from .step import optimizer_step
+from .tracking import track, tracking
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -109,7 +110,7 @@ def train(
             enabled = progress and accelerator.is_main_process
             line = ProgressLine(task.name, total=config.steps, batch_size_at=order.batch_size_at, enabled=enabled)
             with ConditioningLog(state, folder.conditioning) as conditioning, line:
-                log = _begin(state, folder, line, resume=resume)
+                log = _begin(state, folder, conditioning, line, resume=resume)
                 run = _Run(state, splits, folder, log, conditioning, line, claim, check)
                 return _complete(run, order, initial)
 
@@ -133,9 +134,10 @@ def _complete(run: _Run, order: BatchOrder, initial: HashedPrepare) -> TrainResu
     state = run.state
     try:
         run.conditioning.begin()
-        _take_steps(run, order)
-        run.conditioning.close()
-        return _finish(run, initial)
+        with tracking(state.accelerator, run.folder.tensorboard, first_step=state.step + 1):
+            _take_steps(run, order)
+            run.conditioning.close()
+            return _finish(run, initial)
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}. {_save_last(run)}") from error
     except StopRequested as stop:
@@ -143,8 +145,6 @@ def _complete(run: _Run, order: BatchOrder, initial: HashedPrepare) -> TrainResu
         raise Interrupted(f"{stopped}. {_save_last(run)}", stop.number) from None
     finally:
         run.log.close()
-        for tracker in state.accelerator.trackers:
-            tracker.finish()
         state.accelerator.free_memory()
 
 
@@ -181,18 +181,19 @@ def _batch_order(config: TrainConfig, accelerator: Accelerator, splits: Splits) 
     )
 
 
-def _begin(state: TrainState, folder: RunFolder, line: ProgressLine, *, resume: bool) -> MetricsLog:
+def _begin(
+    state: TrainState, folder: RunFolder, conditioning: ConditioningLog, line: ProgressLine, *, resume: bool
+) -> MetricsLog:
     """Start the run's files, or restore the state and cut the files to the newest complete checkpoint."""
     accelerator = state.accelerator
     records = resume_state(state, folder) if resume else []
+    conditioning.read()
     if resume:
         line.note(f"resuming {folder.path} after step {state.step}")
     with raise_on_all_ranks(accelerator):
         if accelerator.is_main_process and not state.step:
             folder.begin(state.config)
-        log = MetricsLog(folder.metrics, records, write=accelerator.is_main_process)
-    accelerator.init_trackers(folder.tensorboard.name, init_kwargs={"tensorboard": {"purge_step": state.step + 1}})
-    return log
+        return MetricsLog(folder.metrics, records, write=accelerator.is_main_process)
 
 
 def _take_steps(run: _Run, order: BatchOrder) -> None:
@@ -208,7 +209,7 @@ def _take_steps(run: _Run, order: BatchOrder) -> None:
         with run.conditioning.step():
             record = optimizer_step(state, batches)
         run.log.add("step", record)
-        state.accelerator.log({f"train/{name}": record[name] for name in record if name != "step"}, state.step)
+        track(state.accelerator, {f"train/{name}": record[name] for name in record if name != "step"}, state.step)
         run.line.step(record)
         if evaluation_is_due(config, state.step):
             _evaluate(run)
@@ -258,7 +259,7 @@ def _evaluate(run: _Run) -> None:
     if state.config.keep_best:
         metric, higher = metrics[state.task.metric], state.task.higher_is_better
         state.best = better(state.best, state.evaluated, step=state.step, metric=metric, higher=higher)
-    state.accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, state.step)
+    track(state.accelerator, {f"validation/{name}": value for name, value in metrics.items()}, state.step)
 
 
 def _finite_metrics(run: _Run, split: Literal["validation", "test"]) -> dict[str, float]:

@@ -48,6 +48,7 @@ def resume_state(state: TrainState, folder: RunFolder) -> list[Record]:
     load_checkpoint(state, path)
     with raise_on_all_ranks(state.accelerator):
         records = read_metrics(folder.metrics, last_step=state.step, evaluated=evaluated_steps(state.config))
+        _check_metric(state, folder, records)
         return _without_unsaved_evaluation(state, path, records) if state.config.keep_best else records
 
 
@@ -67,6 +68,15 @@ def _newest(checkpoints: dict[int, Path], config: TrainConfig, folder: RunFolder
             "remove it to resume from the one before, or replace the run (--overwrite)"
         )
     return checkpoints[step]
+
+
+def _check_metric(state: TrainState, folder: RunFolder, records: list[Record]) -> None:
+    for record in records:
+        if record["kind"] == "evaluation" and state.task.metric not in record:
+            raise ValueError(
+                f"{folder.metrics} must hold the metric {state.task.metric!r} of every evaluation; that after step "
+                f"{record['step']} lacks it"
+            )
 
 
 def _without_unsaved_evaluation(state: TrainState, path: Path, records: list[Record]) -> list[Record]:
