@@ -96,5 +96,5 @@ def test_the_command_says_that_it_was_interrupted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("preconditioned_attention.cli._call", lambda *_: signal.raise_signal(signal.SIGINT))
-    assert main(["train"]) == 130
+    assert main(["bench"]) == 130
     assert capsys.readouterr().err == f"{MESSAGE}\n"
