@@ -279,6 +279,15 @@ def test_what_holds_no_run_is_named(tmp_path):
         report_runs([])
 
 
+def test_the_folder_above_runs_is_searched(tmp_path, whole, monkeypatch):
+    """Where commands were called, ``runs`` holds comparisons and runs of ``train``."""
+    copied(whole, tmp_path / "runs" / "compare-mine")
+    monkeypatch.chdir(tmp_path)
+    assert report_runs(["."]).output == Path("runs/report")
+    assert results_without_times(tmp_path / "runs" / "report") == results_without_times(whole)
+    report_runs(["."], output=tmp_path)
+
+
 def test_nothing_is_replaced_unasked(tmp_path, whole):
     first, second = copied(whole, tmp_path / "a"), copied(whole, tmp_path / "b")
     report_runs([first], output=tmp_path / "report")
@@ -286,6 +295,9 @@ def test_nothing_is_replaced_unasked(tmp_path, whole):
         report_runs([first], output=tmp_path / "report")
     with pytest.raises(FileExistsError, match="a comparison of its own"):
         report_runs([first], output=second, overwrite=True)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FileExistsError, match="file is a file; choose a folder"):
+        report_runs([first], output=tmp_path / "file", overwrite=True)
     with pytest.raises(FileExistsError, match="holds a run"):
         report_runs([first], output=first / "runs" / "row-seed0-lr0.001", overwrite=True)
 

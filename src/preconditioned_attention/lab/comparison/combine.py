@@ -57,6 +57,8 @@ def _choose_output(folders: Sequence[Path]) -> Path:
 
 def _check_output(output: Path, folders: Sequence[Path], *, overwrite: bool) -> None:
     """Raise if the report would replace something that it may not."""
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"output: {output} is a file; choose a folder")
     if is_run_folder(output):
         raise FileExistsError(
             f"output: {output} holds a run ({RunFolder(output).report.name} is its own report); choose another folder"

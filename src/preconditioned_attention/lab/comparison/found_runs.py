@@ -96,8 +96,9 @@ def describe_comparison(plan: Plan, title: str) -> dict[str, Any]:
 
 
 def is_comparison_folder(folder: Path) -> bool:
-    """Whether a comparison writes its runs there."""
-    return (folder / PLAN).exists() or (folder / "runs").is_dir()
+    """Whether a comparison writes its runs there, and not only other commands, whose folders are in ``runs/`` too."""
+    runs = folder / "runs"
+    return (folder / PLAN).exists() or any(runs.glob("*.json")) or any(runs.glob(f"*/{RUN}"))
 
 
 def is_run_folder(folder: Path) -> bool:
