@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -127,8 +128,6 @@ def lengths_that_do_not_divide(mesh: DeviceMesh) -> None:
 
 def models(mesh: DeviceMesh) -> None:
     """A layer of ours and a class swap (timm), which attend by the function."""
-    import timm
-
     torch.manual_seed(0)
     vit = timm.models.vision_transformer.Attention(16, 2).double()
     precondition_(vit, PreconditionConfig(gain=1.5))
@@ -180,6 +179,11 @@ def refusals(mesh: DeviceMesh) -> None:
     packed = x[0, :, :4].transpose(0, 1)
     nested = torch.nested.nested_tensor([packed[:3], packed], layout=torch.jagged).transpose(1, 2)
     tokens = torch.randn(1, 8, 4)
+    weighted = torch.nn.MultiheadAttention(4, 1, batch_first=True)
+    unfused = timm.models.vision_transformer.Attention(4, 1)
+    for model in (weighted, unfused):
+        precondition_(model)
+    unfused.fused_attn = False
     unlike_sdpa = [
         layers.LinearAttention(4, 2),
         layers.NystromAttention(4, 2),
@@ -193,6 +197,8 @@ def refusals(mesh: DeviceMesh) -> None:
         refused(alone, preconditioned_attention, nested, nested, nested)
         for layer in unlike_sdpa:
             refused(f"{type(layer).__name__} would attend", layer, tokens)
+        refused("use need_weights=False", weighted, tokens, tokens, tokens)
+        refused("use fused_attn=True", unfused, tokens)
         refused("attn_mask must be None", preconditioned_attention, x, x, x, torch.ones(4, 4, dtype=torch.bool))
         refused("as many queries as keys", preconditioned_attention, x, x[:, :, :2], x[:, :, :2], is_causal=True)
         refused("must be (B, H, tokens, head_dim)", preconditioned_attention, x[0], x[0], x[0])

@@ -8,6 +8,7 @@ from timm.layers import attention as upstream
 from torch import Tensor, nn
 
 from ....layers import Preconditioner
+from ....ops.context_parallel import refuse_context_parallel
 from ...normalized import normalized_already
 from ...registry import register_named
 from ..known_text_swap import KnownTextSwap
@@ -27,6 +28,7 @@ class PreconditionedAttention(upstream.Attention):
             dropout_p = self.attn_drop.p if self.training else 0.0
             heads = self.preconditioner.attend(q, k, v, attn_mask, dropout_p, is_causal)
         else:
+            refuse_context_parallel("timm's attention with fused_attn=False", "fused_attn=True")
             heads = self.preconditioner(self._rows(q, k, v, attn_mask, is_causal))
         out = self.norm(heads.transpose(1, 2).flatten(2))
         if gate is not None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...._symbolic import one_node
 from ....layers import Preconditioner
+from ....ops.context_parallel import refuse_context_parallel
 from ...adapter import HeadShape, read_int
 from ...mechanisms import ClassSwap
 from ...registry import register_named
@@ -120,6 +121,7 @@ class PreconditionedMultiheadAttention(nn.MultiheadAttention):
         if not need_weights:
             mask = None if causal else mask
             return self.preconditioner.attend(q, k, v, mask, dropout_p, is_causal=causal), None
+        refuse_context_parallel("MultiheadAttention with need_weights=True", "need_weights=False")
         scores = (q * math.sqrt(1.0 / self.head_dim)) @ k.transpose(-2, -1)
         if mask is not None:
             scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
