@@ -33,7 +33,8 @@ def test_in_float32(wrap: str) -> None:
 @slow
 @pytest.mark.parametrize("wrap", checks.HALF)
 def test_mixed_precision(wrap: str) -> None:
-    run_in_processes(2, checks.trains_in_mixed_precision, wrap, ALL, timeout=500)
+    forms = [form for form in ALL if form not in ("timm ViT, hooks", "timm Swin")]  # plain, too, they mix dtypes there
+    run_in_processes(2, checks.trains_in_mixed_precision, wrap, forms, timeout=500)
 
 
 def _small_checks(rank: int) -> None:
