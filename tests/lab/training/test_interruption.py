@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from preconditioned_attention.lab.recipes import load_recipe
 from preconditioned_attention.lab.tasks import TASKS, Splits
 from preconditioned_attention.lab.training import Interrupted, TrainConfig, TrainResult, interruption, train
 from preconditioned_attention.lab.training import loop as loop_module
@@ -303,3 +304,23 @@ def test_the_whole_group_of_the_command_is_stopped(recipe: Path, tmp_path: Path,
     assert message.endswith(f"Go on with: precond train {recipe} --output {output} --resume\n")
     assert "Traceback" not in message
     assert not (output / ".claim").exists()
+
+
+@pytest.mark.slow
+def test_one_command_of_torchrun_stops_and_goes_on(recipe: Path, tmp_path: Path) -> None:
+    """Stopped as a scheduler does it, and started again by the same command, it ends as it should."""
+    text = RECIPE.replace("steps: 4000", "steps: 120\n  checkpoint_every: 20").replace("workers: 2", "workers: 0")
+    recipe.write_text(text)
+    output, errors = tmp_path / "run", tmp_path / "errors.txt"
+    command = ["torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    command += ["--master-port", str(free_port()), "-m", "preconditioned_attention", "train", str(recipe)]
+    command += ["--output", str(output), "--resume"]
+    with started(command, errors=errors) as launcher:
+        wait_for_steps(output, 25, launcher)
+        launcher.terminate()
+        launcher.wait(60)
+    assert f"SIGTERM after step {max(complete_checkpoints(output / 'checkpoints'))} of 120" in errors.read_text()
+    with started(command, errors=errors) as launcher:
+        assert launcher.wait(180) == 0, errors.read_text()
+    alone = train(load_recipe(str(recipe)).train, tmp_path / "alone", progress=False)
+    assert losses(output) == pytest.approx(alone.losses, rel=1e-3)
