@@ -45,7 +45,7 @@ def test_auto_without_a_cluster_is_told(monkeypatch):
         [], 1, "", "Traceback\nConnectionError: Could not find any running Ray instance"
     )
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: failed)
-    with pytest.raises(ConnectionError, match=r"--ray auto: .*Could not find any Ray"), connected("auto"):
+    with pytest.raises(ConnectionError, match=r"--ray auto: .*Could not find any running Ray"), connected("auto"):
         pass
 
 
@@ -59,7 +59,7 @@ def test_without_ray_the_extra_is_named(tmp_path, capsys, monkeypatch):
 def test_ray_and_workers_exclude_each_other(tmp_path, capsys):
     arguments = ["--output", str(tmp_path / "out"), "--ray", "auto", "--workers", "2"]
     assert main(["compare", "digits", *arguments]) == 2
-    assert "give one of them" in capsys.readouterr().err
+    assert "exclude each other; give one" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
