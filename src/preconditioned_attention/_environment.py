@@ -7,6 +7,7 @@ import os
 import platform
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +26,11 @@ def describe_environment() -> dict[str, str | int | dict[str, str | None] | None
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def describe_machine() -> dict[str, Any]:
+    """What :func:`describe_environment` gives, and the name of this machine, for folders that are not published."""
+    return {**describe_environment(), "host": platform.node()}
 
 
 def _version(package: str) -> str | None:

@@ -1,8 +1,7 @@
 import dataclasses
-import platform
 
 from preconditioned_attention.lab.comparison import Plan, RunMetrics
-from preconditioned_attention.lab.comparison.machines import describe_machine, list_machines, merge_environments
+from preconditioned_attention.lab.comparison.machines import list_machines, merge_environments
 from tests.helpers.synthetic_runs import ARMS, make_records
 
 PLAN = Plan(arms=ARMS, seeds=(0,), learning_rates=(1e-3,))
@@ -20,12 +19,6 @@ def at(second: float, seconds: float, **environment: object):
 
 def records(*changes: dict[str, object]):
     return [dataclasses.replace(record, **change) for record, change in zip(RECORDS, changes, strict=False)]
-
-
-def test_a_machine_has_a_name_and_a_date():
-    described = describe_machine()
-    assert described["host"] == platform.node()
-    assert described["date"]
 
 
 def test_runs_one_after_the_other_are_one_at_a_time():

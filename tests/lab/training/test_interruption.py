@@ -3,6 +3,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
@@ -322,5 +324,23 @@ def test_one_command_of_torchrun_stops_and_goes_on(recipe: Path, tmp_path: Path)
     assert f"SIGTERM after step {max(complete_checkpoints(output / 'checkpoints'))} of 120" in errors.read_text()
     with started(command, errors=errors) as launcher:
         assert launcher.wait(180) == 0, errors.read_text()
+    alone = train(load_recipe(str(recipe)).train, tmp_path / "alone", progress=False)
+    assert losses(output) == pytest.approx(alone.losses, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_restarts_a_killed_process_and_the_run_goes_on(recipe: Path, tmp_path: Path, rank: int) -> None:
+    recipe.write_text(RECIPE.replace("steps: 4000", "steps: 120\n  checkpoint_every: 20"))
+    output, errors = tmp_path / "run", tmp_path / "errors.txt"
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command += ["-m", "preconditioned_attention", "train", str(recipe), "--output", str(output), "--resume"]
+    with started(command, errors=errors) as launcher:
+        wait_for_steps(output, 25, launcher)
+        workers = psutil.Process(launcher.pid).children()
+        (killed,) = (worker for worker in workers if worker.environ().get("RANK") == str(rank))
+        killed.kill()
+        assert launcher.wait(180) == 0, errors.read_text()
+    assert re.search(r"resuming .* after step [2-9]0", errors.read_text())
     alone = train(load_recipe(str(recipe)).train, tmp_path / "alone", progress=False)
     assert losses(output) == pytest.approx(alone.losses, rel=1e-3)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import platform
 import shutil
 from pathlib import Path
 
@@ -33,6 +34,7 @@ def test_learns_and_reports(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "run" / "result.json").read_text())
     assert written["test"] == result.test
     assert TrainConfig.from_dict(written["config"]) == config
+    assert written["environment"]["host"] == platform.node()
     assert written["environment"]["packages"]["torch"] == torch.__version__.split("+")[0]
     weights = load_file(tmp_path / "run" / "model.safetensors")
     torch.testing.assert_close(weights, dict(result.model.state_dict()), rtol=0, atol=0)

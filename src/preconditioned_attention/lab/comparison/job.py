@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..._environment import describe_machine
 from ..training.claim import ClaimLostError, RunClaim
 from ..training.errors import WriteError
 from ..training.randomness import seed_all
 from .fairness import StartedRun, check_starts
-from .machines import describe_machine
 from .metrics import RunMetrics
 from .plan import Plan, RunKey
 from .preparation import FairnessError, Prepare

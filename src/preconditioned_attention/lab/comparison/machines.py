@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,11 +37,6 @@ class Machine:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         return {"host": self.host, "runs": self.runs, "at_a_time": self.at_a_time, "environment": self.environment}
-
-
-def describe_machine() -> dict[str, Any]:
-    """Versions, hardware and date, as ``describe_environment`` gives them, and the name of this machine."""
-    return {**describe_environment(), "host": platform.node()}
 
 
 def machine_of(record: RunRecord) -> str | None:

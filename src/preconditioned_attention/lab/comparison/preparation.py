@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from ..._environment import describe_machine
 from ..training.arms import Arm
 from ..training.initial_state import hash_random_state, hash_weights, preserve_random_state
-from .machines import describe_machine
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

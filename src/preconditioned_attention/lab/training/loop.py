@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from ..._environment import describe_environment
+from ..._environment import describe_machine
 from ..._extras import require
 from ...conversion import is_preconditioned
 from ..tasks import Splits, make_task
@@ -236,7 +236,7 @@ def _finish(run: _Run, initial: HashedPrepare) -> TrainResult:
         seconds_per_step=statistics.median(record["seconds"] for record in steps),
         model=state.final_model(),
         config=state.config,
-        environment=describe_environment(),
+        environment=describe_machine(),
         data=state.task.describe_data(),
         initial_weights=initial.weights,
         random_state=initial.random_state,

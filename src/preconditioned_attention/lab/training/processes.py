@@ -14,6 +14,7 @@ import torch
 from ..._extras import require
 from .config import TrainConfig
 from .launch import MIXED_PRECISION, check_launch, is_true
+from .restarts import leave_former_store
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -28,6 +29,7 @@ def make_accelerator(config: TrainConfig, output: Path) -> Accelerator:
     """
     require("accelerate", extra="train")
     check_launch(config)
+    leave_former_store()
     _forget_earlier_run(MIXED_PRECISION[config.precision])
     if is_true("ACCELERATE_USE_FSDP"):
         # Accelerate's launcher sets it by default. Every process builds the model from the seed, and transformers reads

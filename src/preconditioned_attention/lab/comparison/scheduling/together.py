@@ -20,6 +20,7 @@ from ...training.interruption import StopSignals
 from ...training.launch import check_connection
 from ...training.processes import raise_on_all_ranks
 from ...training.randomness import seed_all
+from ...training.restarts import leave_former_store
 from ..job import Job, Run
 from ..metrics import RunMetrics
 from ..plan import RunKey
@@ -68,6 +69,7 @@ def together(lead: Callable[[], Result], job: Job) -> Result:
 
 def _state() -> Any:
     """Accelerate's, which every run of this process shares."""
+    leave_former_store()
     return require("accelerate", extra="train").PartialState(cpu=not torch.accelerator.is_available())
 
 
