@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch.distributed as dist
+
 from preconditioned_attention.lab.comparison import compare
 from tests.helpers.scheduled_runs import PLAN, logged
 
@@ -19,3 +21,4 @@ if __name__ == "__main__":
     comparison = compare(run, output=Path(sys.argv[1]), **PLAN)
     failures = comparison.summaries["row"].failures
     print(f"\nprocess {os.environ['RANK']}: {len(comparison.records)} records, {[each.reason for each in failures]}")
+    dist.destroy_process_group()  # without it gloo's threads may abort the process as it ends

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -201,11 +202,19 @@ def test_other_threads_train_without_handlers(tmp_path: Path) -> None:
     assert (tmp_path / "result.json").exists()
 
 
+def _sleep(started: Any) -> None:
+    started.set()
+    time.sleep(60)
+
+
 def test_a_forked_process_keeps_the_handlers_of_the_program() -> None:
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
     with StopSignals() as signals:
         signals.defer()
-        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        process = context.Process(target=_sleep, args=(started,))
         process.start()
+        assert started.wait(20)  # Python drops signals that come while it forks
         process.terminate()
         process.join(20)
         assert process.exitcode == -signal.SIGTERM
@@ -267,7 +276,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def started(command: list[str], *, errors: Path) -> Iterator[subprocess.Popen]:
+def launched(command: list[str], *, errors: Path) -> Iterator[subprocess.Popen]:
     """A process in a session of its own, which is killed at the end."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": "lo"}
     with errors.open("w") as file:
@@ -296,7 +305,7 @@ def test_the_whole_group_of_the_command_is_stopped(recipe: Path, tmp_path: Path,
     """As a terminal and SLURM do it: the processes that load data get the signal too."""
     output, errors = tmp_path / "run", tmp_path / "errors.txt"
     command = ["preconditioned_attention", "train", str(recipe), "--output", str(output), "--overwrite"]
-    with started(command, errors=errors) as process:
+    with launched(command, errors=errors) as process:
         wait_for_steps(output, 3, process)
         os.killpg(process.pid, number)
         assert process.wait(60) == code
@@ -317,12 +326,12 @@ def test_one_command_of_torchrun_stops_and_goes_on(recipe: Path, tmp_path: Path)
     command = ["torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
     command += ["--master-port", str(free_port()), "-m", "preconditioned_attention", "train", str(recipe)]
     command += ["--output", str(output), "--resume"]
-    with started(command, errors=errors) as launcher:
+    with launched(command, errors=errors) as launcher:
         wait_for_steps(output, 25, launcher)
         launcher.terminate()
         launcher.wait(60)
     assert f"SIGTERM after step {max(complete_checkpoints(output / 'checkpoints'))} of 120" in errors.read_text()
-    with started(command, errors=errors) as launcher:
+    with launched(command, errors=errors) as launcher:
         assert launcher.wait(180) == 0, errors.read_text()
     alone = train(load_recipe(str(recipe)).train, tmp_path / "alone", progress=False)
     assert losses(output) == pytest.approx(alone.losses, rel=1e-3)
@@ -335,7 +344,7 @@ def test_torchrun_restarts_a_killed_process_and_the_run_goes_on(recipe: Path, tm
     output, errors = tmp_path / "run", tmp_path / "errors.txt"
     command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
     command += ["-m", "preconditioned_attention", "train", str(recipe), "--output", str(output), "--resume"]
-    with started(command, errors=errors) as launcher:
+    with launched(command, errors=errors) as launcher:
         wait_for_steps(output, 25, launcher)
         workers = psutil.Process(launcher.pid).children()
         (killed,) = (worker for worker in workers if worker.environ().get("RANK") == str(rank))

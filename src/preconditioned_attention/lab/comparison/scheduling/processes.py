@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
@@ -213,6 +213,7 @@ def _signals_blocked() -> Iterator[None]:
         yield
         return
     signals = {signal.SIGINT, signal.SIGTERM}
+    resource_tracker.ensure_running()  # multiprocessing would start it with the first process, and unblock them
     former = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
